@@ -1,0 +1,1 @@
+"""Training: configuration, data, optimizers, the DeepSpeed engine, the loop and the command line."""
