@@ -20,6 +20,8 @@ class ModelConfig(Frozen):
     """Width of one head; 0 means dim / n_heads."""
     ffn_dim: int = Field(1376, ge=1)
     """Inner width of the SwiGLU block, exactly as used (no hidden rounding)."""
+    vocab_size: int = Field(32000, ge=1)
+    """Rows of the embedding and the output head; at least the tokenizer's vocabulary."""
     max_seq_len: int = Field(1024, ge=1)
     """Longest sequence, in tokens, that the model may be given."""
     rope_theta: float = Field(10000.0, gt=0)
