@@ -1,0 +1,15 @@
+"""Sparlow's operations: each has its definition in plain PyTorch (`reference.py`) and what the model calls (`op.py`).
+
+Import from the operation's own package, e.g. `from kernels.linear_cross_entropy import linear_cross_entropy`.
+"""
+
+from typing import NoReturn
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(f"module 'kernels' has no attribute {name!r}")
+    raise ImportError(
+        f"cannot import name {name!r} from 'kernels': this is Sparlow's kernels package. The Hugging Face package of the "
+        "same name is shadowed because the process runs from Sparlow's repository root; set PYTHONSAFEPATH=1."
+    )

@@ -1,0 +1,48 @@
+"""A model with initial weights, and the check that ranks agree on what was drawn."""
+
+import zlib
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.linear import LinearConfig
+from model.transformer import Transformer
+
+
+def build_model(
+    config: ModelConfig,
+    linear: LinearConfig,
+    *,
+    seed: int,
+    device: torch.device | str,
+    param_dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    checkpoint_every: int = 0,
+) -> Transformer:
+    """A transformer on `device` whose every parameter and buffer comes from (seed, its name).
+
+    It is made without memory first, so the device never holds more than the finished model.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, linear, compute_dtype, checkpoint_every)
+    model = model.to(param_dtype).to_empty(device=device)
+    initialise(model, seed)
+    return model
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Reset every module that owns parameters or buffers."""
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
+            module.reset_parameters(seed)  # type: ignore[operator]
+
+
+def support_checksum(model: nn.Module) -> int:
+    """CRC-32 of all sparse supports with their names; ranks whose checksums differ hold different models."""
+    checksum = 0
+    for name, buffer in model.named_buffers():
+        if name.endswith(".indices"):
+            checksum = zlib.crc32(name.encode(), checksum)
+            checksum = zlib.crc32(buffer.cpu().numpy().tobytes(), checksum)
+    return checksum

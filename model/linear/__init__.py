@@ -1,0 +1,33 @@
+"""Linears by name. A linear is one file and one line here."""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from model.linear.base import BaseLinear
+from model.linear.dense import Dense
+from model.linear.low_rank import LowRank
+from model.linear.sparse_low_rank import SparseLowRank
+
+LINEARS: dict[str, type[BaseLinear]] = {
+    "dense": Dense,
+    "low_rank": LowRank,
+    "sparse_low_rank": SparseLowRank,
+}
+
+if TYPE_CHECKING:
+    from typing import Any as LinearConfig
+else:
+    LinearConfig = Annotated[reduce(or_, (linear.Config for linear in LINEARS.values())), Field(discriminator="name")]
+
+
+def build_linear(
+    config: LinearConfig, in_features: int, out_features: int, name: str, init_std: float = 0.02
+) -> BaseLinear:
+    """An uninitialised linear of the kind `config.name`; `name` is its full name in the model and seeds its values.
+
+    UserError when the configuration does not fit the shape.
+    """
+    return LINEARS[config.name](config, in_features, out_features, name, init_std)

@@ -1,0 +1,51 @@
+"""What every linear offers."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class BaseLinear(nn.Module, ABC):
+    """A linear map without bias from in_features to out_features, one of the seven projections of a block.
+
+    A member has a nested `Config`, and its constructor takes (config, in_features, out_features, name, init_std).
+    Parameters may be stored in fp32 or bf16; `forward` casts them to the dtype of its input.
+    """
+
+    projectable: ClassVar[tuple[str, ...]] = ()
+    """Own parameters whose gradient a matrix optimizer may project to low rank; factors are small already."""
+
+    def __init__(self, in_features: int, out_features: int, name: str, init_std: float):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.name = name
+        """Full name of the module in the model; seeds its initial values."""
+        self.init_std = init_std
+        """Standard deviation with which a dense matrix would start."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """y (..., out) for x (..., in), in the dtype of x."""
+
+    @abstractmethod
+    def reset_parameters(self, seed: int) -> None:
+        """Initialise every parameter and buffer from (seed, its full name), equal on every device."""
+
+    @abstractmethod
+    def dense_weight(self) -> Tensor:
+        """The same map as one fp32 matrix (out, in)."""
+
+    @staticmethod
+    @abstractmethod
+    def count_parameters(config: Any, in_features: int, out_features: int) -> int:
+        """Parameters of such a linear."""
+
+    @staticmethod
+    @abstractmethod
+    def training_flops(config: Any, in_features: int, out_features: int, tokens: int) -> int:
+        """FLOPs of one forward and backward pass over `tokens` tokens; a multiply-add is two."""
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}"

@@ -1,0 +1,64 @@
+"""A product of two thin matrices: the plain low-rank baseline of the papers."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from model.errors import UserError
+from model.initialise import fill_uniform
+from model.linear.base import BaseLinear
+from model.schema import Frozen
+
+
+def require_rank_fits(rank: int, in_features: int, out_features: int, name: str) -> None:
+    """UserError when `rank` exceeds what a matrix (out_features, in_features) can have."""
+    if rank > min(in_features, out_features):
+        raise UserError(
+            f"linear.rank {rank} exceeds the smaller side of {name} ({out_features} x {in_features}); "
+            f"set linear.rank to at most {min(in_features, out_features)}"
+        )
+
+
+class LowRank(BaseLinear):
+    """y = scale (x A^T) B^T with A (rank, in), B (out, rank) and scale = alpha / rank."""
+
+    class Config(Frozen):
+        """Low-rank projections W = alpha / rank B A, both factors trained from the start."""
+
+        name: Literal["low_rank"] = "low_rank"
+        rank: int = Field(128, ge=1)
+        """Inner width of the factors; at most the smaller side of every projection."""
+        alpha: float = Field(32.0, gt=0)
+        """Numerator of the scale alpha / rank of the product."""
+
+    def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
+        super().__init__(in_features, out_features, name, init_std)
+        require_rank_fits(config.rank, in_features, out_features, name)
+        self.scale = config.alpha / config.rank
+        self.A = nn.Parameter(torch.empty(config.rank, in_features))
+        self.B = nn.Parameter(torch.empty(out_features, config.rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Scaling B costs less than scaling the output: out * rank numbers instead of tokens * out.
+        return F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype) * self.scale)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """A uniform in +-1/sqrt(in), B zero: the map starts at 0 and B receives gradient at once (arXiv 2406.02214)."""
+        fill_uniform(self.A, self.in_features**-0.5, seed, f"{self.name}.A")
+        self.B.zero_()
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        return self.scale * (self.B.float() @ self.A.float())
+
+    @staticmethod
+    def count_parameters(config: Config, in_features: int, out_features: int) -> int:
+        return config.rank * (out_features + in_features)
+
+    @staticmethod
+    def training_flops(config: Config, in_features: int, out_features: int, tokens: int) -> int:
+        return 6 * tokens * config.rank * (out_features + in_features)

@@ -1,0 +1,107 @@
+"""The LLaMA network (arXiv 2302.13971).
+
+Shapes: B batch, T tokens, D dim, H query heads, K key and value heads, E head width, F ffn_dim, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import ModelConfig
+from model.embedding import Embedding, OutputHead
+from model.linear import LinearConfig, build_linear
+from model.norm import RMSNorm
+from model.rope import apply_rope, rotary_tables
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, linear: LinearConfig, name: str):
+        super().__init__()
+        self.head_width = config.head_width
+        self.grouped = config.kv_heads != config.n_heads
+        q_width, kv_width = config.n_heads * config.head_width, config.kv_heads * config.head_width
+        self.q_proj = build_linear(linear, config.dim, q_width, f"{name}.q_proj", config.init_std)
+        self.k_proj = build_linear(linear, config.dim, kv_width, f"{name}.k_proj", config.init_std)
+        self.v_proj = build_linear(linear, config.dim, kv_width, f"{name}.v_proj", config.init_std)
+        self.o_proj = build_linear(linear, q_width, config.dim, f"{name}.o_proj", config.init_std)
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        q = apply_rope(self._heads(self.q_proj(x)), rope).transpose(1, 2)  # [B, H, T, E]
+        k = apply_rope(self._heads(self.k_proj(x)), rope).transpose(1, 2)  # [B, K, T, E]
+        v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, K, T, E]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # [B, H, T, E]
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_width))  # [B, T, heads, E]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, linear: LinearConfig, name: str):
+        super().__init__()
+        self.gate_proj = build_linear(linear, config.dim, config.ffn_dim, f"{name}.gate_proj", config.init_std)
+        self.up_proj = build_linear(linear, config.dim, config.ffn_dim, f"{name}.up_proj", config.init_std)
+        self.down_proj = build_linear(linear, config.ffn_dim, config.dim, f"{name}.down_proj", config.init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream after a norm of its input."""
+
+    def __init__(self, config: ModelConfig, linear: LinearConfig, name: str):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, linear, f"{name}.attention")
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config, linear, f"{name}.feed_forward")
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """A LLaMA whose seven projections per block are of the kind `linear`; embedding, norms and head are dense.
+
+    The residual stream and all activations are in `compute_dtype`; parameters are cast to it where they are used, so
+    they may be fp32 masters. `checkpoint_every` = k recomputes the activations of every k-th block in the backward
+    pass; 0 keeps all. Parameters hold whatever was in memory: `model.build.build_model` initialises them.
+    """
+
+    def __init__(
+        self, config: ModelConfig, linear: LinearConfig, compute_dtype: torch.dtype, checkpoint_every: int = 0
+    ):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.checkpoint_every = checkpoint_every
+        self.tok_embeddings = Embedding(config.vocab_size, config.dim, "tok_embeddings", config.init_std)
+        self.layers = nn.ModuleList(TransformerBlock(config, linear, f"layers.{i}") for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = OutputHead(config.vocab_size, config.dim, "lm_head", config.init_std, config.tie_embeddings)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """fp32 logits [B, T, V] of tokens [B, T]; with targets [B, T] their summed negative log-likelihood (fp32, 0-d).
+
+        Targets are the next tokens; -100 marks positions that do not count.
+        """
+        config, seq_len = self.config, tokens.shape[1]
+        tables = rotary_tables(
+            config.max_seq_len, config.head_width, config.rope_theta, tokens.device, self.compute_dtype
+        )
+        rope = tables[:, :seq_len]
+        x = self.tok_embeddings(tokens).to(self.compute_dtype)  # [B, T, D]
+        for i, layer in enumerate(self.layers):
+            if self.training and self.checkpoint_every and i % self.checkpoint_every == 0:
+                x = checkpoint(layer, x, rope, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, rope)
+        tied_weight = self.tok_embeddings.weight if config.tie_embeddings else None
+        return self.lm_head(self.norm(x), targets, tied_weight)
