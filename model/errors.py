@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on although its input was right; one sentence, exit status 1."""

@@ -1,0 +1,77 @@
+# Shared by the scripts of this folder: `source launch/common.sh` from the repository's root.
+# Makes or finds the Python environment, installs into it once, and times what it does.
+
+fail() { printf '\n%s\n' "$1" >&2; exit "${2:-1}"; }
+
+# step "what" command …: says what it does and how long it took.
+step() {
+    local what=$1 start=$SECONDS
+    shift
+    printf '\n== %s\n' "$what"
+    "$@" || return $?
+    printf '== %s: %d s\n' "$what" $((SECONDS - start))
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    command -v python3 >/dev/null 2>&1 || fail "No Python found: install Python 3.11 or newer, or name one with PYTHON=/path/to/python."
+    fail "$(python3 --version) is too old: Sparlow needs Python 3.11 or newer; name one with PYTHON=/path/to/python."
+}
+
+# The active virtual or conda environment, else .venv (made when missing). Sets PY.
+use_environment() {
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    if [ -n "$active" ]; then
+        PY=$active/bin/python
+        [ -x "$PY" ] || fail "The active environment $active holds no Python: deactivate it and run this again."
+        "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            fail "The active environment's $("$PY" --version) is too old: Sparlow needs Python 3.11 or newer; deactivate it."
+        echo "environment: $active (active)"
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        local base free
+        base=$(find_python) || exit 1
+        free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+        [ "$free" -ge 3 ] || fail "Only $free GiB of disk are free here and the environment needs 3 GiB (8 GiB with CUDA): free some space."
+        "$base" -m venv .venv >/dev/null 2>&1 || {
+            rm -rf .venv
+            fail "$base cannot make a virtual environment: install its venv module (Debian and Ubuntu: apt install python3-venv)."
+        }
+    fi
+    PY=$PWD/.venv/bin/python
+    echo "environment: .venv ($("$PY" --version))"
+}
+
+# install "extras": torch first (DeepSpeed's build looks for it), then Sparlow, editable. Done once per set of requirements.
+install() {
+    local extras=$1 stamp prefix log
+    prefix=$("$PY" -c 'import sys; print(sys.prefix)')
+    stamp=$prefix/.sparlow-$extras-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(pwd | cksum | cut -d' ' -f1)
+    if [ -e "$stamp" ]; then
+        echo "already installed"
+        return
+    fi
+    log=$(mktemp)
+    if ! { pip_install "torch" && pip_install -e ".[$extras]"; } >"$log" 2>&1; then
+        tail -n 15 "$log" >&2
+        grep -qi 'no space left' "$log" && fail "The disk is full: free some space (8 GiB with CUDA, 3 GiB without) and run this again."
+        grep -qiE 'connection|resolve|network|timed out|no matching distribution' "$log" &&
+            fail "The packages could not be downloaded: check the network (or pip's proxy and index settings) and run this again."
+        fail "The installation failed; the last lines of pip's output are above."
+    fi
+    rm -f "$log"
+    touch "$stamp"
+}
+
+pip_install() {
+    # DS_BUILD_OPS=0: nothing of DeepSpeed is compiled, now or later.
+    DS_BUILD_OPS=0 "$PY" -m pip install --disable-pip-version-check -c constraints.txt "$@"
+}

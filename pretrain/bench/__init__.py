@@ -1,0 +1,1 @@
+"""Benchmarks: this code against a peer in one process, in alternating short slices, reported as ratios."""

@@ -1,0 +1,100 @@
+"""A contestant of `bench train`: `sparlow` or `peer-<precision>-<stock|tuned>`, a configuration and overrides.
+
+One unit of work is one optimizer step on one micro-batch of random tokens.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from pretrain import distributed, memory
+from pretrain.bench.slices import serve
+from pretrain.config import load_config
+from pretrain.config.schema import Config
+
+
+def sparlow_step(config: Config) -> Callable[[], object]:
+    """Sparlow's own step, engine and all."""
+    from model.build import build_model
+    from pretrain.data.dataset import Batch
+    from pretrain.engine.engine import Engine
+    from pretrain.optim import build_optimizer
+    from pretrain.resume import resolve_dtype
+
+    memory.keep_freed_memory()
+    world = distributed.start()
+    bf16 = resolve_dtype(config, world.device, None).train.dtype == "bf16"
+    model = build_model(
+        config.model,
+        config.linear,
+        seed=0,
+        device=world.device,
+        param_dtype=torch.float32,
+        compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+    )
+    engine = Engine(model, build_optimizer(config.optimizer, model), config, world, 1, bf16)
+    tokens = _tokens(config)
+    batch = Batch(tokens, tokens)
+    n_targets = tokens.numel()
+
+    def step() -> None:
+        engine.micro_step(batch, n_targets)
+        engine.update(1e-3)
+
+    return step
+
+
+def peer_step(config: Config, precision: str) -> Callable[[], object]:
+    """A plain training step of transformers' LLaMA (dense), as its users write it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = config.model
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.dim,
+            intermediate_size=shape.ffn_dim,
+            num_hidden_layers=shape.n_layers,
+            num_attention_heads=shape.n_heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_width,
+            max_position_embeddings=shape.max_seq_len,
+            use_cache=False,
+        )
+    ).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens = _tokens(config).to(device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()  # both sides log their loss
+
+    return step
+
+
+def _tokens(config: Config) -> torch.Tensor:
+    shape = (config.train.micro_batch_size, config.train.seq_len)
+    return torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+
+
+def main() -> None:
+    kind, path, *overrides = sys.argv[1:]
+    config = load_config(path, overrides)
+    if kind == "sparlow":
+        serve(sparlow_step(config))
+        return
+    _, precision, setting = kind.split("-")
+    if setting == "tuned":
+        memory.keep_freed_memory()
+    serve(peer_step(config, precision))
+
+
+if __name__ == "__main__":
+    main()

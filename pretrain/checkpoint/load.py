@@ -1,0 +1,36 @@
+"""A model out of a checkpoint, for evaluation, sampling and export."""
+
+import torch
+
+from model.build import build_model
+from model.transformer import Transformer
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.data.tokenizer import Tokenizer
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torch.dtype | None = None) -> Transformer:
+    """The checkpoint's model on `device`; computes as the run did unless `compute_dtype` says otherwise."""
+    config = checkpoint.config
+    if compute_dtype is None:
+        compute_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
+    model = build_model(
+        config.model,
+        config.linear,
+        seed=config.run.seed,
+        device=device,
+        param_dtype=torch.bfloat16 if config.optimizer.weights == "bf16" else torch.float32,
+        compute_dtype=compute_dtype,
+    )
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(checkpoint.read(f"model.{name}"))
+    return model.eval()
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer the run was trained with; a checkpoint carries its own copy."""
+    return Tokenizer(checkpoint.folder / "tokenizer.model")

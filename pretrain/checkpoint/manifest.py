@@ -1,0 +1,75 @@
+"""The manifest of a checkpoint: what it must hold, and whether it does."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FORMAT_VERSION = 1
+
+
+class BrokenCheckpoint(Exception):
+    """A checkpoint that must not be used; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`."""
+
+    format_version: int
+    step: int
+    tokens_seen: int
+    config_hash: str
+    data_fingerprint: str
+    world_size: int
+    files: tuple[FileEntry, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint."""
+    try:
+        data = json.loads((folder / "manifest.json").read_text())
+        files = tuple(FileEntry(**entry) for entry in data.pop("files"))
+        manifest = Manifest(**data, files=files)
+    except FileNotFoundError:
+        raise BrokenCheckpoint("manifest.json is missing") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BrokenCheckpoint(f"manifest.json cannot be read ({type(error).__name__})") from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise BrokenCheckpoint(f"format version {manifest.format_version}, this code reads {FORMAT_VERSION}")
+    names = [entry.name for entry in files]
+    if len(set(names)) != len(names):
+        raise BrokenCheckpoint("manifest.json lists a file twice")
+    for entry in files:
+        path = folder / entry.name
+        if Path(entry.name).name != entry.name or path.is_symlink():
+            raise BrokenCheckpoint(f"manifest.json names {entry.name!r}, which is not a plain file of the folder")
+        if not path.is_file():
+            raise BrokenCheckpoint(f"{entry.name} is missing")
+        if path.stat().st_size != entry.bytes:
+            raise BrokenCheckpoint(f"{entry.name} has {path.stat().st_size} bytes in place of {entry.bytes}")
+    return manifest
+
+
+def verify_hashes(folder: Path, manifest: Manifest) -> None:
+    """Read every file once; BrokenCheckpoint when one is not what was written."""
+    for entry in manifest.files:
+        if file_sha256(folder / entry.name) != entry.sha256:
+            raise BrokenCheckpoint(f"{entry.name} is damaged (sha256 differs)")
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

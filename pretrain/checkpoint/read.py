@@ -1,0 +1,56 @@
+"""Reading a checkpoint: tensors by name, the numbers and the configuration."""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from model.errors import UserError
+from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, verify_hashes
+from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore, step_folder
+from pretrain.config import load_config
+from pretrain.config.schema import Config
+from pretrain.state import TrainState
+
+
+class Checkpoint:
+    """One committed checkpoint folder, opened lazily: a tensor is read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self.config: Config = load_config(folder / "config.toml")
+        self.state = TrainState.from_json(json.loads((folder / "state.json").read_text()))
+        self._shard_of: dict[str, Path] = {}
+        for entry in self.manifest.files:
+            if entry.name.endswith(".safetensors"):
+                with safe_open(folder / entry.name, framework="pt") as shard:
+                    self._shard_of.update(dict.fromkeys(shard.keys(), folder / entry.name))
+
+    def names(self) -> list[str]:
+        return list(self._shard_of)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor `name`, on the CPU."""
+        if name not in self._shard_of:
+            raise BrokenCheckpoint(f"{self.folder.name} holds no tensor {name}")
+        with safe_open(self._shard_of[name], framework="pt") as shard:
+            return shard.get_tensor(name)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A step's folder, or the newest good checkpoint of a run folder; UserError when there is none."""
+    path = Path(path)
+    try:
+        if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
+            verify_hashes(path, read_manifest(path))
+            return Checkpoint(path)
+        store = CheckpointStore(path)
+        for step in store.steps():
+            folder = store.folder / step_folder(step)
+            verify_hashes(folder, read_manifest(folder))
+            return Checkpoint(folder)
+    except BrokenCheckpoint as reason:
+        raise UserError(f"{path}: the checkpoint is not usable: {reason}; name an older step's folder") from None
+    raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")

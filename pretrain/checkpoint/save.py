@@ -1,0 +1,156 @@
+"""Writing a checkpoint: every rank writes its share, rank 0 commits."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from pretrain.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest
+from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.config.schema import Config
+from pretrain.config.write import config_hash, to_toml
+from pretrain.data.dataset import TokenDataset
+from pretrain.distributed import World, gather_outcomes, on_main
+from pretrain.fault import fault_point
+from pretrain.state import TrainState
+
+SHARD_BYTES = 512 * 1024**2
+
+WholeTensors = Iterable[tuple[str, int, Callable[[], Tensor]]]
+
+
+def save_checkpoint(
+    store: CheckpointStore,
+    world: World,
+    config: Config,
+    state: TrainState,
+    tensors: WholeTensors,
+    dataset: TokenDataset,
+) -> Path:
+    """Commit one checkpoint and return its folder. Collective; an OSError on any rank (disk full) is raised on all,
+    with nothing left behind and older checkpoints untouched.
+    """
+    final = store.folder / step_folder(state.step)
+    temporary = on_main(world, lambda: _fresh_folder(final))
+    try:
+        files = _write_shards(temporary, world, tensors)
+        on_main(world, lambda: _commit(temporary, final, world, config, state, files, dataset))
+    except OSError:
+        on_main(world, lambda: shutil.rmtree(temporary, ignore_errors=True))
+        raise
+    return final
+
+
+def _fresh_folder(final: Path) -> Path:
+    temporary = final.with_name(f"{final.name}.tmp.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    return temporary
+
+
+def _write_shards(folder: Path, world: World, tensors: WholeTensors) -> list[FileEntry]:
+    """Tensors in their order, cut into files of at most SHARD_BYTES; file k is rank (k mod world size)'s to write."""
+    writer = _ShardWriter(folder, world)
+    for name, size, read in tensors:
+        writer.make_room(size)
+        writer.take(name, read())
+    writer.flush()
+    parts = gather_outcomes(world, writer.written, writer.failed)
+    return sorted((entry for part in parts for entry in part), key=lambda entry: entry.name)
+
+
+class _ShardWriter:
+    """One rank's side of writing the shards. Once a write has failed it only keeps count, so that nobody waits."""
+
+    def __init__(self, folder: Path, world: World):
+        self.folder, self.world = folder, world
+        self.written: list[FileEntry] = []
+        self.failed: OSError | None = None
+        self._index, self._bytes = 0, 0
+        self._tensors: dict[str, Tensor] = {}
+
+    def make_room(self, size: int) -> None:
+        """Close the current file when `size` more bytes would make it too large."""
+        if self._bytes and self._bytes + size > SHARD_BYTES:
+            self.flush()
+            self._index += 1
+            self._bytes = 0
+        self._bytes += size
+
+    def take(self, name: str, tensor: Tensor) -> None:
+        if self._index % self.world.size == self.world.rank and self.failed is None:
+            self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+
+    def flush(self) -> None:
+        if not self._tensors:
+            return
+        try:
+            data = safetensors.torch.save(self._tensors)
+            self.written.append(write_synced(self.folder / f"tensors-{self._index:05d}.safetensors", data))
+            fault_point("shard")
+        except OSError as error:
+            self.failed = error
+        self._tensors = {}
+
+
+def _commit(
+    temporary: Path,
+    final: Path,
+    world: World,
+    config: Config,
+    state: TrainState,
+    shards: list[FileEntry],
+    dataset: TokenDataset,
+) -> None:
+    files = [
+        *shards,
+        write_synced(temporary / "state.json", (json.dumps(state.to_json(), indent=1) + "\n").encode()),
+        write_synced(temporary / "config.toml", to_toml(config).encode()),
+        write_synced(temporary / "tokenizer.model", dataset.tokenizer_file.read_bytes()),
+    ]
+    fault_point("before_manifest")
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        step=state.step,
+        tokens_seen=state.tokens_seen,
+        config_hash=config_hash(config),
+        data_fingerprint=dataset.fingerprint,
+        world_size=world.size,
+        files=tuple(files),
+    )
+    write_synced(temporary / "manifest.json", manifest.to_json().encode())
+    _sync_folder(temporary)
+    fault_point("before_rename")
+    if final.exists():  # the same step, saved by a run that was started again from an older checkpoint
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync_folder(final.parent)
+    fault_point("before_latest")
+    hint = final.parent / "latest.tmp"
+    hint.write_text(final.name + "\n")
+    hint.replace(final.parent / "latest")
+
+
+def write_synced(path: Path, data: bytes) -> FileEntry:
+    """Write and fsync one file; returns its manifest entry."""
+    with open(path, "wb") as file:
+        for start in range(0, len(data), 2**24):
+            file.write(data[start : start + 2**24])
+            if start == 0:
+                fault_point("mid_file")
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""The checkpoints of one run folder: the newest good one, the leftovers, and what may be deleted."""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from model.errors import UserError
+from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, verify_hashes
+from pretrain.fault import fault_point
+
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+def step_folder(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+class CheckpointStore:
+    """`<run>/checkpoints`. Used on rank 0 only."""
+
+    def __init__(self, run_dir: Path):
+        self.folder = run_dir / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Make the folder and take it for this process; the lock goes with the process, however it ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / "lock", "a+")  # noqa: SIM115 - held for the life of the process
+        except OSError as error:
+            raise UserError(f"run.dir: {self.folder.parent} cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise UserError(f"run.dir: {self.folder.parent} is in use by {owner}; wait for it or choose another") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def steps(self) -> list[int]:
+        """Committed steps, newest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def newest_good(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose every byte is right; None when there is none at all.
+
+        A broken one is set aside as `<name>.corrupt` and never deleted. UserError when all are broken.
+        """
+        broken = []
+        for step in self.steps():
+            path = self.folder / step_folder(step)
+            try:
+                verify_hashes(path, read_manifest(path))
+                return path
+            except BrokenCheckpoint as reason:
+                broken.append(f"{path.name}: {reason}")
+                say(f"checkpoint {path.name} is not usable: {reason}; trying the one before")
+                path.rename(_free_name(path.with_name(path.name + ".corrupt")))
+        if broken or any(self.folder.glob("*.corrupt*")):
+            raise UserError(
+                f"run.dir: no usable checkpoint is left in {self.folder} ({'; '.join(broken) or 'all set aside'}); "
+                "restore one, or choose another run.dir to start anew"
+            )
+        return None
+
+    def clean(self) -> None:
+        """Remove what an interrupted save or delete has left."""
+        for path in [*self.folder.glob("step-*.tmp.*"), *self.folder.glob("step-*.deleting")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep`. A folder loses its name first, so that a half-deleted one is no checkpoint."""
+        for step in self.steps()[keep:]:
+            path = self.folder / step_folder(step)
+            doomed = path.with_name(path.name + ".deleting")
+            path.rename(doomed)
+            fault_point("prune")
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _free_name(path: Path) -> Path:
+    candidates = (path, *(path.with_name(f"{path.name}.{n}") for n in range(2, 1000)))
+    return next(candidate for candidate in candidates if not candidate.exists())

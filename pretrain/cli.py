@@ -1,0 +1,68 @@
+"""`sparlow <command>`: finds the command, runs it, and turns a user's mistake into one sentence and exit code 2."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from model.errors import RunFailed, UserError
+
+COMMANDS = {
+    "prepare": "text -> tokenizer and token shards",
+    "train": "train, or resume when the run folder holds a checkpoint",
+    "plan": "parameters, tokens and FLOPs of a configuration, without running it",
+    "eval": "held-out loss, perplexity and bits per byte of a checkpoint",
+    "sample": "text from a checkpoint",
+    "export": "checkpoint -> Hugging Face LLaMA folder",
+    "bench": "time this code against a peer in one run, as ratios",
+    "doctor": "versions and devices: what works here, and the fix for what does not",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 1 failed, 2 the user's input was wrong, 143 stopped by SIGTERM with a checkpoint."""
+    arguments = [a for a in (sys.argv[1:] if argv is None else argv) if not _is_local_rank(a)]
+    parser = argparse.ArgumentParser(
+        prog="sparlow",
+        description="Pretrain LLaMA-class language models with sparse-plus-low-rank weights.",
+        epilog="example: sparlow prepare && sparlow train configs/quickstart.toml",
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    chosen = next((a for a in arguments if a in COMMANDS), None)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, allow_abbrev=False, description=summary)
+        if name == chosen:
+            module = importlib.import_module(f"pretrain.commands.{name}")
+            subparser.epilog = f"example: {module.EXAMPLE}"
+            module.add_arguments(subparser)
+    args, rest = parser.parse_known_args(arguments)
+    args.overrides = rest
+    if rest and not (hasattr(args, "takes_overrides") and all(_is_override(a) for a in rest)):
+        wrong = next(a for a in rest if not (hasattr(args, "takes_overrides") and _is_override(a)))
+        return _refuse(chosen, f"{wrong}: unknown argument; see sparlow {chosen} --help")
+    try:
+        return module.run(args)
+    except UserError as error:
+        return _refuse(chosen, str(error))
+    except RunFailed as error:
+        _refuse(chosen, str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _is_local_rank(argument: str) -> bool:
+    """The DeepSpeed launcher puts --local_rank=N before the command; the environment says the same."""
+    return argument.startswith(("--local_rank=", "--local-rank="))
+
+
+def _is_override(argument: str) -> bool:
+    return argument.startswith("--") and "." in argument.partition("=")[0]
+
+
+def _refuse(command: str | None, sentence: str) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"sparlow {command}: {sentence}", file=sys.stderr)
+    return 2

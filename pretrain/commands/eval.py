@@ -1,0 +1,58 @@
+"""`sparlow eval CKPT`: held-out figures of a checkpoint."""
+
+import argparse
+
+EXAMPLE = "sparlow eval runs/quickstart --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help="a run folder (its newest checkpoint) or one step's folder")
+    parser.add_argument("--data", metavar="DIR", help="prepared corpus (default: the run's data.path)")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="which part of it (default val)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="stop after about N tokens (default: all)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from model.errors import UserError
+    from pretrain import distributed, memory
+    from pretrain.checkpoint.load import load_model
+    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.data.dataset import TokenDataset
+    from pretrain.evaluate import evaluate
+
+    if args.tokens is not None and args.tokens < 1:
+        raise UserError(f"--tokens {args.tokens}: must be at least 1")
+    checkpoint = open_checkpoint(args.checkpoint)
+    config = checkpoint.config
+    dataset = TokenDataset(
+        args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
+    )
+    if dataset.vocab_size > config.model.vocab_size:
+        raise UserError(f"--data {args.data}: its tokenizer has more pieces than the model's {config.model.vocab_size}")
+    memory.keep_freed_memory()
+    world = distributed.start()
+    try:
+        model = load_model(checkpoint, world.device)
+        result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
+    finally:
+        distributed.stop()
+    assert result is not None
+    figures = {
+        "step": checkpoint.state.step,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": result.targets,
+        "bytes": result.bytes,
+    }
+    if not world.is_main:
+        return 0
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        for key, value in figures.items():
+            print(f"{key:14} {value:,}" if isinstance(value, int) else f"{key:14} {value:.4f}")
+    return 0

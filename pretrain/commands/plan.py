@@ -1,0 +1,38 @@
+"""`sparlow plan CONFIG.toml`: what a run would be, without running it."""
+
+import argparse
+
+EXAMPLE = "sparlow plan configs/llama_1b_sltrain.toml --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
+    parser.usage = "sparlow plan CONFIG.toml [--section.key=value ...] [--world-size N] [--json]"
+    parser.add_argument("config", metavar="CONFIG.toml", help="configs/ holds the shipped ones")
+    parser.add_argument("--world-size", type=int, default=1, metavar="N", help="number of processes (default 1)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from model.errors import UserError
+    from pretrain.config import load_config
+    from pretrain.plan import plan
+
+    if args.world_size < 1:
+        raise UserError(f"--world-size {args.world_size}: must be at least 1")
+    config = load_config(args.config, args.overrides)
+    figures = plan(config, args.world_size)
+    if args.json:
+        print(json.dumps(figures, indent=1))
+        return 0
+    parameters = figures["parameters"]
+    print(f"parameters        {parameters['total']:>22,}  ({parameters['total'] / 1e6:.2f} M)")
+    print(f"  trainable       {parameters['trainable']:>22,}")
+    print(f"  as dense        {parameters['dense_equivalent']:>22,}")
+    print(f"tokens per update {figures['tokens_per_update']:>22,}  ({figures['micro_steps_per_update']} micro-steps per process)")
+    print(f"updates           {figures['steps']:>22,}")
+    print(f"tokens            {figures['tokens']:>22,}")
+    print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
+    return 0

@@ -1,0 +1,35 @@
+"""`sparlow train CONFIG.toml [--section.key=value …]`."""
+
+import argparse
+
+EXAMPLE = "sparlow train configs/quickstart.toml --train.max_steps=100"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
+    parser.usage = "sparlow train CONFIG.toml [--section.key=value ...] [--print-config]"
+    parser.add_argument("config", metavar="CONFIG.toml", nargs="?", help="configs/ holds the shipped ones")
+    parser.add_argument("--print-config", action="store_true", help="print the full, documented configuration and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    from model.errors import UserError
+    from pretrain.config import load_config
+    from pretrain.config.write import to_toml
+
+    if args.config is None and not args.print_config:
+        raise UserError("CONFIG.toml is missing; for example configs/quickstart.toml")
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        print(to_toml(config, comments=True), end="")
+        return 0
+
+    from pretrain import distributed, memory
+    from pretrain.train import train
+
+    memory.keep_freed_memory()
+    world = distributed.start()
+    try:
+        return train(config, world)
+    finally:
+        distributed.stop()

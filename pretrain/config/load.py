@@ -1,0 +1,99 @@
+"""TOML file + `--section.key=value` overrides -> a validated `Config`, or one sentence that says what to mend."""
+
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from model.errors import UserError
+from pretrain.config.explain import explain
+from pretrain.config.schema import Config
+from pretrain.config.types import field_type, members
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the file `path` (None: all defaults) with `--section.key=value` texts laid over it.
+
+    Raises UserError for a file that cannot be read, an unknown key, a wrong type or values that do not fit together.
+    """
+    raw = read_toml(Path(path)) if path is not None else {}
+    for argument in sorted(overrides, key=_names_first):
+        _override(raw, argument)
+    return validate(raw)
+
+
+def validate(raw: dict[str, Any]) -> Config:
+    """A `Config` from plain data; `name` of a table may be left out where the default member is meant."""
+    for section, field in Config.model_fields.items():
+        table = raw.get(section)
+        if isinstance(table, dict) and "name" in type(field.default).model_fields:
+            table.setdefault("name", field.default.name)
+    try:
+        return Config.model_validate(_tuples(raw))
+    except ValidationError as error:
+        raise UserError(explain(error, raw)) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; configs/ holds the shipped ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def _names_first(argument: str) -> bool:
+    """Sort key: `--section.name=…` decides which keys its section has, so it is applied before them."""
+    return not argument.partition("=")[0].endswith(".name")
+
+
+def _override(raw: dict[str, Any], argument: str) -> None:
+    key, equals, text = argument.removeprefix("--").partition("=")
+    section, _, name = key.partition(".")
+    if not (argument.startswith("--") and equals and name):
+        raise UserError(f"{argument}: expected --section.key=value, for example --optimizer.lr=1e-3")
+    table = raw.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{section}: is a value in the file, expected a table [{section}]")
+    if name == "name":
+        _switch_member(section, table, text)
+    table[name] = text if field_type(section, name, table) is str else _literal(key, text)
+
+
+def _literal(key: str, text: str) -> Any:
+    """The TOML value that `text` spells; a bare word is a string (names and choices need no quotes)."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    if set(parsed) != {"value"}:
+        raise UserError(f"{key}: {text!r} is not one TOML value")
+    return parsed["value"]
+
+
+def _switch_member(section: str, table: dict[str, Any], name: str) -> None:
+    """Drop the file's keys that the newly named member does not have, and say which."""
+    member: type[BaseModel] | None = members(section).get(name)
+    if member is None or table.get("name", name) == name:
+        return
+    dropped = [key for key in table if key not in member.model_fields]
+    for key in dropped:
+        del table[key]
+    if dropped:
+        print(f"{section}.name={name} drops from the file: {', '.join(dropped)}", file=sys.stderr)
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays arrive as lists; the fields are tuples, because a configuration is immutable."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+

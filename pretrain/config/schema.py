@@ -1,0 +1,162 @@
+"""Every table and key of a run's TOML. A string below a field is its documentation."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from model.config import ModelConfig
+from model.linear import LinearConfig
+from model.linear.dense import Dense
+from model.schema import Frozen
+from pretrain.optim import OptimizerConfig
+from pretrain.optim.adamw import AdamW
+from pretrain.schedule import Cosine, ScheduleConfig
+
+
+class RunConfig(Frozen):
+    """Where a run lives and its seed."""
+
+    dir: str = Field("runs/default", min_length=1)
+    """Folder of the run: checkpoints, metrics, TensorBoard, samples. One run per folder."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights, the sparse supports and the data order."""
+
+
+class TrainConfig(Frozen):
+    """Batch sizes, precision and length."""
+
+    max_steps: int = Field(0, ge=0)
+    """Stop after this optimizer step with a committed checkpoint; 0 means schedule.total_steps."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Sequences in one forward and backward pass of one process."""
+    global_batch_size: int = Field(512, ge=1)
+    """Sequences in one optimizer step, over all processes and accumulated micro-batches."""
+    seq_len: int = Field(256, ge=2)
+    """Tokens in one sequence."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest global L2 norm of the gradient; 0 means no clipping."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the computation. auto: bf16 on a GPU or CPU that has bf16 instructions, else fp32."""
+    checkpoint_every_layers: int = Field(0, ge=0)
+    """Recompute the activations of every k-th block in the backward pass; 0 means keep all."""
+    deterministic: bool = False
+    """Use deterministic algorithms on a GPU too, at some cost in speed (a CPU run always does)."""
+
+
+class DataConfig(Frozen):
+    """The prepared corpus."""
+
+    path: str = Field("data/stdlib", min_length=1)
+    """Folder made by `sparlow prepare --out`."""
+    packing: Literal["concat", "document"] = "concat"
+    """concat: documents end to end, cut into rows. document: one document per row, cut and padded (the papers' harness)."""
+
+
+class ParallelConfig(Frozen):
+    """How DeepSpeed spreads the run over processes."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What ZeRO shards over processes: 1 optimizer state, 2 and gradients, 3 and weights; 0 nothing."""
+
+
+class GrowthConfig(Frozen):
+    """Growing a small model into a large one during the run."""
+
+    enabled: bool = False
+    """Grow the model during the run (not available yet: only false is accepted)."""
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> "GrowthConfig":
+        if self.enabled:
+            raise ValueError("growth is not available yet; set growth.enabled = false")
+        return self
+
+
+class CheckpointConfig(Frozen):
+    """When a checkpoint is committed and how many are kept."""
+
+    every: int = Field(1000, ge=1)
+    """Optimizer steps between two checkpoints; the last step always commits one."""
+    keep: int = Field(3, ge=1)
+    """Newest checkpoints kept; older ones are deleted after a new one is committed."""
+
+
+class EvalConfig(Frozen):
+    """Held-out loss and samples during training."""
+
+    every: int = Field(1000, ge=0)
+    """Optimizer steps between evaluations; 0 means only at the end."""
+    tokens: int = Field(1_000_000, ge=1)
+    """Held-out tokens of an evaluation during training, rounded up to whole micro-batches; the last one reads all."""
+    prompts: tuple[str, ...] = ()
+    """Texts continued at every evaluation, always with the same random numbers."""
+    sample_tokens: int = Field(64, ge=1)
+    """New tokens per prompt."""
+
+
+class MetricsConfig(Frozen):
+    """Logging."""
+
+    every: int = Field(10, ge=1)
+    """Optimizer steps between two logged steps."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+    peak_tflops: float = Field(0.0, ge=0)
+    """Peak dense bf16 TFLOP/s of one device for MFU; 0 means look the device up, and log no MFU when it is unknown."""
+
+
+class GuardConfig(Frozen):
+    """What happens when a loss or gradient is not finite: the update is skipped, counted and logged."""
+
+    max_consecutive_skips: int = Field(10, ge=1)
+    """Give up after this many skipped updates in a row."""
+
+
+class Config(Frozen):
+    """One run."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    linear: LinearConfig = Dense.Config()
+    optimizer: OptimizerConfig = AdamW.Config()
+    schedule: ScheduleConfig = Cosine()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    growth: GrowthConfig = GrowthConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    guard: GuardConfig = GuardConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        train, parallel = self.train, self.parallel
+        if train.global_batch_size % train.micro_batch_size:
+            raise ValueError(
+                f"train.global_batch_size {train.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size {train.micro_batch_size}"
+            )
+        if train.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"train.seq_len {train.seq_len} is longer than model.max_seq_len {self.model.max_seq_len}; "
+                "raise the latter or shorten the former"
+            )
+        if train.max_steps > self.schedule.total_steps:
+            raise ValueError(
+                f"train.max_steps {train.max_steps} is past schedule.total_steps {self.schedule.total_steps}"
+            )
+        if self.optimizer.weights == "bf16" and parallel.zero_stage:
+            raise ValueError(
+                'optimizer.weights = "bf16" needs parallel.zero_stage = 0: at higher stages DeepSpeed keeps an fp32 master'
+            )
+        if self.optimizer.weights == "bf16" and train.dtype == "fp32":
+            raise ValueError('optimizer.weights = "bf16" contradicts train.dtype = "fp32"; change one of them')
+        if self.model.tie_embeddings and parallel.zero_stage == 3:
+            raise ValueError("model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie")
+        return self
+
+    @property
+    def last_step(self) -> int:
+        """The optimizer step after which this command stops."""
+        return self.train.max_steps or self.schedule.total_steps

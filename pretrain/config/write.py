@@ -1,0 +1,49 @@
+"""A `Config` as TOML, with or without each key's documentation."""
+
+import hashlib
+import json
+from typing import Any
+
+from pretrain.config.schema import Config
+
+# A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
+CHANGEABLE = ("run.dir", "train.max_steps", "data.path", "checkpoint", "eval", "metrics")
+
+
+def to_toml(config: Config, comments: bool = False) -> str:
+    """All tables and keys; `load_config` reads the text back to an equal `Config`."""
+    blocks = []
+    for section in Config.model_fields:
+        table = getattr(config, section)
+        lines = [f"[{section}]"]
+        for key, field in type(table).model_fields.items():
+            if comments and field.description:
+                lines.append(f"# {field.description}")
+            lines.append(f"{key} = {_value(getattr(table, key))}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value)
+
+
+def fixed_keys(config: Config) -> dict[str, Any]:
+    """The keys that a resume must not change, as dotted names."""
+    return {
+        f"{section}.{key}": value
+        for section, table in config.model_dump().items()
+        for key, value in table.items()
+        if section not in CHANGEABLE and f"{section}.{key}" not in CHANGEABLE
+    }
+
+
+def config_hash(config: Config) -> str:
+    """sha256 over `fixed_keys`."""
+    return hashlib.sha256(json.dumps(fixed_keys(config), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""Processes: who this one is, and how all of them agree before anything irreversible happens."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from model.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start() -> World:
+    """Join the process group that the launcher describes; without a launcher, a group of one that opens no port."""
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if not dist.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and hand its result to all; an error there is raised on every rank, so nobody waits."""
+    outcome: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    if world.size > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def gather_outcomes(world: World, value: T, error: Exception | None = None) -> list[T]:
+    """Every rank's `value` in rank order; when any rank brings an error, all raise the first one."""
+    outcomes: list[Any] = [(value, error)]
+    if world.size > 1:
+        outcomes = [None] * world.size
+        dist.all_gather_object(outcomes, (value, error))
+    for _, failed in outcomes:
+        if failed is not None:
+            raise failed
+    return [value for value, _ in outcomes]
+
+
+def together(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on every rank; when it fails on one, all raise that error."""
+    value: T | None = None
+    failed: Exception | None = None
+    try:
+        value = work()
+    except Exception as error:
+        failed = error
+    gather_outcomes(world, None, failed)
+    assert value is not None or failed is None
+    return value  # type: ignore[return-value]
+
+
+def sum_over_ranks(world: World, *values: float) -> list[float]:
+    """Element-wise sums over all ranks, in float64."""
+    total = torch.tensor(values, dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def require_divisible(global_batch_size: int, micro_batch_size: int, processes: int) -> int:
+    """Gradient accumulation steps per rank; UserError when the batch does not divide over the processes."""
+    micro_batches = global_batch_size // micro_batch_size
+    if micro_batches % processes:
+        raise UserError(
+            f"train.global_batch_size {global_batch_size} makes {micro_batches} micro-batches of "
+            f"{micro_batch_size}, which do not divide over {processes} processes; change one of the two"
+        )
+    return micro_batches // processes

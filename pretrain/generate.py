@@ -1,0 +1,49 @@
+"""Text from a model: sampling token by token."""
+
+import torch
+from torch import Tensor
+
+from model.seeding import generator
+from model.transformer import Transformer
+from pretrain.data.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    tokens: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+) -> str:
+    """`prompt` and up to `tokens` more tokens, ending early at the end-of-document token.
+
+    temperature 0 takes the likeliest token; otherwise one of the `top_k` likeliest is drawn, from (seed, prompt) alone.
+    """
+    device = next(model.parameters()).device
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = torch.tensor([begin + tokenizer.encode(prompt)], device=device)
+    if ids.numel() == 0:
+        ids = torch.tensor([[tokenizer.eos_id or 0]], device=device)
+    draws = generator(seed, "generate", prompt)
+    was_training = model.training
+    model.eval()
+    for _ in range(tokens):
+        logits = model(ids[:, -model.config.max_seq_len :])[0, -1]
+        token = _draw(logits, temperature, top_k, draws)
+        if token == tokenizer.eos_id:
+            break
+        ids = torch.cat([ids, torch.tensor([[token]], device=device)], dim=1)
+    model.train(was_training)
+    return tokenizer.decode(ids[0, len(begin) :].tolist())
+
+
+def _draw(logits: Tensor, temperature: float, top_k: int, draws: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    best, tokens = logits.float().cpu().topk(min(top_k, logits.numel()))
+    chosen = torch.multinomial((best / temperature).softmax(-1), 1, generator=draws)
+    return int(tokens[chosen])

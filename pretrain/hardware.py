@@ -1,0 +1,49 @@
+"""What the device is and can do."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+# Peak dense bf16 TFLOP/s with fp32 accumulation, from the makers' data sheets; the first name contained wins.
+PEAK_TFLOPS = {
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "A10G": 70,
+}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of `device` in bf16, or None: an unknown device has no MFU rather than a guessed one."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are native: GPUs from compute capability 8.0 on, CPUs with AVX512-BF16, AMX or SVE bf16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,0 +1,40 @@
+"""AdamW on every parameter, element by element (arXiv 1711.05101)."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from model.schema import Frozen
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+class AdamW:
+    """torch.optim.AdamW: the class DeepSpeed knows, so ZeRO may shard it at every stage."""
+
+    class Config(Frozen):
+        """AdamW; the defaults are those of the SLTrain paper's runs."""
+
+        name: Literal["adamw"] = "adamw"
+        lr: float = Field(3e-3, gt=0)
+        """Peak learning rate."""
+        betas: tuple[Beta, Beta] = (0.9, 0.999)
+        """Decay rates of the two moments, each in [0, 1)."""
+        eps: float = Field(1e-8, gt=0)
+        """Added to the root of the second moment."""
+        weight_decay: float = Field(0.0, ge=0)
+        """Decoupled weight decay per step, times the learning rate; norm weights are never decayed."""
+        weights: Literal["fp32_master", "bf16"] = "fp32_master"
+        """fp32_master: weights are stored and updated in fp32. bf16: in bf16 with nearest rounding (half the memory)."""
+
+    @staticmethod
+    def build(config: "AdamW.Config", model: nn.Module) -> torch.optim.AdamW:
+        """Two groups: weights that decay, and norm weights that do not."""
+        decay, keep = [], []
+        for name, parameter in model.named_parameters():
+            (keep if name.endswith("norm.weight") else decay).append(parameter)
+        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": keep, "weight_decay": 0.0}]
+        if config.weight_decay == 0:
+            groups = [{"params": decay + keep, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

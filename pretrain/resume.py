@@ -1,0 +1,40 @@
+"""Going on from a checkpoint: whether it may, and what it takes over from it."""
+
+from typing import Any
+
+import torch
+
+from model.errors import UserError
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.config.schema import Config
+from pretrain.config.write import fixed_keys
+from pretrain.hardware import has_bf16
+
+
+def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint | None) -> Config:
+    """`config` with train.dtype = "auto" settled: by the checkpoint that the run goes on from, else by the device."""
+    if config.train.dtype != "auto":
+        return config
+    dtype = checkpoint.config.train.dtype if checkpoint else ("bf16" if has_bf16(device) else "fp32")
+    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
+
+
+def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoint) -> None:
+    """UserError with a diff when `checkpoint` belongs to another model, schedule, optimizer or corpus."""
+    there, here = fixed_keys(checkpoint.config), fixed_keys(config)
+    missing: Any = "(absent)"
+    changed = [
+        f"{key} was {there.get(key, missing)!r}, is {here.get(key, missing)!r}"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, missing) != here.get(key, missing)
+    ]
+    if checkpoint.manifest.data_fingerprint != data_fingerprint:
+        changed.append(
+            f"data.path holds another corpus or tokenizer ({config.data.path}: manifest {data_fingerprint[:12]}, "
+            f"the checkpoint's is {checkpoint.manifest.data_fingerprint[:12]})"
+        )
+    if changed:
+        raise UserError(
+            f"{checkpoint.folder.name} of {config.run.dir} belongs to a different run: {'; '.join(changed)}; "
+            "restore these, or choose another run.dir"
+        )

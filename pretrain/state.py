@@ -1,0 +1,46 @@
+"""All numbers that a run needs to go on as if it had never stopped. (The tensors lie beside them in a checkpoint.)
+
+There is no random-number state to keep: every random number is drawn from (seed, what it is for, step).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """The progress of a run; `state.json` of a checkpoint holds exactly these fields."""
+
+    step: int = 0
+    """Optimizer steps made, skipped ones included."""
+    cursor: int = 0
+    """Samples taken from the data stream: the next global batch starts at this index."""
+    tokens_seen: int = 0
+    """Real input tokens trained on, padding not counted."""
+    skipped_steps: int = 0
+    """Steps whose update was not applied because the gradient was not finite."""
+    consecutive_skips: int = 0
+    """How many of the last steps were skipped in a row."""
+    flops: float = 0.0
+    """FLOPs executed in training."""
+    growth_stage: int = 0
+    """How often the model has grown."""
+    train_seconds: float = 0.0
+    """Wall-clock seconds in training steps, evaluation and saves not counted."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates applied: AdamW's own step count."""
+        return self.step - self.skipped_steps
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TrainState":
+        """Strict: a missing or unknown field is an error (TypeError), never a default."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise TypeError(f"state.json must hold exactly {sorted(names)}, found {sorted(data)}")
+        return cls(**data)

@@ -1,0 +1,23 @@
+"""Run by `sparlow export` in a process of its own: what transformers makes of an exported folder.
+
+Arguments: the folder, and a scratch folder with tokens.safetensors and lines.json. Imports nothing of Sparlow.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+folder, scratch = sys.argv[1], Path(sys.argv[2])
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+with torch.no_grad():
+    logits = model(load_file(scratch / "tokens.safetensors")["tokens"]).logits
+    model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False)
+save_file({"logits": logits.contiguous()}, scratch / "logits.safetensors")
+lines = json.loads((scratch / "lines.json").read_text())
+ids = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
+(scratch / "answer.json").write_text(json.dumps({"ids": ids, "version": transformers.__version__}))

@@ -1,0 +1,94 @@
+"""Two processes compute what one computes, under both launchers, and a run may change its number of processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT, logged, train_here
+
+STEPS = 50
+STAGES = (0, 1, 2, 3)
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def differences(one: Path, other: Path, key: str = "train/loss") -> list[float]:
+    a, b = logged(one, key), logged(other, key)
+    assert a.keys() == b.keys()
+    return [abs(float(a[step]) - float(b[step])) for step in a]
+
+
+@pytest.fixture(scope="module")
+def both(corpus, tmp_path_factory) -> Path:
+    """Runs of 50 steps with one process (`one/stageN`) and with two (`two/stageN`)."""
+    from support import write_tiny
+
+    folder = tmp_path_factory.mktemp("world")
+    config = write_tiny(folder, corpus)
+    for stage in STAGES:
+        options = [f"--parallel.zero_stage={stage}", f"--run.dir={folder}/one/stage{stage}"]
+        train_here(config, *options, f"--train.max_steps={STEPS}")
+    result = torchrun(str(Path(__file__).with_name("two_processes.py")), str(config), f"{folder}/two", str(STEPS))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(both, stage):
+    one, two = both / "one" / f"stage{stage}", both / "two" / f"stage{stage}"
+    assert len(logged(two)) == STEPS
+    assert max(differences(one, two)) < 1e-5
+    assert differences(one, two, "train/tokens_seen") == [0] * STEPS
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_stages_compute_the_same(both, stage):
+    assert max(differences(both / "one" / "stage0", both / "one" / f"stage{stage}")) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_run_of_two_processes_goes_on_with_one(both, corpus, tmp_path, stage):
+    from support import write_tiny
+
+    config = write_tiny(tmp_path, corpus)
+    options = [f"--parallel.zero_stage={stage}", "--train.max_steps=52"]
+    train_here(config, *options, f"--run.dir={both}/two/stage{stage}")
+    train_here(config, *options, f"--run.dir={both}/one/stage{stage}")
+    one, two = (logged(both / which / f"stage{stage}") for which in ("one", "two"))
+    assert abs(float(one[52]) - float(two[52])) < 1e-5
+
+
+def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny):
+    config = str(tiny)
+    folder = f"--run.dir={both}/one/stage1"
+    assert torchrun("-m", "pretrain", "train", config, "--parallel.zero_stage=1", folder, "--train.max_steps=52").returncode == 0
+    train_here(tiny, "--parallel.zero_stage=1", f"--run.dir={both}/two/stage1", "--train.max_steps=52")
+    one, two = (logged(both / which / "stage1") for which in ("one", "two"))
+    assert abs(float(one[52]) - float(two[52])) < 1e-5
+
+    odd = torchrun("-m", "pretrain", "train", config, "--train.global_batch_size=6", "--train.micro_batch_size=2")
+    assert odd.returncode != 0
+    assert odd.stderr.count("do not divide over 2 processes") == 1
+    assert "Traceback (most recent call last)" not in odd.stderr.split("sparlow train:")[0]
+
+
+def test_the_deepspeed_launcher(tiny, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"NPROC": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    prefix = Path(sys.executable).parents[1]
+    command = ["bash", "launch/deepspeed.sh", str(tiny), "--train.max_steps=3"]
+    result = subprocess.run(
+        command, cwd=ROOT, env=env | {"VIRTUAL_ENV": str(prefix)}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(logged(tmp_path / "run")) == 3
+    assert "x 2 processes" in result.stdout

@@ -1,0 +1,17 @@
+"""Run by test_world_size.py under a launcher: trains one configuration per ZeRO stage in this process group.
+
+Arguments: the configuration file, a folder for the runs, steps. Stage 3 comes last: DeepSpeed does not free it.
+"""
+
+import sys
+
+from pretrain import distributed
+from pretrain.config import load_config
+from pretrain.train import train
+
+path, folder, steps = sys.argv[1:]
+world = distributed.start()
+for stage in (0, 1, 2, 3):
+    overrides = [f"--parallel.zero_stage={stage}", f"--run.dir={folder}/stage{stage}", f"--train.max_steps={steps}"]
+    assert train(load_config(path, overrides), world) == 0
+distributed.stop()

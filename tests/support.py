@@ -1,0 +1,99 @@
+"""What several tests of runs share: starting one here or in a process of its own, and comparing what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+TINY = """
+[run]
+dir = "{run}"
+[model]
+dim = 32
+n_layers = 2
+n_heads = 2
+ffn_dim = 53
+vocab_size = 320
+max_seq_len = 32
+[linear]
+name = "sparse_low_rank"
+rank = 8
+alpha = 8.0
+density = 0.1
+[optimizer]
+name = "adamw"
+lr = 1e-3
+[schedule]
+name = "cosine"
+total_steps = 60
+[train]
+micro_batch_size = 2
+global_batch_size = 8
+seq_len = 16
+dtype = "fp32"
+[data]
+path = "{data}"
+[checkpoint]
+every = 1000
+[eval]
+every = 0
+tokens = 512
+[metrics]
+every = 1
+tensorboard = false
+"""
+
+
+def write_tiny(folder: Path, corpus: Path) -> Path:
+    """The configuration file `tiny.toml` in `folder`, of a run in `folder / "run"` on `corpus`."""
+    path = folder / "tiny.toml"
+    path.write_text(TINY.format(run=folder / "run", data=corpus))
+    return path
+
+
+def train_here(path: Path, *overrides: str) -> int:
+    """`sparlow train` in this process; UserError and RunFailed come through."""
+    from pretrain import distributed
+    from pretrain.config import load_config
+    from pretrain.train import train
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    world = distributed.start()
+    try:
+        return train(load_config(path, overrides), world)
+    finally:
+        distributed.stop()
+        signal.signal(signal.SIGTERM, handlers[0])
+        signal.signal(signal.SIGINT, handlers[1])
+
+
+def start_command(*arguments: str, fault: str = "", **environment: str) -> subprocess.Popen[str]:
+    """`python -m pretrain …` in a process of its own."""
+    env = os.environ | {"SPARLOW_FAULT": fault, "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-m", "pretrain", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_command(*arguments: str, fault: str = "", **environment: str) -> tuple[int, str]:
+    """(exit status, output) of `python -m pretrain …`."""
+    process = start_command(*arguments, fault=fault, **environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def tensor_hashes(run: Path, step: int) -> dict[str, str]:
+    """sha256 of every tensor file of a checkpoint."""
+    manifest = json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
+    return {f["name"]: f["sha256"] for f in manifest["files"] if f["name"].endswith(".safetensors")}
+
+
+def logged(run: Path, key: str = "train/loss") -> dict[int, str]:
+    """`key` of every logged step, as the text in metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_float=str) for line in lines]
+    return {record["step"]: record[key] for record in records if key in record}
