@@ -10,6 +10,6 @@ def __getattr__(name: str) -> NoReturn:
     if name.startswith("__"):
         raise AttributeError(f"module 'kernels' has no attribute {name!r}")
     raise ImportError(
-        f"cannot import name {name!r} from 'kernels': this is Sparlow's kernels package. The Hugging Face package of the "
-        "same name is shadowed because the process runs from Sparlow's repository root; set PYTHONSAFEPATH=1."
+        f"cannot import name {name!r} from 'kernels': this is Sparlow's kernels package. The Hugging Face package "
+        "'kernels' is shadowed because the process runs from Sparlow's repository root; set PYTHONSAFEPATH=1."
     )

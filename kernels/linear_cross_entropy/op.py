@@ -67,9 +67,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits.scatter_add_(1, target, -total.unsqueeze(1))
                 row_scale = (counted / total).unsqueeze(1)
                 grad_logits = logits.to(dtype)
-                if need_hidden:
+                if grad_hidden is not None:
                     grad_hidden[rows] = (grad_logits @ weight_) * row_scale
-                if need_weight:
+                if grad_weight is not None:
                     grad_weight += grad_logits.t() @ (h * row_scale).to(dtype)
 
         ctx.save_for_backward(grad_hidden, grad_weight)

@@ -2,7 +2,7 @@
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from model.linear.dense import Dense
 from model.linear.low_rank import LowRank
 from model.linear.sparse_low_rank import SparseLowRank
 
-LINEARS: dict[str, type[BaseLinear]] = {
+LINEARS: dict[str, type[Any]] = {
     "dense": Dense,
     "low_rank": LowRank,
     "sparse_low_rank": SparseLowRank,

@@ -1,0 +1,104 @@
+"""Writing a Hugging Face LLaMA folder: every linear merged into its dense matrix."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.errors import UserError
+from model.hf.config import to_hf
+from model.hf.names import DenseTensor, dense_tensors
+from model.hf.tokenizer import read_facts, special_tokens_map, tokenizer_config
+from model.linear.base import BaseLinear
+from model.transformer import Transformer
+
+SHARD_BYTES = 5_000_000_000
+"""Hugging Face's customary limit of one weight file."""
+
+
+def export_folder(
+    model: Transformer,
+    tokenizer_file: Path,
+    out: Path,
+    dtype: torch.dtype,
+    *,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `model`, in `dtype` (fp32 or bf16), and its SentencePiece tokenizer as a Hugging Face LLaMA folder `out`.
+
+    At most `shard_bytes` of merged weights are in memory beside the model. The folder appears complete or not at all.
+    UserError when `out` exists, unless `overwrite` and it holds a config.json.
+    """
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another folder or allow overwriting it")
+    if out.exists() and not (out / "config.json").is_file():
+        raise UserError(f"{out}: exists and is not a Hugging Face model folder, so it is not replaced; choose another")
+    config, facts = model.config, read_facts(tokenizer_file)
+    bos_id, eos_id = (special[0] if special else None for special in (facts.bos, facts.eos))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.tmp.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        _write_json(temporary / "config.json", to_hf(config, dtype, bos_id, eos_id))
+        _write_json(temporary / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
+        _write_json(temporary / "tokenizer_config.json", tokenizer_config(facts, config.max_seq_len))
+        _write_json(temporary / "special_tokens_map.json", special_tokens_map(facts))
+        shutil.copyfile(tokenizer_file, temporary / "tokenizer.model")
+        _write_weights(temporary, model, dtype, shard_bytes)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_weights(folder: Path, model: Transformer, dtype: torch.dtype, shard_bytes: int) -> None:
+    shards = _plan_shards(model, dtype, shard_bytes)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        many = len(shards) > 1
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
+        weight_map.update({tensor.theirs: file for tensor in shard})
+        merged = {tensor.theirs: _merged(model, tensor, dtype) for tensor in shard}
+        save_file(merged, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(_bytes(tensor, dtype) for shard in shards for tensor in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _plan_shards(model: Transformer, dtype: torch.dtype, shard_bytes: int) -> list[list[DenseTensor]]:
+    """Consecutive tensors per file, at most `shard_bytes` each unless one tensor alone is larger."""
+    shards: list[list[DenseTensor]] = [[]]
+    used = 0
+    for tensor in dense_tensors(model.config):
+        if shards[-1] and used + _bytes(tensor, dtype) > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += _bytes(tensor, dtype)
+    return shards
+
+
+def _bytes(tensor: DenseTensor, dtype: torch.dtype) -> int:
+    return torch.Size(tensor.shape).numel() * dtype.itemsize
+
+
+@torch.no_grad()
+def _merged(model: Transformer, tensor: DenseTensor, dtype: torch.dtype) -> Tensor:
+    """The weight on the CPU, merged in fp32 and rounded once."""
+    module = model.get_submodule(tensor.ours.removesuffix(".weight"))
+    weight = module.dense_weight() if isinstance(module, BaseLinear) else module.weight
+    assert isinstance(weight, Tensor)
+    assert weight.shape == tensor.shape, tensor
+    return weight.to(device="cpu", dtype=dtype).contiguous()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

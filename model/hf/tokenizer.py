@@ -1,0 +1,59 @@
+"""The tokenizer files of a Hugging Face LLaMA folder, from a SentencePiece model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model.errors import UserError
+
+
+class TokenizerFacts(NamedTuple):
+    """What the other files of the folder must say about the tokenizer; a missing special token is None."""
+
+    bos: tuple[int, str] | None
+    eos: tuple[int, str] | None
+    unk: tuple[int, str] | None
+    pad: tuple[int, str] | None
+    add_dummy_prefix: bool
+    """Whether the model puts a space before the text."""
+
+
+def read_facts(path: Path) -> TokenizerFacts:
+    """From the SentencePiece model at `path`; UserError unless it is a BPE model, the only kind LLaMA has."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(path.read_bytes())
+    trainer = proto.trainer_spec
+    if trainer.model_type != trainer.BPE:
+        raise UserError(
+            f"{path}: not a BPE tokenizer, and a Hugging Face LLaMA folder can hold no other; train with one"
+        )
+    ids = (trainer.bos_id, trainer.eos_id, trainer.unk_id, trainer.pad_id)
+    bos, eos, unk, pad = (None if i < 0 else (i, proto.pieces[i].piece) for i in ids)
+    return TokenizerFacts(bos, eos, unk, pad, proto.normalizer_spec.add_dummy_prefix)
+
+
+def tokenizer_config(facts: TokenizerFacts, max_seq_len: int) -> dict[str, Any]:
+    """The content of tokenizer_config.json."""
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": False,
+        # A missing or wrong value changes the ids of almost every text.
+        "add_prefix_space": facts.add_dummy_prefix,
+        "add_bos_token": facts.bos is not None,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_seq_len,
+        **_special_tokens(facts),
+    }
+
+
+def special_tokens_map(facts: TokenizerFacts) -> dict[str, str]:
+    """The content of special_tokens_map.json."""
+    return {role: piece for role, piece in _special_tokens(facts).items() if piece is not None}
+
+
+def _special_tokens(facts: TokenizerFacts) -> dict[str, str | None]:
+    """A null says that there is none; left out, transformers would add its default as a new token."""
+    roles = {"bos_token": facts.bos, "eos_token": facts.eos, "unk_token": facts.unk, "pad_token": facts.pad}
+    return {role: special[1] if special else None for role, special in roles.items()}
