@@ -1,0 +1,118 @@
+"""`sparlow prepare`: text to a tokenizer and token shards."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.data.documents import Source
+    from pretrain.data.manifest import Manifest
+
+HELP = "text -> tokenizer and token shards"
+EXAMPLE = "sparlow prepare --text books/ notes.jsonl.gz --out data/mine --vocab-size 8000"
+STDLIB_OUT, STDLIB_VOCAB, VOCAB = Path("data/stdlib"), 2048, 32000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--source", choices=["stdlib"], default="stdlib", help="this Python's own library sources (default; no network)"
+    )
+    source.add_argument(
+        "--text", nargs="+", metavar="PATH", help=".txt .md .py .jsonl[.gz|.zst] .parquet files, or folders of them"
+    )
+    source.add_argument("--hf", metavar="ID", help="a data set of the Hugging Face hub, or a local folder of one")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default for stdlib: {STDLIB_OUT})")
+    parser.add_argument("--config", help="configuration of the --hf data set")
+    parser.add_argument("--split", default="train", help="split of the --hf data set to train on (default: train)")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read --hf rows as they arrive instead of downloading the data set first (default: stream)",
+    )
+    parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE.model", help="a SentencePiece model, instead of training"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="N", help=f"pieces to train (default: {VOCAB}; for stdlib {STDLIB_VOCAB})"
+    )
+    parser.add_argument("--val-fraction", type=float, default=0.05, metavar="F", help="held-out share (default: 0.05)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="stop after about so many tokens")
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus in --out that was made otherwise")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare and print a table, or with --json the manifest; 143 after SIGTERM, which leaves nothing half-written."""
+    from pretrain.data.prepare import PrepareOptions, prepare
+
+    _require_sensible(args)
+    stdlib = not (args.text or args.hf)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        options = PrepareOptions(
+            out=args.out or STDLIB_OUT,
+            vocab_size=args.vocab_size or (STDLIB_VOCAB if stdlib else VOCAB),
+            tokenizer=args.tokenizer,
+            val_fraction=args.val_fraction,
+            max_tokens=args.max_tokens,
+            overwrite=args.overwrite,
+        )
+        manifest = prepare(_source(args), options, say=lambda line: print(line, file=sys.stderr, flush=True))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print(manifest.to_json() if args.json else _table(manifest))
+    return 0
+
+
+def _require_sensible(args: argparse.Namespace) -> None:
+    if args.out is None and (args.text or args.hf):
+        raise UserError("--out: missing; name the folder to write, e.g. --out data/mine")
+    if args.tokenizer and args.vocab_size:
+        raise UserError("--vocab-size: has no effect beside --tokenizer; leave one out")
+    if args.vocab_size is not None and args.vocab_size < 1:
+        raise UserError(f"--vocab-size {args.vocab_size}: must be positive, e.g. {VOCAB}")
+    if not 0 < args.val_fraction < 1:
+        raise UserError(f"--val-fraction {args.val_fraction}: must lie between 0 and 1, e.g. 0.05")
+    if args.max_tokens is not None and args.max_tokens < 2:
+        raise UserError(f"--max-tokens {args.max_tokens}: must be at least 2")
+    if not args.hf and (args.config or args.split != "train" or not args.stream):
+        raise UserError("--config, --split and --stream: have no effect without --hf; leave them out")
+    if not (args.hf or args.text) and args.text_key != "text":
+        raise UserError("--text-key: has no effect without --text or --hf; leave it out")
+
+
+def _source(args: argparse.Namespace) -> "Source":
+    if args.hf:
+        from pretrain.data.sources.hub import HubSource
+
+        return HubSource(args.hf, args.config, args.split, args.stream, args.text_key, args.val_fraction)
+    if args.text:
+        from pretrain.data.sources.text import TextSource
+
+        return TextSource(args.text, args.text_key)
+    from pretrain.data.sources.stdlib import StdlibSource
+
+    return StdlibSource()
+
+
+def _table(manifest: "Manifest") -> str:
+    lines = [f"{'split':<8}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"]
+    for name in ("train", "val"):
+        split = manifest.split(name)
+        ratio = split.bytes / split.tokens
+        lines.append(f"{name:<8}{split.documents:>12,}{split.tokens:>16,}{split.bytes:>16,}{ratio:>14.2f}")
+    for reason, count in manifest.skipped.items():
+        lines.append(f"left out: {count:,} x {reason} (first: {manifest.skipped_first[reason]})")
+    return "\n".join(lines)
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    print("sparlow prepare: stopped by SIGTERM; nothing was written", file=sys.stderr)
+    sys.exit(143)

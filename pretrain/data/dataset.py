@@ -1,0 +1,106 @@
+"""Batches by arithmetic: which tokens sample i of the run holds follows from (seed, i) alone."""
+
+import hashlib
+from os import PathLike
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+from model.seeding import derive_seed
+from pretrain.data.manifest import AGAIN, MANIFEST, load_manifest
+from pretrain.data.order import permute
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens import Tokens, document_starts
+
+IGNORE = -100
+
+
+class Batch(NamedTuple):
+    """Inputs and what should follow each of them; a target of IGNORE does not count."""
+
+    tokens: Tensor  # [B, T] int64
+    targets: Tensor  # [B, T] int64
+
+
+class TokenDataset:
+    """An endless stream of samples from one split of a prepared corpus.
+
+    Samples are numbered by a cursor: epoch `cursor // n_samples` visits every row once, in an order keyed by
+    (seed, epoch); the held-out split comes in its natural order. There is no state, so the stream does not depend on
+    the number of processes and a resume needs the cursor alone.
+
+    packing "concat": documents end to end, cut into windows of seq_len inputs and as many targets. packing "document":
+    one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness).
+
+    Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        split: Literal["train", "val"],
+        seq_len: int,
+        packing: Literal["concat", "document"],
+        seed: int,
+    ):
+        folder = Path(path)
+        manifest = load_manifest(folder)
+        entry = manifest.tokenizer
+        self.seq_len, self.split, self._seed = seq_len, split, seed
+        self.tokenizer_file = folder / entry.file
+        self.fingerprint = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        tokenizer = Tokenizer(self.tokenizer_file)
+        if tokenizer.sha256 != entry.sha256 or tokenizer.vocab_size != entry.vocab_size:
+            raise UserError(f"{self.tokenizer_file}: this tokenizer did not make the shards beside it; {AGAIN}")
+        self.vocab_size = tokenizer.vocab_size
+        self._token_bytes = tokenizer.token_bytes()
+        self._pad = next((i for i in (entry.pad, entry.eos) if i is not None), 0)
+        self._tokens = Tokens(folder, manifest, split)
+        self.n_tokens = self._tokens.n_tokens
+        self._starts = document_starts(folder, manifest, split) if packing == "document" else None
+        self.n_samples = (self.n_tokens - 1) // seq_len if self._starts is None else len(self._starts) - 1
+        if self.n_samples < 1:
+            raise UserError(
+                f"data.path: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
+                f"train.seq_len + 1 = {seq_len + 1}; prepare more text or lower train.seq_len"
+            )
+
+    def batch(self, cursor: int, n: int) -> Batch:
+        """Samples cursor … cursor + n of the stream."""
+        tokens = np.full((n, self.seq_len), self._pad, dtype=np.int64)
+        targets = np.full((n, self.seq_len), IGNORE, dtype=np.int64)
+        for row, (start, length) in enumerate(zip(*self._spans(cursor, n), strict=True)):
+            ids = self._tokens.read(int(start), int(length))
+            tokens[row, : len(ids)] = ids[: self.seq_len]
+            targets[row, : len(ids) - 1] = ids[1:]
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
+
+    def count(self, cursor: int, n: int) -> tuple[int, int]:
+        """(input tokens without padding, targets) of samples cursor … cursor + n, without reading them."""
+        _, lengths = self._spans(cursor, n)
+        return int(np.minimum(lengths, self.seq_len).sum()), int((lengths - 1).sum())
+
+    def target_bytes(self, targets: Tensor) -> int:
+        """UTF-8 bytes of the text that `targets` stand for, which bits per byte are counted over."""
+        ids = targets[targets != IGNORE].cpu().numpy()
+        return int(self._token_bytes[ids].sum(dtype=np.int64))
+
+    def _spans(self, cursor: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(first token, number of tokens) of each sample, targets included."""
+        samples = self._samples(cursor, n)
+        if self._starts is None:
+            return samples * self.seq_len, np.full(n, self.seq_len + 1)
+        starts = self._starts[samples]
+        return starts, np.minimum(self._starts[samples + 1] - starts, self.seq_len)
+
+    def _samples(self, cursor: int, n: int) -> np.ndarray:
+        epochs, samples = np.divmod(np.arange(cursor, cursor + n), self.n_samples)
+        if self.split == "train":
+            for epoch in np.unique(epochs):
+                seed = derive_seed(self._seed, "data", int(epoch))
+                samples[epochs == epoch] = permute(samples[epochs == epoch], self.n_samples, seed)
+        return samples

@@ -1,0 +1,140 @@
+"""The manifest of a prepared corpus: what the folder holds, written last, so that its presence means completeness."""
+
+import hashlib
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from model.errors import UserError
+from model.schema import Frozen
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val")
+PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+AGAIN = "run sparlow prepare again"
+
+
+class FileEntry(Frozen):
+    """One file of tokens or of document starts."""
+
+    name: str = Field(pattern=PLAIN_NAME)
+    bytes: int = Field(ge=1)
+    sha256: str
+    tokens: int = Field(ge=0)
+    """Tokens in the file; 0 for an index."""
+
+
+class SplitEntry(Frozen):
+    """The training or the held-out part."""
+
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    """UTF-8 bytes of the documents' text."""
+    files: tuple[FileEntry, ...]
+    """Token shards in order: little-endian integers of the manifest's dtype."""
+    index: FileEntry
+    """Little-endian uint64: the first token of each document, then the number of tokens."""
+
+
+class TokenizerEntry(Frozen):
+    """The SentencePiece model beside the shards."""
+
+    file: str = Field(pattern=PLAIN_NAME)
+    sha256: str
+    vocab_size: int = Field(ge=1)
+    bos: int | None
+    eos: int | None
+    pad: int | None
+
+
+class Manifest(Frozen):
+    """All that is known about a prepared corpus; equal inputs give equal bytes, so no dates and no paths."""
+
+    format: Literal["sparlow-tokens"]
+    format_version: Literal[1]
+    source: dict[str, Any]
+    options: dict[str, Any]
+    dtype: Literal["uint16", "uint32"]
+    tokenizer: TokenizerEntry
+    train: SplitEntry
+    val: SplitEntry
+    skipped: dict[str, int]
+    """Documents left out, by reason."""
+    skipped_first: dict[str, str]
+    """The first document of each reason."""
+
+    def split(self, name: str) -> SplitEntry:
+        return {"train": self.train, "val": self.val}[name]
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes that each data file must have, by name."""
+        entries = [entry for split in SPLITS for entry in (*self.split(split).files, self.split(split).index)]
+        return {entry.name: entry.bytes for entry in entries}
+
+
+def read_manifest(folder: str | PathLike[str]) -> Manifest:
+    """The manifest of a folder, by itself; `UserError` when it is missing or makes no sense."""
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no prepared corpus there (no {MANIFEST}); run sparlow prepare --out {folder}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"])) or "the file"
+        raise UserError(f"{path}: not a manifest of a prepared corpus ({place}: {wrong['msg']}); {AGAIN}") from error
+    _require_consistent(manifest, path)
+    return manifest
+
+
+def load_manifest(folder: str | PathLike[str]) -> Manifest:
+    """The manifest of a folder whose files all have the size it states; `UserError` names the first that has not."""
+    manifest = read_manifest(folder)
+    for name, size in manifest.sizes().items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {AGAIN}")
+        if (found := path.stat().st_size) != size:
+            raise UserError(f"{path}: {found} bytes where the manifest says {size}; {AGAIN}")
+    return manifest
+
+
+def verify_hashes(folder: str | PathLike[str]) -> None:
+    """Read every file and compare its sha256; `UserError` names the first that differs."""
+    manifest = load_manifest(folder)
+    expected = {manifest.tokenizer.file: manifest.tokenizer.sha256}
+    for split in SPLITS:
+        entry = manifest.split(split)
+        expected |= {file.name: file.sha256 for file in (*entry.files, entry.index)}
+    for name, sha256 in expected.items():
+        with (Path(folder) / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise UserError(f"{Path(folder) / name}: its contents changed since it was written; {AGAIN}")
+
+
+def _require_consistent(manifest: Manifest, path: Path) -> None:
+    names = [f.name for split in SPLITS for f in (*manifest.split(split).files, manifest.split(split).index)]
+    if len({*names, manifest.tokenizer.file, MANIFEST}) != len(names) + 2:
+        raise UserError(f"{path}: names one file twice; {AGAIN}")
+    width = manifest.token_dtype.itemsize
+    for split in SPLITS:
+        entry = manifest.split(split)
+        fits = sum(file.tokens for file in entry.files) == entry.tokens
+        fits &= all(file.bytes == file.tokens * width for file in entry.files)
+        if not fits or entry.index.bytes != 8 * (entry.documents + 1):
+            raise UserError(f"{path}: the figures of split {split} contradict each other; {AGAIN}")

@@ -1,0 +1,148 @@
+"""Text to a tokenizer, token shards and a manifest."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from model.errors import UserError
+from pretrain.data.documents import SkipLog, Source, Text, readable
+from pretrain.data.encode import Encoder
+from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
+from pretrain.data.progress import Progress
+from pretrain.data.shards import SHARD_TOKENS
+from pretrain.data.staging import commit, staging, write_synced
+from pretrain.data.survey import Division, Survey, division, survey
+from pretrain.data.tokenizer import Tokenizer, train_tokenizer
+
+TOKENIZER = "tokenizer.model"
+LARGEST_UINT16_VOCAB = 1 << 16
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to make of a source, and where."""
+
+    out: Path
+    vocab_size: int = 32000
+    """Pieces of the tokenizer to train; without effect when `tokenizer` is given."""
+    tokenizer: Path | None = None
+    """A SentencePiece model file to use instead of training one."""
+    val_fraction: float = 0.05
+    """Share of the documents that is held out."""
+    max_tokens: int | None = None
+    """Stop after about so many tokens, training and held-out ones together."""
+    overwrite: bool = False
+    """Replace a corpus that was made from something else."""
+    shard_tokens: int = SHARD_TOKENS
+
+    def recorded(self) -> dict[str, Any]:
+        """The part of the options that decides the result."""
+        return {
+            "vocab_size": None if self.tokenizer else self.vocab_size,
+            "tokenizer_sha256": Tokenizer(self.tokenizer).sha256 if self.tokenizer else None,
+            "val_fraction": self.val_fraction,
+            "max_tokens": self.max_tokens,
+            "shard_tokens": self.shard_tokens,
+        }
+
+    def quotas(self) -> dict[str, float]:
+        """Tokens wanted in each split."""
+        if self.max_tokens is None:
+            return {"train": float("inf"), "val": float("inf")}
+        held_out = max(1.0, self.max_tokens * self.val_fraction)
+        return {"train": max(1.0, self.max_tokens - held_out), "val": held_out}
+
+
+def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None]) -> Manifest:
+    """Prepare `source` into `options.out`, unless the folder holds exactly that already.
+
+    The text is read twice: for the tokenizer's sample and to see that no split will be empty, then to encode it. The
+    manifest comes last: a killed run leaves none, and the same command starts over. UserError for every bad input.
+    """
+    made_of = {"source": source.describe(), "options": options.recorded()}
+    if (existing := _existing(options, made_of, say)) is not None:
+        return existing
+    with staging(options.out) as folder:
+        found = _look(source, needs_sample=options.tokenizer is None)
+        divided = division(found, options.val_fraction)
+        model = options.tokenizer.read_bytes() if options.tokenizer else _train(found, divided, options, say)
+        write_synced(folder / TOKENIZER, model)
+        tokenizer = Tokenizer(folder / TOKENIZER)
+        dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= LARGEST_UINT16_VOCAB else "uint32"
+        encoder = Encoder(folder, tokenizer, np.dtype(dtype).newbyteorder("<"), options.shard_tokens, options.quotas())
+        log = SkipLog()
+        with Progress("encoding", found.bytes if found.complete else None) as progress:
+            splits = encoder.run(divided.parts(readable(source.records(), log)), log, progress)
+        manifest = Manifest(
+            format="sparlow-tokens",
+            format_version=1,
+            source=made_of["source"],
+            options=made_of["options"],
+            dtype=dtype,
+            tokenizer=_entry(tokenizer),
+            train=splits["train"],
+            val=splits["val"],
+            skipped=log.counts,
+            skipped_first=log.first,
+        )
+        commit(folder, options.out, manifest.to_json())
+    return manifest
+
+
+def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[str], None]) -> Manifest | None:
+    """The manifest of a finished corpus made of the same; UserError when the folder holds anything else."""
+    if options.overwrite or not (options.out / MANIFEST).exists():
+        return None
+    try:
+        manifest = read_manifest(options.out)
+    except UserError as error:
+        raise UserError(
+            f"--out {options.out}: its {MANIFEST} is of another kind; choose another folder or --overwrite"
+        ) from error
+    if {"source": manifest.source, "options": manifest.options} != made_of:
+        raise UserError(f"--out {options.out}: holds a corpus made otherwise; choose another folder or --overwrite")
+    try:
+        load_manifest(options.out)
+    except UserError as error:
+        say(f"preparing {options.out} anew: {error}")
+        return None
+    say(f"{options.out} is already prepared from the same text with the same options; nothing to do")
+    return manifest
+
+
+def _look(source: Source, needs_sample: bool) -> Survey:
+    """Read the source once: all of it when that is cheap, else as much as the tokenizer's sample needs."""
+    if not (needs_sample or source.complete_survey):
+        return Survey(complete=False)
+    log = SkipLog()
+    with Progress("reading") as progress:
+        found = survey(_counted(readable(source.records(), log), progress), whole=source.complete_survey)
+    if found.documents == 0:
+        raise UserError(f"no usable document in the text (left out: {log}); give other text or another --text-key")
+    return found
+
+
+def _counted(texts: Iterable[Text], progress: Progress) -> Iterator[Text]:
+    for text in texts:
+        yield text
+        progress.advance(len(text.text))
+
+
+def _train(found: Survey, divided: Division, options: PrepareOptions, say: Callable[[str], None]) -> bytes:
+    sample = [text for split, text in divided.parts(found.sample) if split == "train"]
+    say(f"training a tokenizer of {options.vocab_size} pieces on {sum(map(len, sample)) / 1e6:.1f} MB")
+    return train_tokenizer(sample, options.vocab_size)
+
+
+def _entry(tokenizer: Tokenizer) -> TokenizerEntry:
+    return TokenizerEntry(
+        file=TOKENIZER,
+        sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        bos=tokenizer.bos_id,
+        eos=tokenizer.eos_id,
+        pad=tokenizer.pad_id,
+    )

@@ -1,0 +1,75 @@
+"""Writing tokens: a row of flat files and the start of every document."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.data.manifest import FileEntry
+
+SHARD_TOKENS = 100_000_000
+
+
+class HashedFile:
+    """A file being written, its sha256 growing with it; `close` returns once the bytes are on the disk."""
+
+    def __init__(self, path: Path):
+        self.name, self.bytes = path.name, 0
+        self._file, self._sha256 = path.open("wb"), hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self.bytes += len(data)
+
+    def close(self, tokens: int) -> FileEntry:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return FileEntry(name=self.name, bytes=self.bytes, sha256=self._sha256.hexdigest(), tokens=tokens)
+
+
+class ShardWriter:
+    """Streams the documents of one split into `<split>-00000.bin`, … and their starts into `<split>.index.bin`.
+
+    Shards are cut at exactly `shard_tokens`, so a document may lie in two of them. Tokens are little-endian `dtype`,
+    starts little-endian uint64 with the total at the end.
+    """
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS):
+        self.documents, self.tokens, self.files = 0, 0, list[FileEntry]()
+        self._folder, self._split, self._dtype, self._shard_tokens = folder, split, dtype, shard_tokens
+        self._index = HashedFile(folder / f"{split}.index.bin")
+        self._shard: HashedFile | None = None
+
+    def add(self, ids: list[int]) -> None:
+        """Append one document, its markers included."""
+        self._index.write(np.uint64(self.tokens).astype("<u8").tobytes())
+        tokens = np.array(ids, dtype=self._dtype)
+        while tokens.size:
+            if self._shard is None:
+                self._shard = HashedFile(self._folder / f"{self._split}-{len(self.files):05d}.bin")
+            room = self._shard_tokens - self._in_shard
+            self._shard.write(tokens[:room].tobytes())
+            self.tokens += len(tokens[:room])
+            tokens = tokens[room:]
+            if self._in_shard == self._shard_tokens:
+                self._finish_shard()
+        self.documents += 1
+
+    def close(self) -> FileEntry:
+        """Finish the last shard and the index; the index is returned, the shards are in `files`."""
+        if self._shard is not None:
+            self._finish_shard()
+        self._index.write(np.uint64(self.tokens).astype("<u8").tobytes())
+        return self._index.close(tokens=0)
+
+    @property
+    def _in_shard(self) -> int:
+        return self._shard.bytes // self._dtype.itemsize if self._shard else 0
+
+    def _finish_shard(self) -> None:
+        assert self._shard is not None
+        self.files.append(self._shard.close(self._in_shard))
+        self._shard = None

@@ -1,0 +1,80 @@
+"""A folder that is filled aside and then takes its place file by file, the manifest last."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from model.errors import UserError
+from pretrain.data.manifest import MANIFEST
+
+STAGING = ".partial"
+OWNED = ("train-*.bin", "val-*.bin", "train.index.bin", "val.index.bin")
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A new empty folder inside `out`, gone afterwards; what a killed run left there goes first.
+
+    Raises UserError when `out` cannot be written (or the disk is full) or another process is preparing into it.
+    """
+    try:
+        existed = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            folder = out / STAGING
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                if not existed and not any(out.iterdir()):
+                    out.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: cannot be written ({error.strerror}); choose another folder or make room"
+        ) from error
+
+
+def commit(folder: Path, out: Path, manifest: str) -> None:
+    """Move the files of `folder` into `out`. Between the first line and the last there is no manifest in `out`."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    for pattern in OWNED:
+        for path in out.glob(pattern):
+            path.unlink()
+    for path in sorted(folder.iterdir()):
+        os.replace(path, out / path.name)
+    write_synced(folder / MANIFEST, manifest.encode())
+    _sync(out)
+    os.replace(folder / MANIFEST, out / MANIFEST)
+    _sync(out)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"--out {folder}: another prepare is writing there; wait for it or choose another folder"
+        ) from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,143 @@
+"""SentencePiece tokenizers: training one on a sample of the corpus, and using any given one."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from model.errors import UserError
+
+SENTENCE_CHARACTERS = 4096
+SETTINGS: dict[str, Any] = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "character_coverage": 0.9995,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    "split_digits": True,
+    "allow_whitespace_only_pieces": True,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    "max_sentence_length": 4 * SENTENCE_CHARACTERS,  # bytes
+    "num_threads": 4,  # part of the model file: a constant, so that every machine writes the same bytes
+    "minloglevel": 2,
+}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A BPE model file with byte fallback: any text comes back from its ids unchanged, save U+2581, which is a space.
+
+    The texts go in as blocks of lines rather than line by line, because SentencePiece drops the end of each
+    "sentence": only inside a block does it see newlines, and it learns pieces such as a colon with its newline.
+    """
+    model = io.BytesIO()
+    # A list: no Python code, hence no signal handler, runs inside the trainer's C++ loop.
+    sentences = list(_sentences(texts))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **SETTINGS
+        )
+    except RuntimeError as error:
+        raise _vocabulary_error(str(error), vocab_size) from error
+    return model.getvalue()
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Blocks of whole lines of at most SENTENCE_CHARACTERS; a longer line is cut."""
+    for text in texts:
+        start = 0
+        while start < len(text):
+            stop = start + SENTENCE_CHARACTERS
+            if stop < len(text):
+                stop = text.rfind("\n", start, stop) + 1 or stop
+            yield text[start:stop]
+            start = stop
+
+
+def _vocabulary_error(message: str, vocab_size: int) -> UserError:
+    if found := re.search(r"value <= (\d+)", message):
+        return UserError(f"--vocab-size {vocab_size}: too large for this text; the largest possible is {found[1]}")
+    if found := re.search(r"required_chars\. \d+ vs\.? (\d+)", message):
+        return UserError(f"--vocab-size {vocab_size}: too small for this text; the smallest possible is {found[1]}")
+    return UserError(f"--vocab-size {vocab_size}: SentencePiece cannot train on this text ({message}); give more text")
+
+
+class Tokenizer:
+    """A SentencePiece model file, ours or anyone's: LLaMA's (BPE, dummy prefix), T5's (unigram, no bos).
+
+    Raises UserError when `path` holds no SentencePiece model.
+    """
+
+    def __init__(self, path: str | PathLike[str]):
+        self.path = Path(path)
+        try:
+            model = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{path}: the tokenizer cannot be read ({error.strerror}); give a SentencePiece .model"
+            ) from error
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self._processor = _load(model, self.path)
+        self.vocab_size: int = self._processor.vocab_size()
+
+    @property
+    def bos_id(self) -> int | None:
+        return _existing(self._processor.bos_id())
+
+    @property
+    def eos_id(self) -> int | None:
+        return _existing(self._processor.eos_id())
+
+    @property
+    def pad_id(self) -> int | None:
+        return _existing(self._processor.pad_id())
+
+    @property
+    def unk_id(self) -> int | None:
+        return _existing(self._processor.unk_id())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone; markers such as "<s>" in it are ordinary characters."""
+        return self._processor.encode(text)
+
+    def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """Ids of each text, the same for any number of threads."""
+        return self._processor.encode(list(texts), num_threads=threads)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text that each id stands for: 0 for specials, 1 for byte pieces. int32 [vocab_size]."""
+        return np.array([self._bytes_of(i) for i in range(self.vocab_size)], dtype=np.int32)
+
+    def _bytes_of(self, i: int) -> int:
+        if self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i):
+            return 0
+        if self._processor.is_byte(i):
+            return 1
+        return len(self._processor.id_to_piece(i).replace("\u2581", " ").encode())
+
+
+def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        loaded = bool(model) and processor.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError):
+        loaded = False
+    if not loaded:
+        raise UserError(f"{path}: not a SentencePiece model; give a .model file or let prepare train one")
+    return processor
+
+
+def _existing(i: int) -> int | None:
+    return None if i < 0 else i
