@@ -7,6 +7,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from model.errors import UserError
+
 
 @dataclass
 class TrainState:
@@ -39,8 +41,8 @@ class TrainState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TrainState":
-        """Strict: a missing or unknown field is an error (TypeError), never a default."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(data) != names:
-            raise TypeError(f"state.json must hold exactly {sorted(names)}, found {sorted(data)}")
+        """Strict: a missing or unknown field is a UserError, never a default."""
+        wrong = {field.name for field in dataclasses.fields(cls)} ^ set(data)
+        if wrong:
+            raise UserError(f"state.json: missing or unknown: {', '.join(sorted(wrong))}; it was written by another version")
         return cls(**data)

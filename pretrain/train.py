@@ -145,6 +145,7 @@ def train(config: Config, world: World) -> int:
     if metrics:
         metrics.close()
         write_summary(run_dir, config, state, clock, evaluation, engine.reduced_bytes(), world)
+    engine.close()
     on_main(world, store.unlock)
     if saved_at != state.step:
         raise RunFailed(f"run.dir: the last checkpoint could not be written to {store.folder}; free some disk space")

@@ -57,7 +57,10 @@ def write_tiny(folder: Path, corpus: Path) -> Path:
 
 
 def train_here(path: Path, *overrides: str) -> int:
-    """`sparlow train` in this process; UserError and RunFailed come through."""
+    """`sparlow train` in this process; UserError and RunFailed come through.
+
+    The process group stays: DeepSpeed remembers the first one of a process.
+    """
     from pretrain import distributed
     from pretrain.config import load_config
     from pretrain.train import train
@@ -67,7 +70,6 @@ def train_here(path: Path, *overrides: str) -> int:
     try:
         return train(load_config(path, overrides), world)
     finally:
-        distributed.stop()
         signal.signal(signal.SIGTERM, handlers[0])
         signal.signal(signal.SIGINT, handlers[1])
 

@@ -91,6 +91,10 @@ class Engine:
         self.deepspeed.step()
         return Update(norm, finite)
 
+    def close(self) -> None:
+        """Let go of the engine's hooks and buffers."""
+        self.deepspeed.destroy()
+
     def reduced_bytes(self) -> int:
         """Bytes of gradient that a rank hands to a reduction in one optimizer step."""
         if self.world.size == 1:

@@ -11,26 +11,39 @@ from support import logged, tensor_hashes, train_here
 from model.errors import UserError
 from pretrain.state import TrainState
 
-PAUSES = ("--train.max_steps=20", "--train.max_steps=40", "--train.max_steps=60")
-
 
 @pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_resumes_equal_no_resume(tiny, tmp_path, linear, stage):
-    options = [f"--linear.name={linear}", f"--parallel.zero_stage={stage}"]
-    straight, paused = tmp_path / "straight", tmp_path / "paused"
-    train_here(tiny, *options, f"--run.dir={straight}")
-    for pause in PAUSES:
-        train_here(tiny, *options, f"--run.dir={paused}", pause)
-    assert tensor_hashes(paused, 60) == tensor_hashes(straight, 60)
+def test_two_resumes_equal_no_resume(tiny, tmp_path, linear):
+    require_equal_runs(tiny, tmp_path, [f"--linear.name={linear}"], pauses=(20, 40, 60))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_resumes_equal_no_resume_when_sharded(tiny, tmp_path, stage, dtype):
+    options = [f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}", "--optimizer.weight_decay=0.1"]
+    require_equal_runs(tiny, tmp_path, options, pauses=(3, 6, 9))
+
+
+def test_two_resumes_equal_no_resume_with_bf16_weights(tiny, tmp_path):
+    options = ["--train.dtype=bf16", "--optimizer.weights=bf16", "--train.checkpoint_every_layers=1"]
+    require_equal_runs(tiny, tmp_path, options, pauses=(3, 6, 9))
+
+
+def require_equal_runs(config: Path, folder: Path, options: list[str], pauses: tuple[int, ...]) -> None:
+    """A run paused at every step of `pauses` and one that goes straight to the last: equal to the byte."""
+    straight, paused, last = folder / "straight", folder / "paused", pauses[-1]
+    train_here(config, *options, f"--run.dir={straight}", f"--train.max_steps={last}")
+    for pause in pauses:
+        train_here(config, *options, f"--run.dir={paused}", f"--train.max_steps={pause}")
+    assert tensor_hashes(paused, last) == tensor_hashes(straight, last)
     assert logged(paused) == logged(straight)
     assert logged(paused, "train/grad_norm") == logged(straight, "train/grad_norm")
-    assert len(logged(straight)) == 60
+    assert len(logged(straight)) == last
 
 
 @pytest.fixture
 def halfway(tiny, tmp_path) -> Path:
-    """A run paused at step 20, after one skipped update."""
+    """A run paused at step 20."""
     train_here(tiny, "--train.max_steps=20")
     return tmp_path / "run"
 
@@ -64,11 +77,15 @@ CONSEQUENCE = {
     "flops": "flops",
     "train_seconds": "train_seconds",
     "growth_stage": "growth_stages",
-    "consecutive_skips": "state",
+    # consecutive_skips decides when a run gives up: test_guard.py
 }
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainState)])
+def test_every_number_has_a_consequence():
+    assert {field.name for field in dataclasses.fields(TrainState)} == CONSEQUENCE.keys() | {"consecutive_skips"}
+
+
+@pytest.mark.parametrize("field", CONSEQUENCE)
 def test_a_wrong_number_changes_the_run(halfway, tiny, tmp_path, field):
     untouched = tmp_path / "untouched"
     shutil.copytree(halfway, untouched)
@@ -77,13 +94,11 @@ def test_a_wrong_number_changes_the_run(halfway, tiny, tmp_path, field):
         state[field] += 16 if field == "cursor" else 1
 
     edit_state(halfway, shift)
-    train_here(tiny, "--train.max_steps=24", "--guard.max_consecutive_skips=10")
+    train_here(tiny, "--train.max_steps=24")
     train_here(tiny, "--train.max_steps=24", f"--run.dir={untouched}")
     kind = CONSEQUENCE[field]
     if kind == "losses":
         assert list(logged(halfway).values())[20:] != list(logged(untouched).values())[20:]
-    elif kind == "state":
-        pytest.skip("covered by test_guard.py")
     else:
         summaries = [json.loads((run / "summary.json").read_text())[kind] for run in (halfway, untouched)]
         assert summaries[0] != summaries[1]
