@@ -74,7 +74,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
         dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= LARGEST_UINT16_VOCAB else "uint32"
         encoder = Encoder(folder, tokenizer, np.dtype(dtype).newbyteorder("<"), options.shard_tokens, options.quotas())
         log = SkipLog()
-        with Progress("encoding", found.bytes if found.complete else None) as progress:
+        total = found.bytes if found.complete and options.max_tokens is None else None
+        with Progress("encoding", total) as progress:
             splits = encoder.run(divided.parts(readable(source.records(), log)), log, progress)
         manifest = Manifest(
             format="sparlow-tokens",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from pretrain.data.manifest import MANIFEST
+from pretrain.fault import fault_point
 
 STAGING = ".partial"
 OWNED = ("train-*.bin", "val-*.bin", "train.index.bin", "val.index.bin")
@@ -35,7 +36,7 @@ def staging(out: Path) -> Iterator[Path]:
                     out.rmdir()
     except OSError as error:
         raise UserError(
-            f"--out {out}: cannot be written ({error.strerror}); choose another folder or make room"
+            f"--out {out}: cannot be written ({error.strerror or error}); choose another folder or make room"
         ) from error
 
 
@@ -47,6 +48,7 @@ def commit(folder: Path, out: Path, manifest: str) -> None:
             path.unlink()
     for path in sorted(folder.iterdir()):
         os.replace(path, out / path.name)
+    fault_point("prepare_commit")
     write_synced(folder / MANIFEST, manifest.encode())
     _sync(out)
     os.replace(folder / MANIFEST, out / MANIFEST)

@@ -7,7 +7,7 @@ from typing import Any
 
 from model.errors import UserError
 from pretrain.data.documents import Document, Skipped
-from pretrain.data.sources.text import row_document
+from pretrain.data.sources.text import files_below, listing_sha256, row_document
 
 
 class HubSource:
@@ -21,7 +21,7 @@ class HubSource:
         datasets.disable_progress_bars()
         self._description = {
             "kind": "hf",
-            "id": "a local folder" if Path(name).exists() else name,
+            "id": f"local {listing_sha256(files_below(Path(name)))}" if Path(name).is_dir() else name,
             "config": config,
             "split": split,
             "text_key": text_key,
@@ -31,7 +31,7 @@ class HubSource:
             splits = datasets.load_dataset(name, config, streaming=stream)
         except ConnectionError as error:
             raise UserError(f"--hf {name}: the hub cannot be reached; check the network or use --text") from error
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--hf {name}: cannot be loaded ({reason}); check the id and --config") from error
         if split not in splits:

@@ -46,13 +46,16 @@ class TextSource:
                 yield Skipped(name, broken)
 
     def describe(self) -> dict[str, Any]:
-        listing = "".join(f"{name}\0{path.stat().st_size}\n" for name, path in self._files)
-        digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-        return {"kind": "text", "files": len(self._files), "files_sha256": digest, "text_key": self.text_key}
+        return {
+            "kind": "text",
+            "files": len(self._files),
+            "files_sha256": listing_sha256(self._files),
+            "text_key": self.text_key,
+        }
 
     def _add(self, argument: Path) -> None:
         if argument.is_dir():
-            for name, path in _files_below(argument):
+            for name, path in files_below(argument):
                 if path.name.endswith(TYPES):
                     self._files.append((name, path))
                 else:
@@ -116,7 +119,13 @@ def row_document(name: str, row: int, value: object, place: str) -> Document | S
     return Document(place, value.encode("utf-8", "surrogatepass"), score(name, row))
 
 
-def _files_below(folder: Path) -> list[tuple[str, Path]]:
+def listing_sha256(files: list[tuple[str, Path]]) -> str:
+    """A hash of the names and sizes of files: different when a corpus is exchanged, the same wherever it lies."""
+    listing = "".join(f"{name}\0{path.stat().st_size}\n" for name, path in files)
+    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def files_below(folder: Path) -> list[tuple[str, Path]]:
     """(path relative to `folder`, path), sorted, without hidden ones."""
     found = []
     for parent, folders, files in os.walk(folder):

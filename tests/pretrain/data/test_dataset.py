@@ -1,0 +1,140 @@
+"""TokenDataset: every token once per epoch, in an order that depends on (seed, epoch) alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.errors import UserError
+from pretrain.cli import main
+from pretrain.data.dataset import IGNORE, TokenDataset
+from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.sources.text import TextSource
+from pretrain.data.tokenizer import Tokenizer
+
+
+def flat(folder, split) -> np.ndarray:
+    return np.concatenate([np.fromfile(path, "<u2") for path in sorted(folder.glob(f"{split}-*.bin"))]).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def corpus(texts, tmp_path_factory):
+    """Shards of 1000 tokens, so that samples straddle them."""
+    options = PrepareOptions(out=tmp_path_factory.mktemp("data") / "c", vocab_size=320, shard_tokens=1000)
+    prepare(TextSource([str(texts)]), options, say=print)
+    return options.out
+
+
+def test_shards_are_small_enough_to_matter(corpus):
+    assert len(list(corpus.glob("train-*.bin"))) > 10
+
+
+def test_concat_windows_in_natural_order(corpus):
+    tokens, data = flat(corpus, "val"), TokenDataset(corpus, "val", 48, "concat", seed=3)
+    assert (data.n_tokens, data.n_samples) == (len(tokens), (len(tokens) - 1) // 48)
+    batch = data.batch(0, data.n_samples)
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
+    assert np.array_equal(batch.tokens.numpy().ravel(), tokens[: 48 * data.n_samples])
+    assert np.array_equal(batch.targets.numpy().ravel(), tokens[1 : 48 * data.n_samples + 1])
+
+
+def test_an_epoch_visits_every_window_once(corpus):
+    tokens, data = flat(corpus, "train"), TokenDataset(corpus, "train", 48, "concat", seed=3)
+    rows = {tuple(row) for row in data.batch(0, data.n_samples).tokens.tolist()}
+    assert rows == {tuple(tokens[i * 48 : i * 48 + 48]) for i in range(data.n_samples)}
+
+
+def test_order_differs_by_seed_and_epoch(corpus):
+    data = TokenDataset(corpus, "train", 48, "concat", seed=3)
+    n = data.n_samples
+    first, second = data.batch(0, n).tokens, data.batch(n, n).tokens
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, TokenDataset(corpus, "train", 48, "concat", seed=4).batch(0, n).tokens)
+    assert torch.equal(first, TokenDataset(corpus, "train", 48, "concat", seed=3).batch(0, n).tokens)
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_batch_is_its_parts_over_epoch_borders_too(corpus, split, packing):
+    data = TokenDataset(corpus, split, 48, packing, seed=3)
+    start = 5 * data.n_samples - 3
+    whole = data.batch(start, 8)
+    for size in (1, 2, 4):
+        parts = [data.batch(start + i, size) for i in range(0, 8, size)]
+        assert torch.equal(whole.tokens, torch.cat([p.tokens for p in parts]))
+        assert torch.equal(whole.targets, torch.cat([p.targets for p in parts]))
+
+
+@pytest.mark.parametrize("seq_len", [48, 5000])
+def test_document_rows(corpus, seq_len):
+    data, tokenizer = TokenDataset(corpus, "val", seq_len, "document", seed=0), Tokenizer(corpus / "tokenizer.model")
+    tokens = flat(corpus, "val")
+    starts = np.flatnonzero(tokens == tokenizer.bos_id)
+    assert data.n_samples == len(starts)
+    batch = data.batch(0, data.n_samples)
+    for row, start, end in zip(range(data.n_samples), starts, [*starts[1:], len(tokens)], strict=True):
+        document = tokens[start:end][:seq_len]
+        n = len(document)
+        assert batch.tokens[row, :n].tolist() == document.tolist()
+        assert (batch.tokens[row, n:] == tokenizer.eos_id).all()
+        assert batch.targets[row, : n - 1].tolist() == document[1:].tolist()
+        assert (batch.targets[row, n - 1 :] == IGNORE).all()
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_count_without_reading(corpus, packing):
+    data = TokenDataset(corpus, "train", 1300, packing, seed=1)
+    for cursor, n in [(0, 5), (7, 3), (data.n_samples - 1, 4)]:
+        batch = data.batch(cursor, n)
+        real, targets = data.count(cursor, n)
+        assert targets == int((batch.targets != IGNORE).sum())
+        if packing == "concat":
+            assert real == n * 1300
+        else:
+            assert real == targets + n, "each document has one token more than targets"
+
+
+def test_target_bytes(corpus, salad):
+    data = TokenDataset(corpus, "val", 5000, "document", seed=0)
+    batch = data.batch(0, data.n_samples)
+    tokenizer = Tokenizer(corpus / "tokenizer.model")
+    texts = [tokenizer.decode(row.tolist()) for row in batch.tokens]
+    assert set(texts) <= set(salad)
+    assert data.target_bytes(batch.targets) == sum(len(text.encode()) for text in texts)
+
+
+def test_fingerprint_and_attributes(corpus, prepared):
+    data = TokenDataset(corpus, "train", 48, "concat", 0)
+    assert data.fingerprint == TokenDataset(corpus, "val", 9, "document", 1).fingerprint
+    assert data.fingerprint != TokenDataset(prepared, "train", 48, "concat", 0).fingerprint
+    assert (data.vocab_size, data.seq_len, data.tokenizer_file) == (320, 48, corpus / "tokenizer.model")
+
+
+def test_too_short(corpus):
+    with pytest.raises(UserError, match=r"data\.path: corpus too short, .* train\.seq_len \+ 1 = 1000001"):
+        TokenDataset(corpus, "train", 1_000_000, "concat", 0)
+
+
+def test_tokenizer_of_another_corpus(prepared, texts, tmp_path):
+    other = tmp_path / "other"
+    assert main(["prepare", "--text", str(texts), "--out", str(other), "--vocab-size", "330"]) == 0
+    (prepared / "tokenizer.model").write_bytes((other / "tokenizer.model").read_bytes())
+    with pytest.raises(UserError, match=r"tokenizer\.model: this tokenizer did not make the shards"):
+        TokenDataset(prepared, "train", 16, "concat", 0)
+
+
+def test_token_beyond_the_vocabulary(prepared):
+    shard = prepared / "val-00000.bin"
+    tokens = np.fromfile(shard, "<u2")
+    tokens[3] = 320
+    tokens.tofile(shard)
+    with pytest.raises(UserError, match=r"val-00000\.bin: token 320 is beyond the vocabulary of 320"):
+        TokenDataset(prepared, "val", 16, "concat", 0).batch(0, 1)
+
+
+def test_document_starts_out_of_order(prepared):
+    index = prepared / "train.index.bin"
+    starts = np.fromfile(index, "<u8")
+    starts[[2, 3]] = starts[[3, 2]]
+    starts.tofile(index)
+    with pytest.raises(UserError, match=r"train\.index\.bin: the starts of the documents are not in order"):
+        TokenDataset(prepared, "train", 16, "document", 0)
