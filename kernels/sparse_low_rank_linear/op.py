@@ -29,9 +29,9 @@ class _SparseLowRankLinear(torch.autograd.Function):
         ctx.scale = scale
         ctx.bias_dtype = None if bias is None else bias.dtype
         weight = _rebuild(A.to(x.dtype), B.to(x.dtype), values.to(x.dtype), indices, scale)
-        flat = x.reshape(-1, x.shape[-1])  # [N, I]
+        flat = x.reshape(-1, A.shape[1])  # [N, I]
         y = flat @ weight.t() if bias is None else torch.addmm(bias.to(x.dtype), flat, weight.t())
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], B.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -39,8 +39,8 @@ class _SparseLowRankLinear(torch.autograd.Function):
         x, A, B, values, indices = ctx.saved_tensors
         need_x, need_A, need_B, need_values, _, _, need_bias = ctx.needs_input_grad
         grad_x = grad_A = grad_B = grad_values = grad_bias = None
-        g = grad_y.reshape(-1, grad_y.shape[-1])  # [N, O]
-        flat = x.reshape(-1, x.shape[-1])  # [N, I]
+        g = grad_y.reshape(-1, B.shape[0])  # [N, O]
+        flat = x.reshape(-1, A.shape[1])  # [N, I]
         A_, B_ = A.to(x.dtype), B.to(x.dtype)
         dense = torch.empty(B.shape[0], A.shape[1], dtype=x.dtype, device=x.device)  # W, then its gradient
         if need_x:
