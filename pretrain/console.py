@@ -28,7 +28,7 @@ class Console:
     def step(self, done: int, line: str | None) -> None:
         """`line` is a logged step's: the bar's text on a terminal, a line of its own elsewhere."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, **({"description": line} if line else {}))
+            self._progress.update(self._task, completed=done, description=line)
         elif line:
             self.say(f"step {done:>6}  {line}")
 

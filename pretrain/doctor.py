@@ -52,7 +52,8 @@ def _device() -> Finding:
         free, total = torch.cuda.mem_get_info()
         peak = peak_flops(device)
         mfu = f"peak {peak / 1e12:.0f} TFLOP/s" if peak else "peak unknown: set metrics.peak_tflops to log MFU"
-        return Finding("device", "ok", f"{torch.cuda.device_count()} x {device_name(device)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free, {mfu}")
+        memory = f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        return Finding("device", "ok", f"{torch.cuda.device_count()} x {device_name(device)}, {memory}, {mfu}")
     device = torch.device("cpu")
     precision = "bf16 instructions" if has_bf16(device) else "no bf16 instructions, so train.dtype = auto means fp32"
     if torch.version.cuda and shutil.which("nvidia-smi"):

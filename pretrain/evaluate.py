@@ -33,6 +33,11 @@ class Evaluation:
         """Independent of the tokenizer: every nat counts, end-of-document tokens included."""
         return self.nll / math.log(2) / self.bytes
 
+    def __str__(self) -> str:
+        return (
+            f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}  bits per byte {self.bits_per_byte:.4f}"
+        )
+
 
 @torch.no_grad()
 def evaluate(

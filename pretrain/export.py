@@ -37,7 +37,10 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool) -> dict[str, A
         raise UserError(f"--out {out}: exists already; choose another folder or give --overwrite")
     model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
     weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    export_folder(model, checkpoint.folder / "tokenizer.model", folder, weights, overwrite=overwrite)
+    try:
+        export_folder(model, checkpoint.folder / "tokenizer.model", folder, weights, overwrite=overwrite)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
 
     shape = (2, min(64, model.config.max_seq_len))
     tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
@@ -83,7 +86,9 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 def _require(difference: float, tolerance: float, reader: str) -> None:
     if not difference <= tolerance:
-        raise RunFailed(f"the exported folder, read by {reader}, gives logits that differ by {difference:.2e}; it was removed")
+        raise RunFailed(
+            f"the exported folder, read by {reader}, gives logits that differ by {difference:.2e}; it was removed"
+        )
 
 
 def _held_out_lines(checkpoint: Checkpoint) -> list[str]:

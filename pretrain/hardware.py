@@ -39,7 +39,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are native: GPUs from compute capability 8.0 on, CPUs with AVX512-BF16, AMX or SVE bf16."""
+    """Whether bf16 products are native: GPUs from compute capability 8.0, CPUs with AVX512-BF16, AMX or Arm bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     try:

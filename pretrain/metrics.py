@@ -5,24 +5,29 @@ import os
 import statistics
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class Metrics:
-    """Appends one JSON object per logged step and mirrors it to TensorBoard. Used on rank 0 only."""
+    """Appends one JSON object per logged step and mirrors it to TensorBoard; `active` is false on ranks other than 0."""
 
-    def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool):
-        self.path = run_dir / "metrics.jsonl"
-        _forget_after(self.path, resume_step)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
+    def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool, active: bool):
+        self._file: IO[str] | None = None
         self._board: Any = None
+        if not active:
+            return
+        path = run_dir / "metrics.jsonl"
+        _forget_after(path, resume_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """`figures` by TensorBoard tag."""
+        """`figures` by TensorBoard tag; without any, nothing is written."""
+        if self._file is None or not figures:
+            return
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -31,10 +36,11 @@ class Metrics:
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         if self._board is not None:
-            self._board.add_text(tag, text, step)
+            self._board.add_text(tag, "    " + text.replace("\n", "\n    "), step)  # indented: Markdown's verbatim
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -66,6 +72,11 @@ class StepClock:
         self._recent.append(seconds)
         self._all.append(seconds)
 
+    @property
+    def last(self) -> float:
+        """Seconds of the newest step."""
+        return self._all[-1]
+
     def percentile_ms(self, percent: int) -> float:
         """Of the last 200 steps, in milliseconds."""
         ordered = sorted(self._recent)
@@ -74,7 +85,3 @@ class StepClock:
     def steady_seconds(self) -> float:
         """Median step of this process, the first five left out where there are more."""
         return statistics.median(self._all[5:] or self._all)
-
-    @property
-    def empty(self) -> bool:
-        return not self._all

@@ -44,5 +44,7 @@ class TrainState:
         """Strict: a missing or unknown field is a UserError, never a default."""
         wrong = {field.name for field in dataclasses.fields(cls)} ^ set(data)
         if wrong:
-            raise UserError(f"state.json: missing or unknown: {', '.join(sorted(wrong))}; it was written by another version")
+            raise UserError(
+                f"state.json: missing or unknown: {', '.join(sorted(wrong))}; it was written by another version"
+            )
         return cls(**data)

@@ -50,7 +50,7 @@ def write_summary(
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.train_seconds,
-        "tokens_per_second": None if clock.empty else tokens_per_step / clock.steady_seconds(),
+        "tokens_per_second": tokens_per_step / clock.steady_seconds(),
         "val_loss": evaluation.loss if evaluation else None,
         "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
         "parameters": counts["total"],

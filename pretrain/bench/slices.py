@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: contestants in processes of their own take turns, ratios are taken turn by turn.
+"""Timing that survives a noisy machine: contestants in processes of their own take turns; a ratio is a turn's.
 
 A contestant is a command that prints "ready", then for every line `n` on its standard input does n units of work and
 prints the seconds they took.

@@ -35,7 +35,8 @@ def bench_train(config_path: str, overrides: list[str], config: Config, turns: i
         for contestant in [*own, *peers]:
             contestant.close()
     model, train = config.model, config.train
-    shape = f"d{model.dim} L{model.n_layers} ffn{model.ffn_dim} V{model.vocab_size} B{train.micro_batch_size} T{train.seq_len}"
+    network = f"d{model.dim} L{model.n_layers} ffn{model.ffn_dim} V{model.vocab_size}"
+    shape = f"{network} B{train.micro_batch_size} T{train.seq_len}"
     return [
         {
             "name": ours.name,

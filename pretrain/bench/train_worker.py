@@ -51,7 +51,7 @@ def peer_step(config: Config, precision: str) -> Callable[[], object]:
 
     shape = config.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = LlamaForCausalLM(
+    model: torch.nn.Module = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocab_size,
             hidden_size=shape.dim,
@@ -63,7 +63,8 @@ def peer_step(config: Config, precision: str) -> Callable[[], object]:
             max_position_embeddings=shape.max_seq_len,
             use_cache=False,
         )
-    ).to(device)
+    )
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     tokens = _tokens(config).to(device)
 

@@ -39,7 +39,9 @@ class CheckpointStore:
         except OSError:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise UserError(f"run.dir: {self.folder.parent} is in use by {owner}; wait for it or choose another") from None
+            raise UserError(
+                f"run.dir: {self.folder.parent} is in use by {owner}; wait for it or choose another"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -85,7 +87,7 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`. A folder loses its name first, so that a half-deleted one is no checkpoint."""
+        """Delete all but the newest `keep`. A folder loses its name first: a half-deleted one is no checkpoint."""
         for step in self.steps()[keep:]:
             path = self.folder / step_folder(step)
             doomed = path.with_name(path.name + ".deleting")

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"parameters        {parameters['total']:>22,}  ({parameters['total'] / 1e6:.2f} M)")
     print(f"  trainable       {parameters['trainable']:>22,}")
     print(f"  as dense        {parameters['dense_equivalent']:>22,}")
-    print(f"tokens per update {figures['tokens_per_update']:>22,}  ({figures['micro_steps_per_update']} micro-steps per process)")
+    print(f"tokens per update {figures['tokens_per_update']:>22,}  ({figures['micro_steps_per_update']} micro-steps)")
     print(f"updates           {figures['steps']:>22,}")
     print(f"tokens            {figures['tokens']:>22,}")
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")

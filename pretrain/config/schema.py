@@ -49,7 +49,7 @@ class DataConfig(Frozen):
     path: str = Field("data/stdlib", min_length=1)
     """Folder made by `sparlow prepare --out`."""
     packing: Literal["concat", "document"] = "concat"
-    """concat: documents end to end, cut into rows. document: one document per row, cut and padded (the papers' harness)."""
+    """concat: documents end to end, cut into rows. document: one per row, cut and padded (the papers' harness)."""
 
 
 class ParallelConfig(Frozen):
@@ -148,12 +148,14 @@ class Config(Frozen):
             )
         if self.optimizer.weights == "bf16" and parallel.zero_stage:
             raise ValueError(
-                'optimizer.weights = "bf16" needs parallel.zero_stage = 0: at higher stages DeepSpeed keeps an fp32 master'
+                'optimizer.weights = "bf16" needs parallel.zero_stage = 0: higher stages keep an fp32 master'
             )
         if self.optimizer.weights == "bf16" and train.dtype == "fp32":
             raise ValueError('optimizer.weights = "bf16" contradicts train.dtype = "fp32"; change one of them')
         if self.model.tie_embeddings and parallel.zero_stage == 3:
-            raise ValueError("model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie")
+            raise ValueError(
+                "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie"
+            )
         return self
 
     @property

@@ -25,7 +25,7 @@ def import_deepspeed() -> Any:
         from deepspeed.accelerator import get_accelerator, set_accelerator
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-        class QuietCPU(CPU_Accelerator):  # type: ignore[misc]
+        class QuietCPU(CPU_Accelerator):
             def create_op_builder(self, class_name: str) -> Any:
                 return None if class_name == "ShareMemCommBuilder" else super().create_op_builder(class_name)
 

@@ -68,7 +68,7 @@ class Engine:
         return nll.detach()
 
     def update(self, lr: float) -> Update:
-        """The optimizer step after the last micro-step, at learning rate `lr`; skipped when the gradient is not finite."""
+        """The optimizer step after the last micro-step, at rate `lr`; skipped when the gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:
@@ -79,8 +79,7 @@ class Engine:
     def _update_unsharded(self) -> Update:
         """Stage 0: the engine has reduced the gradients; norm, finite check and clipping are Sparlow's."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters]
-        norm_tensor = torch.nn.utils.get_total_norm(gradients)
+        norm_tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm_tensor.item()
         finite = math.isfinite(norm)
         if not finite:
@@ -107,8 +106,8 @@ class Engine:
     def _fill_optimizer_state(self) -> None:
         """Give every parameter (stage 1 and 2: every flat partition) its AdamW state before the first step.
 
-        At stage 1 and 2, DeepSpeed 0.19.8 links the state fragments of all groups after the first group's first step, when the other
-        groups have none yet; their moments would be out of reach for ever.
+        At stage 1 and 2, DeepSpeed 0.19.8 links the state fragments of all groups after the first group's first step,
+        when the other groups have none yet; their moments would be out of reach for ever.
         """
         inner = self.deepspeed.basic_optimizer
         for group in inner.param_groups:

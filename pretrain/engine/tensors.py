@@ -5,6 +5,7 @@ Reading is collective: all ranks ask for the same names in the same order.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +31,13 @@ def buffers(engine: Engine) -> list[tuple[str, Tensor]]:
 def whole_tensors(engine: Engine) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
     """(name, bytes, read) of every tensor in a fixed order; `read()` is collective and valid until the next one."""
     for name, buffer in buffers(engine):
-        yield f"model.{name}", buffer.nbytes, lambda buffer=buffer: buffer
+        yield f"model.{name}", buffer.nbytes, partial(torch.Tensor.detach, buffer)
     for name, parameter in parameters(engine):
-        size = _numel(parameter) * _master_itemsize(engine, parameter)
-        yield f"model.{name}", size, lambda parameter=parameter: _read_master(engine, parameter)
+        yield f"model.{name}", _master_bytes(engine, parameter), partial(_read_master, engine, parameter)
     for name, parameter in parameters(engine):
         for key in MOMENTS:
-            size = _numel(parameter) * _master_itemsize(engine, parameter)
-            yield f"optimizer.{name}.{key}", size, lambda p=parameter, key=key: _read_moment(engine, p, key)
+            read = partial(_read_moment, engine, parameter, key)
+            yield f"optimizer.{name}.{key}", _master_bytes(engine, parameter), read
 
 
 def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up: Batch) -> None:
@@ -65,23 +65,20 @@ def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up
 def _materialise(engine: Engine, batch: Batch) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = 0.0
+    tokens, targets = batch.tokens.to(engine.world.device), batch.targets.to(engine.world.device)
     for _ in range(engine.deepspeed.gradient_accumulation_steps()):
-        engine.deepspeed.backward(engine.deepspeed(batch.tokens.to(engine.world.device), batch.targets.to(engine.world.device)) * 0)
+        engine.deepspeed.backward(engine.deepspeed(tokens, targets) * 0)
         engine.deepspeed.step()
 
 
-def _numel(parameter: nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def _master_itemsize(engine: Engine, parameter: nn.Parameter) -> int:
-    return 4 if engine.stage else parameter.element_size()
+def _master_bytes(engine: Engine, parameter: nn.Parameter) -> int:
+    numel = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty parameter behind
+    return numel * (4 if engine.stage else parameter.element_size())
 
 
 def _read_master(engine: Engine, parameter: nn.Parameter) -> Tensor:
     if engine.stage == 0:
         return parameter.detach()
-    import_deepspeed()
     from deepspeed.utils import safe_get_full_fp32_param
 
     return safe_get_full_fp32_param(parameter)

@@ -10,6 +10,7 @@ from model.schema import Frozen
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+
 class AdamW:
     """torch.optim.AdamW: the class DeepSpeed knows, so ZeRO may shard it at every stage."""
 
@@ -26,12 +27,13 @@ class AdamW:
         weight_decay: float = Field(0.0, ge=0)
         """Decoupled weight decay per step, times the learning rate; norm weights are never decayed."""
         weights: Literal["fp32_master", "bf16"] = "fp32_master"
-        """fp32_master: weights are stored and updated in fp32. bf16: in bf16 with nearest rounding (half the memory)."""
+        """fp32_master: weights are stored and updated in fp32. bf16: in bf16, rounded to nearest (half the memory)."""
 
     @staticmethod
     def build(config: "AdamW.Config", model: nn.Module) -> torch.optim.AdamW:
         """Two groups: weights that decay, and norm weights that do not."""
-        decay, keep = [], []
+        decay: list[nn.Parameter] = []
+        keep: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             (keep if name.endswith("norm.weight") else decay).append(parameter)
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": keep, "weight_decay": 0.0}]

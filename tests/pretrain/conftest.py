@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import write_tiny
 
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """A prepared corpus of about 30k tokens of word salad, vocabulary 320."""

@@ -146,5 +146,5 @@ def test_a_second_process_is_refused(store):
 
 def test_a_file_in_place_of_the_run_folder_is_one_sentence(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match="run.dir"):
+    with pytest.raises(UserError, match=r"run\.dir"):
         CheckpointStore(tmp_path / "run").lock()

@@ -1,6 +1,7 @@
 """The configuration: precedence, strictness, and messages that name the key and the fix."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ def test_defaults_then_file_then_command_line(tmp_path):
         ("train = 3", r"train: "),
         ("[train", r"not valid TOML"),
         ("[optimizer]\nweights = 'bf16'\n[parallel]\nzero_stage = 2", r"optimizer\.weights = \"bf16\" needs parallel"),
-        ("[train]\nmax_steps = 20\n[schedule]\ntotal_steps = 10", r"train\.max_steps 20 is past schedule\.total_steps 10"),
+        (
+            "[train]\nmax_steps = 20\n[schedule]\ntotal_steps = 10",
+            r"train\.max_steps 20 is past schedule\.total_steps 10",
+        ),
     ],
 )
 def test_a_mistake_names_the_key(tmp_path, text, expected):
@@ -99,7 +103,7 @@ def test_every_key_is_documented():
     lines = to_toml(load_config(None), comments=True).splitlines()
     undocumented = [
         line
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in pairwise(lines)
         if "=" in line and not line.startswith("#") and not before.startswith("#") and not line.startswith("name =")
     ]
     assert undocumented == []

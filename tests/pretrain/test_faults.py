@@ -1,4 +1,4 @@
-"""Kills, signals and full disks: a run goes on from its last complete checkpoint, and ends as if nothing had happened."""
+"""Kills, signals, full disks: a run goes on from its last complete checkpoint and ends as if nothing had happened."""
 
 import os
 import re
@@ -104,7 +104,9 @@ def test_random_kills(tiny, tmp_path, undisturbed):
     print(f"SPARLOW_TEST_SEED={seed}")
     rng = random.Random(seed)
     for _ in range(15):
-        process = start_command("train", str(tiny), "--train.max_steps=24", "--checkpoint.every=2", "--checkpoint.keep=2")
+        process = start_command(
+            "train", str(tiny), "--train.max_steps=24", "--checkpoint.every=2", "--checkpoint.keep=2"
+        )
         try:
             process.communicate(timeout=rng.uniform(2.5, 6.0))
         except Exception:

@@ -28,7 +28,12 @@ def state(run: Path, step: int) -> dict:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_one_bad_micro_step_skips_one_update(tiny, tmp_path, poison, stage, dtype):
-    options = [f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}", "--checkpoint.every=1", "--checkpoint.keep=9"]
+    options = [
+        f"--parallel.zero_stage={stage}",
+        f"--train.dtype={dtype}",
+        "--checkpoint.every=1",
+        "--checkpoint.keep=9",
+    ]
     poison(6)  # four micro-steps per step: the second one of step 2
     train_here(tiny, *options, "--train.max_steps=4")
     run = tmp_path / "run"

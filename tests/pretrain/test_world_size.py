@@ -68,7 +68,12 @@ def test_a_run_of_two_processes_goes_on_with_one(both, corpus, tmp_path, stage):
 def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny):
     config = str(tiny)
     folder = f"--run.dir={both}/one/stage1"
-    assert torchrun("-m", "pretrain", "train", config, "--parallel.zero_stage=1", folder, "--train.max_steps=52").returncode == 0
+    assert (
+        torchrun(
+            "-m", "pretrain", "train", config, "--parallel.zero_stage=1", folder, "--train.max_steps=52"
+        ).returncode
+        == 0
+    )
     train_here(tiny, "--parallel.zero_stage=1", f"--run.dir={both}/two/stage1", "--train.max_steps=52")
     one, two = (logged(both / which / "stage1") for which in ("one", "two"))
     assert abs(float(one[52]) - float(two[52])) < 1e-5
@@ -87,7 +92,13 @@ def test_the_deepspeed_launcher(tiny, tmp_path):
     prefix = Path(sys.executable).parents[1]
     command = ["bash", "launch/deepspeed.sh", str(tiny), "--train.max_steps=3"]
     result = subprocess.run(
-        command, cwd=ROOT, env=env | {"VIRTUAL_ENV": str(prefix)}, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=ROOT,
+        env=env | {"VIRTUAL_ENV": str(prefix)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(logged(tmp_path / "run")) == 3

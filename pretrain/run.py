@@ -1,0 +1,108 @@
+"""What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.build import build_model, support_checksum
+from model.errors import RunFailed, UserError
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.schema import Config
+from pretrain.config.write import to_toml
+from pretrain.console import Console
+from pretrain.data.dataset import TokenDataset
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, together
+from pretrain.engine.engine import Engine
+from pretrain.engine.tensors import restore, whole_tensors
+from pretrain.optim import build_optimizer
+from pretrain.preflight import require_disk_space
+from pretrain.resume import require_same_run, resolve_dtype
+from pretrain.state import TrainState
+
+
+@dataclass
+class Run:
+    """A run that is ready for its next step."""
+
+    config: Config
+    world: World
+    console: Console
+    dir: Path
+    store: CheckpointStore
+    dataset: TokenDataset
+    held_out: TokenDataset
+    tokenizer: Tokenizer
+    engine: Engine
+    state: TrainState
+
+
+def open_run(config: Config, world: World) -> Run:
+    """Check the data, take the run folder, build the model and put back what the newest checkpoint holds."""
+    console = Console(world.is_main)
+    dataset, held_out = together(world, lambda: _open_data(config))
+    grad_accum_steps = require_divisible(config.train.global_batch_size, config.train.micro_batch_size, world.size)
+
+    run_dir = Path(config.run.dir)
+    store = CheckpointStore(run_dir)
+    newest = on_main(world, lambda: _claim(store, console))
+    checkpoint = together(world, lambda: Checkpoint(newest)) if newest else None
+    config = resolve_dtype(config, world.device, checkpoint)
+    if checkpoint:
+        require_same_run(config, dataset.fingerprint, checkpoint)
+    state = checkpoint.state if checkpoint else TrainState()
+
+    engine = _build_engine(config, world, grad_accum_steps)
+    if checkpoint:
+        restore(engine, checkpoint.read, state.updates, dataset.batch(0, config.train.micro_batch_size))
+    on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep))
+    if world.is_main:
+        (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+    tokenizer = Tokenizer(dataset.tokenizer_file)
+    return Run(config, world, console, run_dir, store, dataset, held_out, tokenizer, engine, state)
+
+
+def _open_data(config: Config) -> tuple[TokenDataset, TokenDataset]:
+    """Training and held-out data; UserError when they do not fit the model or the batch."""
+    data, train = config.data, config.train
+    dataset = TokenDataset(data.path, "train", train.seq_len, data.packing, config.run.seed)
+    held_out = TokenDataset(data.path, "val", train.seq_len, data.packing, config.run.seed)
+    if dataset.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer of data.path {data.path}, "
+            f"which has {dataset.vocab_size} pieces; set it to {dataset.vocab_size}"
+        )
+    if dataset.n_samples < train.global_batch_size:
+        raise UserError(
+            f"data.path: corpus too short, {data.path} holds {dataset.n_samples} rows of {train.seq_len} tokens, fewer "
+            f"than train.global_batch_size {train.global_batch_size}; prepare more text or take a smaller batch"
+        )
+    return dataset, held_out
+
+
+def _claim(store: CheckpointStore, console: Console) -> Path | None:
+    """Lock the run folder, clear what a kill has left in it, and find the checkpoint to go on from."""
+    store.lock()
+    store.clean()
+    return store.newest_good(console.say)
+
+
+def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine:
+    bf16 = config.train.dtype == "bf16"
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    model = build_model(
+        config.model,
+        config.linear,
+        seed=config.run.seed,
+        device=world.device,
+        param_dtype=torch.bfloat16 if config.optimizer.weights == "bf16" else torch.float32,
+        compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+        checkpoint_every=config.train.checkpoint_every_layers,
+    )
+    # DeepSpeed broadcasts parameters, not buffers: ranks that drew other supports would train nonsense.
+    checksums = gather_outcomes(world, support_checksum(model))
+    if len(set(checksums)) > 1:
+        raise RunFailed(f"the sparse supports differ between processes ({checksums}); are their versions equal?")
+    return Engine(model, build_optimizer(config.optimizer, model), config, world, grad_accum_steps, bf16)
