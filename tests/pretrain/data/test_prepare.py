@@ -13,6 +13,7 @@ import pytest
 
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
+from pretrain.data.documents import score
 from pretrain.data.manifest import load_manifest, verify_hashes
 from pretrain.data.shards import HashedFile
 from pretrain.data.tokenizer import Tokenizer
@@ -96,6 +97,29 @@ def test_kill_and_run_again(fault, tmp_path):
     assert main(arguments) == 0
     assert main(command(tmp_path / "long.txt", tmp_path / "b")) == 0
     assert equal_folders(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_kill_while_replacing_a_corpus_leaves_no_manifest(texts, prepared):
+    status, _ = run_command(*command(texts, prepared, "--val-fraction", "0.2", "--overwrite"), fault="prepare_commit")
+    assert status == -signal.SIGKILL
+    assert not (prepared / "manifest.json").exists()
+    assert main(command(texts, prepared)) == 0
+    verify_hashes(prepared)
+
+
+def test_what_a_killed_run_left_is_not_taken_over(texts, prepared, tmp_path):
+    (tmp_path / "a" / ".partial").mkdir(parents=True)
+    (tmp_path / "a" / ".partial" / "train-00009.bin").write_bytes(b"old")
+    assert main(command(texts, tmp_path / "a")) == 0
+    assert equal_folders(tmp_path / "a", prepared)
+
+
+def test_the_tokenizer_sees_no_held_out_text(texts, tmp_path):
+    held_out = next(name for name in (f"x{i}.txt" for i in range(1000)) if score(name) < 0.05)
+    shutil.copytree(texts, tmp_path / "texts")
+    (tmp_path / "texts" / held_out).write_text("XYXYXYXY\n" * 1000)
+    assert main(command(tmp_path / "texts", tmp_path / "a")) == 0
+    assert b"XY" not in (tmp_path / "a" / "tokenizer.model").read_bytes()
 
 
 def test_sigterm_leaves_nothing(tmp_path):

@@ -167,6 +167,24 @@ def test_stdlib_is_divided_by_the_hash_of_the_name_alone():
         assert (document.score < 0.05) == held_out
 
 
+def test_stdlib_leaves_out_tests_short_files_and_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(stdlib, "MIN_BYTES", 1)
+    for name in (
+        "b.py",
+        "copy_of_b.py",
+        "test/a.py",
+        "encodings/a.py",
+        "site-packages/a.py",
+        "sub/short.py",
+        "sub/c.py",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        content = "b" if name == "copy_of_b.py" else name[:-3]
+        (tmp_path / name).write_text(f"# {content}\n" * (1 if "short" in name else 100))
+    assert [d.name for d in StdlibSource().records()] == ["b.py", "sub/c.py"]
+
+
 def test_stdlib_without_sources_falls_back_to_torch_then_asks_for_text(tmp_path, monkeypatch):
     zipfile.ZipFile(tmp_path / "python311.zip", "w").close()
     monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
