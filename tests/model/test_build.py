@@ -7,6 +7,7 @@ from torch import Tensor
 from model.build import build_model, initialise, support_checksum
 from model.config import ModelConfig
 from model.linear import LINEARS, Dense, SparseLowRank
+from model.seeding import generator
 
 CONFIG = ModelConfig(dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=37, vocab_size=50)
 SPARSE = SparseLowRank.Config(rank=4, density=0.1)
@@ -55,6 +56,13 @@ def test_the_same_seed_gives_the_same_model_whatever_came_before():
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     assert not torch.equal(one.tok_embeddings.weight, other.tok_embeddings.weight)
     assert not torch.equal(one.layers[0].attention.q_proj.A, one.layers[1].attention.q_proj.A)
+
+
+@pytest.mark.parametrize("name", ["tok_embeddings.weight", "lm_head.weight", "layers.1.attention.v_proj.weight"])
+def test_a_value_is_drawn_from_the_full_name_of_its_parameter(name):
+    parameter = build(Dense.Config(), seed=3).get_parameter(name)
+    drawn = torch.empty(parameter.shape).normal_(0, CONFIG.init_std, generator=generator(3, "init", name))
+    assert torch.equal(parameter, drawn)
 
 
 def test_bf16_parameters_are_the_rounded_fp32_ones():
