@@ -9,7 +9,7 @@ from typing import IO, Any
 
 
 class Metrics:
-    """Appends one JSON object per logged step and mirrors it to TensorBoard; `active` is false on ranks other than 0."""
+    """Appends one JSON object per logged step and mirrors it to TensorBoard; only where `active` (rank 0)."""
 
     def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool, active: bool):
         self._file: IO[str] | None = None
