@@ -24,11 +24,21 @@ def build_model(
 
     It is made without memory first, so the device never holds more than the finished model.
     """
-    with torch.device("meta"):
-        model = Transformer(config, linear, compute_dtype, checkpoint_every)
+    model = shape_of_model(config, linear, compute_dtype, checkpoint_every)
     model = model.to(param_dtype).to_empty(device=device)
     initialise(model, seed)
     return model
+
+
+def shape_of_model(
+    config: ModelConfig,
+    linear: LinearConfig,
+    compute_dtype: torch.dtype = torch.float32,
+    checkpoint_every: int = 0,
+) -> Transformer:
+    """The transformer without memory (device meta); UserError when the linears do not fit its shape."""
+    with torch.device("meta"):
+        return Transformer(config, linear, compute_dtype, checkpoint_every)
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -1,7 +1,8 @@
 """Processes: who this one is, and how all of them agree before anything irreversible happens."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,10 +43,15 @@ def start() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+@contextmanager
+def processes() -> Iterator[World]:
+    """`start`, and at the end leave the process group again, if it was not there before."""
+    was_there = dist.is_initialized()
+    try:
+        yield start()
+    finally:
+        if dist.is_initialized() and not was_there:
+            dist.destroy_process_group()
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:

@@ -80,8 +80,7 @@ def _engine_step() -> str:
     from pretrain import distributed
     from pretrain.engine.accelerator import import_deepspeed
 
-    world = distributed.start()
-    try:
+    with distributed.processes() as world:
         net = torch.nn.Linear(4, 4).to(world.device)
         before = net.weight.detach().clone()
         settings = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": 1}}
@@ -92,8 +91,6 @@ def _engine_step() -> str:
         engine.step()
         moved = not torch.equal(before, engine.module.weight.detach())
         engine.destroy()
-    finally:
-        distributed.stop()
     if not moved:
         raise RuntimeError("a step left the weights as they were")
     return "one step at ZeRO stage 1"

@@ -57,16 +57,13 @@ def write_tiny(folder: Path, corpus: Path) -> Path:
 
 
 def train_here(path: Path, *overrides: str) -> int:
-    """`sparlow train` in this process; UserError and RunFailed come through.
-
-    The process group stays: DeepSpeed remembers the first one of a process.
-    """
+    """`sparlow train` in this process; UserError and RunFailed come through."""
     from pretrain import distributed
     from pretrain.config import load_config
     from pretrain.train import train
 
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    world = distributed.start()
+    world = distributed.start()  # and it stays: DeepSpeed remembers the first process group of a process
     try:
         return train(load_config(path, overrides), world)
     finally:

@@ -33,12 +33,9 @@ def run(args: argparse.Namespace) -> int:
     if dataset.vocab_size > config.model.vocab_size:
         raise UserError(f"--data {args.data}: its tokenizer has more pieces than the model's {config.model.vocab_size}")
     memory.keep_freed_memory()
-    world = distributed.start()
-    try:
+    with distributed.processes() as world:
         model = load_model(checkpoint, world.device)
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
-    finally:
-        distributed.stop()
     assert result is not None
     figures = {
         "step": checkpoint.state.step,

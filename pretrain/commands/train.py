@@ -28,8 +28,5 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.train import train
 
     memory.keep_freed_memory()
-    world = distributed.start()
-    try:
+    with distributed.processes() as world:
         return train(config, world)
-    finally:
-        distributed.stop()

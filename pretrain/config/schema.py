@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from model.build import shape_of_model
 from model.config import ModelConfig
 from model.linear import LinearConfig
 from model.linear.dense import Dense
@@ -132,6 +133,7 @@ class Config(Frozen):
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         train, parallel = self.train, self.parallel
+        shape_of_model(self.model.model_copy(update={"n_layers": 1}), self.linear)
         if train.global_batch_size % train.micro_batch_size:
             raise ValueError(
                 f"train.global_batch_size {train.global_batch_size} is not a multiple of "

@@ -10,8 +10,7 @@ from pretrain.config import load_config
 from pretrain.train import train
 
 path, folder, steps = sys.argv[1:]
-world = distributed.start()
-for stage in (0, 1, 2, 3):
-    overrides = [f"--parallel.zero_stage={stage}", f"--run.dir={folder}/stage{stage}", f"--train.max_steps={steps}"]
-    assert train(load_config(path, overrides), world) == 0
-distributed.stop()
+with distributed.processes() as world:
+    for stage in (0, 1, 2, 3):
+        overrides = [f"--parallel.zero_stage={stage}", f"--run.dir={folder}/stage{stage}", f"--train.max_steps={steps}"]
+        assert train(load_config(path, overrides), world) == 0

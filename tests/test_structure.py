@@ -1,0 +1,70 @@
+"""The shape of the repository: import direction, file sizes, and every shipped configuration runs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from support import train_here
+
+from pretrain.config import load_config
+from pretrain.plan import plan
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {"kernels": {"kernels"}, "model": {"kernels", "model"}, "pretrain": {"kernels", "model", "pretrain"}}
+CONFIGS = sorted(ROOT.joinpath("configs").glob("*.toml"))
+
+
+def sources(package: str) -> list[Path]:
+    return sorted(ROOT.joinpath(package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_import_direction(package):
+    for path in sources(package):
+        assert imported(path) & MAY_IMPORT.keys() <= MAY_IMPORT[package], path
+
+
+def test_training_never_imports_transformers():
+    peers = {"transformers_check.py", "train_worker.py"}  # run in processes of their own
+    found = [path for package in MAY_IMPORT for path in sources(package) if "transformers" in imported(path)]
+    assert {path.name for path in found} <= peers
+
+
+def test_files_stay_small():
+    lines = sorted(len(path.read_text().splitlines()) for package in MAY_IMPORT for path in sources(package))
+    assert lines[-1] <= 400
+    assert lines[len(lines) // 2] <= 150
+
+
+def test_no_test_folder_is_a_package():
+    assert list(ROOT.joinpath("tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_planned(path):
+    assert plan(load_config(path), 1)["parameters"]["total"] > 1e6
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_runs_scaled_down(path, corpus, tmp_path):
+    """Two steps, a pause and a resume at a width where they take a second."""
+    config = load_config(path)
+    small = [f"--run.dir={tmp_path}/run", f"--data.path={corpus}", "--metrics.tensorboard=false"]
+    small += ["--model.dim=32", "--model.n_layers=2", "--model.n_heads=2", "--model.ffn_dim=53"]
+    small += ["--model.vocab_size=320", "--train.seq_len=16", "--train.micro_batch_size=2"]
+    small += ["--train.global_batch_size=4", "--eval.tokens=64", "--eval.prompts=[]"]
+    if config.linear.name != "dense":
+        small += ["--linear.rank=4", "--linear.density=0.1"]
+    assert train_here(path, *small, "--train.max_steps=1") == 0
+    assert train_here(path, *small, "--train.max_steps=2") == 0
