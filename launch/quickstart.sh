@@ -16,12 +16,14 @@ step "corpus" sparlow prepare --source stdlib --vocab-size 2048 --out data/stdli
 step "training" sparlow train configs/quickstart.toml
 step "evaluation" sparlow eval runs/quickstart
 step "samples" sparlow sample runs/quickstart --tokens 60
+step "picture" sparlow report runs/quickstart
 step "export" sparlow export runs/quickstart --out exports/quickstart --overwrite
 
 cat <<EOF
 
 Done in $((SECONDS - begin)) s.
   run      runs/quickstart       (metrics.jsonl, summary.json, checkpoints/, tensorboard/)
+  picture  runs/quickstart/report/loss.png
   corpus   data/stdlib
   model    exports/quickstart    (a Hugging Face LLaMA folder)
 
