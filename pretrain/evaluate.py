@@ -43,34 +43,40 @@ class Evaluation:
 def evaluate(
     model: Transformer, dataset: TokenDataset, world: World, micro_batch_size: int, max_tokens: int | None
 ) -> Evaluation | None:
-    """The first `max_tokens` (None: all) tokens of a held-out split, in natural order. None when told to stop.
+    """About `max_tokens` tokens spread evenly over a held-out split, or (None) all of it. None when told to stop.
 
     Every rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones on empty rows.
     """
-    samples = dataset.n_samples
-    if max_tokens is not None:
-        samples = min(samples, -(-max_tokens // dataset.seq_len))
-    batches = -(-samples // micro_batch_size)
+    starts = _starts(dataset, micro_batch_size, max_tokens)
     nll, targets, n_bytes = 0.0, 0, 0
     was_training = model.training
     model.eval()
-    for turn, round_start in enumerate(range(0, batches, world.size)):
-        if turn % 8 == 0 and stop.agreed(world):
-            return None
-        batch = _share(dataset, round_start + world.rank, micro_batch_size, samples)
-        nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
-        targets += int((batch.targets != IGNORE).sum())
-        n_bytes += dataset.target_bytes(batch.targets)
-    model.train(was_training)
+    try:
+        for turn, first in enumerate(range(0, len(starts), world.size)):
+            if turn % 8 == 0 and stop.agreed(world):
+                return None
+            batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
+            nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
+            targets += int((batch.targets != IGNORE).sum())
+            n_bytes += dataset.target_bytes(batch.targets)
+    finally:
+        model.train(was_training)
     nll, total_targets, total_bytes = sum_over_ranks(world, nll, targets, n_bytes)
     return Evaluation(nll, int(total_targets), int(total_bytes))
 
 
-def _share(dataset: TokenDataset, index: int, size: int, samples: int) -> Batch:
-    """Micro-batch `index`; rows past the last sample repeat an earlier one with nothing to predict."""
-    start = min(index * size, samples - 1)
-    real = max(0, min(size, samples - index * size))
-    batch = dataset.batch(start, max(real, 1))
-    if real == 0:
-        batch = Batch(batch.tokens, torch.full_like(batch.targets, IGNORE))
-    return batch
+def _starts(dataset: TokenDataset, size: int, max_tokens: int | None) -> list[int]:
+    """First rows of the micro-batches: side by side when they cover the split, else with equal gaps."""
+    rows = dataset.n_samples
+    if max_tokens is None or max_tokens + size * dataset.seq_len > rows * dataset.seq_len:
+        return list(range(0, rows, size))
+    batches = -(-max_tokens // (size * dataset.seq_len))
+    return [index * rows // batches for index in range(batches)]
+
+
+def _micro_batch(dataset: TokenDataset, starts: list[int], index: int, size: int) -> Batch:
+    """Micro-batch `index`; past the last one a row with nothing to predict."""
+    if index < len(starts):
+        return dataset.batch(starts[index], min(size, dataset.n_samples - starts[index]))
+    batch = dataset.batch(0, 1)
+    return Batch(batch.tokens, torch.full_like(batch.targets, IGNORE))
