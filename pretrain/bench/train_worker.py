@@ -16,7 +16,7 @@ from pretrain.config.schema import Config
 
 def sparlow_step(config: Config) -> Callable[[], object]:
     """Sparlow's own step, engine and all."""
-    from model.build import build_model
+    from pretrain.build import build
     from pretrain.data.dataset import Batch
     from pretrain.engine.engine import Engine
     from pretrain.optim import build_optimizer
@@ -24,15 +24,9 @@ def sparlow_step(config: Config) -> Callable[[], object]:
 
     memory.keep_freed_memory()
     world = distributed.start()
-    bf16 = resolve_dtype(config, world.device, None).train.dtype == "bf16"
-    model = build_model(
-        config.model,
-        config.linear,
-        seed=0,
-        device=world.device,
-        param_dtype=torch.float32,
-        compute_dtype=torch.bfloat16 if bf16 else torch.float32,
-    )
+    config = resolve_dtype(config, world.device, None)
+    model = build(config, world.device)
+    bf16 = config.train.dtype == "bf16"
     engine = Engine(model, build_optimizer(config.optimizer, model), config, world, 1, bf16)
     tokens = _tokens(config)
     batch = Batch(tokens, tokens)

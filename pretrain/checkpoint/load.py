@@ -2,8 +2,8 @@
 
 import torch
 
-from model.build import build_model
 from model.transformer import Transformer
+from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.tokenizer import Tokenizer
 
@@ -14,17 +14,7 @@ def best_device() -> torch.device:
 
 def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torch.dtype | None = None) -> Transformer:
     """The checkpoint's model on `device`; computes as the run did unless `compute_dtype` says otherwise."""
-    config = checkpoint.config
-    if compute_dtype is None:
-        compute_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
-    model = build_model(
-        config.model,
-        config.linear,
-        seed=config.run.seed,
-        device=device,
-        param_dtype=torch.bfloat16 if config.optimizer.weights == "bf16" else torch.float32,
-        compute_dtype=compute_dtype,
-    )
+    model = build(checkpoint.config, device, compute_dtype)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(checkpoint.read(f"model.{name}"))

@@ -1,0 +1,26 @@
+"""The model that a configuration describes, the same for training, evaluation and benchmarks."""
+
+import torch
+
+from model.build import build_model
+from model.transformer import Transformer
+from pretrain.config.schema import Config
+
+
+def build(config: Config, device: torch.device, compute_dtype: torch.dtype | None = None) -> Transformer:
+    """The model of `config` with its initial weights on `device`; computes in `train.dtype` or in `compute_dtype`.
+
+    `train.dtype` must be resolved ("bf16" or "fp32") where `compute_dtype` is not given.
+    """
+    if compute_dtype is None:
+        assert config.train.dtype != "auto"
+        compute_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
+    return build_model(
+        config.model,
+        config.linear,
+        seed=config.run.seed,
+        device=device,
+        param_dtype=torch.bfloat16 if config.optimizer.weights == "bf16" else torch.float32,
+        compute_dtype=compute_dtype,
+        checkpoint_every=config.train.checkpoint_every_layers,
+    )
