@@ -8,21 +8,21 @@ from model.schema import Frozen
 class ModelConfig(Frozen):
     """A LLaMA: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases (arXiv 2302.13971)."""
 
-    dim: int = Field(512, ge=1)
+    dim: int = Field(512, ge=1, le=2**24)
     """Width of the residual stream."""
-    n_layers: int = Field(8, ge=1)
+    n_layers: int = Field(8, ge=1, le=2**24)
     """Number of transformer blocks."""
-    n_heads: int = Field(8, ge=1)
+    n_heads: int = Field(8, ge=1, le=2**24)
     """Query heads per block."""
-    n_kv_heads: int = Field(0, ge=0)
+    n_kv_heads: int = Field(0, ge=0, le=2**24)
     """Key and value heads per block; 0 means as many as n_heads."""
-    head_dim: int = Field(0, ge=0)
+    head_dim: int = Field(0, ge=0, le=2**24)
     """Width of one head; 0 means dim / n_heads."""
-    ffn_dim: int = Field(1376, ge=1)
+    ffn_dim: int = Field(1376, ge=1, le=2**24)
     """Inner width of the SwiGLU block, exactly as used (no hidden rounding)."""
-    vocab_size: int = Field(32000, ge=1)
+    vocab_size: int = Field(32000, ge=1, le=2**24)
     """Rows of the embedding and the output head; at least the tokenizer's vocabulary."""
-    max_seq_len: int = Field(1024, ge=1)
+    max_seq_len: int = Field(1024, ge=1, le=2**24)
     """Longest sequence, in tokens, that the model may be given."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary position encoding."""

@@ -50,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         _refuse(chosen, str(error))
         return 1
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        sentence = str(error).partition(". ")[0]
+        _refuse(chosen, f"{sentence}; lower train.micro_batch_size or set train.checkpoint_every_layers = 1")
+        return 1
     except KeyboardInterrupt:
         return 130
 

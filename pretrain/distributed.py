@@ -1,9 +1,11 @@
 """Processes: who this one is, and how all of them agree before anything irreversible happens."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from model.errors import UserError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,18 @@ def start() -> World:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
     if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"this machine has {torch.cuda.device_count()} GPUs, too few for process {local_rank + 1}; "
+                "start at most one process per GPU (NPROC, --nproc_per_node or --num_gpus)"
+            )
         torch.cuda.set_device(local_rank)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            # Rank 0 may read a large checkpoint twice while the others wait.
+            dist.init_process_group(backend, timeout=timedelta(hours=1))
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return World(dist.get_rank(), dist.get_world_size(), device)
@@ -45,10 +54,18 @@ def start() -> World:
 
 @contextmanager
 def processes() -> Iterator[World]:
-    """`start`, and at the end leave the process group again, if it was not there before."""
+    """`start`, and at the end leave the process group again, if it was not there before.
+
+    An error of this rank alone is printed here, because the command line speaks for rank 0 only.
+    """
     was_there = dist.is_initialized()
+    world = start()
     try:
-        yield start()
+        yield world
+    except Exception as error:
+        if not world.is_main and not getattr(error, "on_all_ranks", False):
+            print(f"process {world.rank}: {error}", file=sys.stderr)
+        raise
     finally:
         if dist.is_initialized() and not was_there:
             dist.destroy_process_group()
@@ -65,7 +82,7 @@ def on_main(world: World, work: Callable[[], T]) -> T:
     if world.size > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise outcome[1]
+        raise shared(outcome[1])
     return outcome[0]
 
 
@@ -77,21 +94,25 @@ def gather_outcomes(world: World, value: T, error: Exception | None = None) -> l
         dist.all_gather_object(outcomes, (value, error))
     for _, failed in outcomes:
         if failed is not None:
-            raise failed
+            raise shared(failed)
     return [value for value, _ in outcomes]
 
 
 def together(world: World, work: Callable[[], T]) -> T:
     """Run `work` on every rank; when it fails on one, all raise that error."""
-    value: T | None = None
-    failed: Exception | None = None
     try:
         value = work()
     except Exception as error:
-        failed = error
-    gather_outcomes(world, None, failed)
-    assert value is not None or failed is None
-    return value  # type: ignore[return-value]
+        gather_outcomes(world, None, error)
+        raise
+    gather_outcomes(world, None)
+    return value
+
+
+def shared(error: E) -> E:
+    """Mark an error that every rank raises, so that one of them prints it."""
+    error.on_all_ranks = True  # type: ignore[attr-defined]
+    return error
 
 
 def sum_over_ranks(world: World, *values: float) -> list[float]:

@@ -30,7 +30,7 @@ LINES = 1000
 
 
 def export(source: str, out: str, *, dtype: str, overwrite: bool) -> dict[str, Any]:
-    """Write the folder and check it; RunFailed, with the folder removed, when it computes something else."""
+    """Write the folder and check it; when the check fails, in whatever way, the folder is removed again."""
     checkpoint = open_checkpoint(source)
     folder = Path(out)
     if folder.exists() and not overwrite:
@@ -42,6 +42,18 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool) -> dict[str, A
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
 
+    try:
+        return _check(checkpoint, model, folder, TOLERANCE[dtype])
+    except BaseException:  # Ctrl-C too: what is not checked does not stay
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, tolerance: float) -> dict[str, Any]:
+    """What the folder computes when it is read again, by this code and by transformers; RunFailed when it is wrong.
+
+    `tokenizer_lines` is None where the tokenizer was not checked.
+    """
     shape = (2, min(64, model.config.max_seq_len))
     tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     expected = _logits(model, tokens)
@@ -51,20 +63,17 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool) -> dict[str, A
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "max_logit_difference": _difference(_logits(_read_back(folder), tokens), expected),
         "transformers": None,
+        "tokenizer_lines": None,
     }
-    try:
-        _require(report["max_logit_difference"], TOLERANCE[dtype], "this code")
-        if importlib.util.find_spec("transformers"):
-            lines = _held_out_lines(checkpoint)
-            logits, ids, version = _ask_transformers(folder, tokens, lines)
-            report["transformers"] = version
-            report["max_logit_difference_transformers"] = _difference(logits, expected)
-            report["tokenizer_lines"] = len(lines)
-            _require(report["max_logit_difference_transformers"], TOLERANCE[dtype], "transformers")
+    _require(report["max_logit_difference"], tolerance, "this code")
+    if importlib.util.find_spec("transformers"):
+        lines = _held_out_lines(checkpoint)
+        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, lines or [])
+        report["max_logit_difference_transformers"] = _difference(logits, expected)
+        _require(report["max_logit_difference_transformers"], tolerance, "transformers")
+        if lines is not None:
             _require_equal_ids(tokenizer_of(checkpoint), lines, ids)
-    except RunFailed:
-        shutil.rmtree(folder)
-        raise
+            report["tokenizer_lines"] = len(lines)
     return report
 
 
@@ -91,13 +100,14 @@ def _require(difference: float, tolerance: float, reader: str) -> None:
         )
 
 
-def _held_out_lines(checkpoint: Checkpoint) -> list[str]:
-    """Lines of the run's held-out text, decoded from its tokens; none when the corpus is no longer there."""
+def _held_out_lines(checkpoint: Checkpoint) -> list[str] | None:
+    """Lines of the run's held-out text, decoded from its tokens; None when the run's corpus is no longer there."""
     config, tokenizer = checkpoint.config, tokenizer_of(checkpoint)
-    try:
-        dataset = TokenDataset(config.data.path, "val", config.train.seq_len, "concat", 0)
-    except UserError:
-        return []
+    if not Path(config.data.path).exists():
+        return None
+    dataset = TokenDataset(config.data.path, "val", config.train.seq_len, "concat", 0)
+    if dataset.fingerprint != checkpoint.manifest.data_fingerprint:
+        return None
     lines: list[str] = []
     for index in range(dataset.n_samples):
         text = tokenizer.decode(dataset.batch(index, 1).tokens[0].tolist())
@@ -120,7 +130,8 @@ def _ask_transformers(folder: Path, tokens: Tensor, lines: list[str]) -> tuple[T
         command = [sys.executable, "-P", str(script), str(folder.resolve()), scratch]
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
         if result.returncode:
-            raise RunFailed(f"transformers cannot load the exported folder: {result.stderr.strip().splitlines()[-1]}")
+            reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+            raise RunFailed(f"transformers cannot load the exported folder: {reason}; it was removed")
         answer = json.loads((Path(scratch) / "answer.json").read_text())
         return load_file(Path(scratch) / "logits.safetensors")["logits"], answer["ids"], answer["version"]
 

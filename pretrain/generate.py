@@ -1,11 +1,15 @@
 """Text from a model: sampling token by token."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from model.seeding import generator
 from model.transformer import Transformer
+from pretrain import stop
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.distributed import World, on_main
 
 
 @torch.no_grad()
@@ -16,27 +20,31 @@ def generate(
     *,
     tokens: int,
     seed: int,
+    world: World,
     temperature: float = 0.8,
     top_k: int = 50,
 ) -> str:
-    """`prompt` and up to `tokens` more tokens, ending early at the end-of-document token.
+    """`prompt` and up to `tokens` more tokens, ending early at the end-of-document token or when told to stop.
 
     temperature 0 takes the likeliest token; otherwise one of the `top_k` likeliest is drawn, from (seed, prompt) alone.
+    All ranks of `world` take part, and follow rank 0's choice: at ZeRO-3 one that ended alone would leave the others
+    waiting.
     """
-    device = next(model.parameters()).device
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = torch.tensor([begin + tokenizer.encode(prompt)], device=device)
+    ids = torch.tensor([begin + tokenizer.encode(prompt)], device=world.device)
     if ids.numel() == 0:
-        ids = torch.tensor([[tokenizer.eos_id or 0]], device=device)
+        ids = torch.tensor([[tokenizer.eos_id or 0]], device=world.device)
     draws = generator(seed, "generate", prompt)
     was_training = model.training
     model.eval()
-    for _ in range(tokens):
+    for count in range(tokens):
+        if count % 8 == 0 and stop.agreed(world):
+            break
         logits = model(ids[:, -model.config.max_seq_len :])[0, -1]
-        token = _draw(logits, temperature, top_k, draws)
+        token = on_main(world, partial(_draw, logits, temperature, top_k, draws))
         if token == tokenizer.eos_id:
             break
-        ids = torch.cat([ids, torch.tensor([[token]], device=device)], dim=1)
+        ids = torch.cat([ids, torch.tensor([[token]], device=world.device)], dim=1)
     model.train(was_training)
     return tokenizer.decode(ids[0, len(begin) :].tolist())
 

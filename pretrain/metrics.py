@@ -1,64 +1,92 @@
 """Figures of a run: metrics.jsonl, TensorBoard, and the clock behind tokens per second."""
 
 import json
+import math
 import os
 import statistics
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 class Metrics:
-    """Appends one JSON object per logged step and mirrors it to TensorBoard; only where `active` (rank 0)."""
+    """Appends one JSON object per logged step and mirrors it to TensorBoard; only where `active` (rank 0).
 
-    def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool, active: bool):
-        self._file: IO[str] | None = None
+    A full disk costs figures, not the run: the first loss is told to `say`, and further ones are silent.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool, active: bool, say: Callable[[str], None]):
+        self._path = run_dir / "metrics.jsonl"
+        self._active, self._say, self._complained = active, say, False
         self._board: Any = None
         if not active:
             return
-        path = run_dir / "metrics.jsonl"
-        _forget_after(path, resume_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held for the life of the run
+        self._keep([record for record in self._records() if record["step"] <= resume_step])
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """`figures` by TensorBoard tag; without any, nothing is written."""
-        if self._file is None or not figures:
+        """`figures` by TensorBoard tag; what is not finite becomes null. Without any, nothing is written."""
+        if not self._active or not figures:
             return
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for tag, value in figures.items():
-                self._board.add_scalar(tag, value, step)
+        finite = {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
+        with self._tolerate():
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+            if self._board is not None:
+                for tag, value in figures.items():
+                    self._board.add_scalar(tag, value, step)
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         if self._board is not None:
-            self._board.add_text(tag, "    " + text.replace("\n", "\n    "), step)  # indented: Markdown's verbatim
+            with self._tolerate():  # indented text is verbatim in Markdown
+                self._board.add_text(tag, "    " + text.replace("\n", "\n    "), step)
+
+    def take_back(self, step: int) -> dict[str, float]:
+        """Remove the record of `step`, the last one, and return its figures, to be written again with more."""
+        if not self._active:
+            return {}
+        records = self._records()
+        if not records or records[-1]["step"] != step:
+            return {}
+        last = records.pop()
+        self._keep(records)
+        return {tag: math.nan if value is None else value for tag, value in last.items() if tag != "step"}
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
         if self._board is not None:
-            self._board.close()
+            with self._tolerate():
+                self._board.close()
 
+    def _records(self) -> list[dict[str, Any]]:
+        """What the file holds; a line that a kill has cut is left out."""
+        records = []
+        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []:
+            try:
+                record = json.loads(line)
+                record["step"] = int(record["step"])
+                records.append(record)
+            except (ValueError, KeyError, TypeError):
+                continue
+        return records
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resume will make again, and a last line that a kill has cut."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    def _keep(self, records: list[dict[str, Any]]) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    @contextmanager
+    def _tolerate(self) -> Iterator[None]:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+            yield
+        except OSError as error:
+            if not self._complained:
+                self._say(f"metrics cannot be written ({error}); training goes on without them")
+            self._complained = True
 
 
 class StepClock:
@@ -81,6 +109,11 @@ class StepClock:
         """Of the last 200 steps, in milliseconds."""
         ordered = sorted(self._recent)
         return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+    @property
+    def empty(self) -> bool:
+        """Whether this process has made no step."""
+        return not self._all
 
     def steady_seconds(self) -> float:
         """Median step of this process, the first five left out where there are more."""

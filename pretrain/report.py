@@ -25,23 +25,39 @@ SMOOTHING = 0.9
 
 def write_report(runs: list[Path], out: Path) -> list[Path]:
     """Write `loss.png`, `table.json` and `index.html` to `out` and return them; UserError names what is missing."""
-    records = {run.name: _records(run) for run in runs}
-    table = [{"run": run.name, **_summary(run)} for run in runs]
+    names = _names(runs)
+    records = [_records(run) for run in runs]
+    table = [{"run": name, **_summary(run)} for name, run in zip(names, runs, strict=True)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
         (out / "index.html").write_text(_page(table), encoding="utf-8")
-        _draw(records, out / "loss.png")
+        _draw(names, records, out / "loss.png")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return [out / name for name in ("loss.png", "table.json", "index.html")]
 
 
+def _names(runs: list[Path]) -> list[str]:
+    """What each run is called: its folder's name, or its path as given where two folders have the same name."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+
+
 def _records(run: Path) -> list[dict[str, Any]]:
+    """The logged steps; a last line that a kill has cut short is left out."""
     try:
-        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = (run / "metrics.jsonl").read_text().splitlines()
     except OSError:
         raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(f"{run}/metrics.jsonl: line {number} is not JSON; delete that line") from None
+    return records
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -52,24 +68,20 @@ def _summary(run: Path) -> dict[str, Any]:
     return {key: summary[key] for key in COLUMNS}
 
 
-def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def _draw(names: list[str], runs: list[list[dict[str, Any]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for index, (name, records) in enumerate(runs.items()):
+    for index, (name, records) in enumerate(zip(names, runs, strict=True)):
         color = f"C{index}"
-        train = [(r["train/tokens_seen"], r["train/loss"]) for r in records if "train/loss" in r]
-        left.plot(*zip(*train, strict=True), color=color, alpha=0.25, linewidth=0.8)
-        left.plot([x for x, _ in train], _smooth([y for _, y in train]), color=color, label=name)
-        tokens = {r["step"]: r["train/tokens_seen"] for r in records if "train/tokens_seen" in r}
-        held_out = [(tokens[r["step"]], r) for r in records if "val/loss" in r and r["step"] in tokens]
-        left.plot([x for x, _ in held_out], [r["val/loss"] for _, r in held_out], "o", color=color)
-        right.plot(
-            [x for x, _ in held_out], [r["val/bits_per_byte"] for _, r in held_out], "o-", color=color, label=name
-        )
+        tokens, losses = _curve(records, "train/loss")
+        left.plot(tokens, losses, color=color, alpha=0.25, linewidth=0.8)
+        left.plot(tokens, _smooth(losses), color=color, label=name)
+        left.plot(*_curve(records, "val/loss"), "o", color=color)
+        right.plot(*_curve(records, "val/bits_per_byte"), "o-", color=color, label=name)
     left.set(xlabel="tokens", ylabel="loss (nats per token)", title="training loss, held-out loss as dots")
     right.set(xlabel="tokens", ylabel="bits per byte", title="held-out text")
     for axes in (left, right):
@@ -78,6 +90,13 @@ def _draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     # No date, no version of matplotlib: equal runs give equal bytes.
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def _curve(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Tokens seen and the value of `key` wherever both are logged; a null stands for a value that was not finite."""
+    at = {record["step"]: record["train/tokens_seen"] for record in records if "train/tokens_seen" in record}
+    points = [(at[r["step"]], r[key]) for r in records if r.get(key) is not None and r["step"] in at]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _smooth(values: list[float]) -> list[float]:
@@ -103,6 +122,8 @@ def _page(table: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}" if value < 1e4 or value >= 1e9 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

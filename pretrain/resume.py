@@ -12,10 +12,16 @@ from pretrain.hardware import has_bf16
 
 
 def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint | None) -> Config:
-    """`config` with train.dtype = "auto" settled: by the checkpoint that the run goes on from, else by the device."""
+    """`config` with train.dtype = "auto" settled: by the checkpoint that the run goes on from, else by the device.
+
+    Weights that are stored in bf16 are computed with in bf16, whatever the device has.
+    """
     if config.train.dtype != "auto":
         return config
-    dtype = checkpoint.config.train.dtype if checkpoint else ("bf16" if has_bf16(device) else "fp32")
+    if checkpoint:
+        dtype = checkpoint.config.train.dtype
+    else:
+        dtype = "bf16" if has_bf16(device) or config.optimizer.weights == "bf16" else "fp32"
     return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 

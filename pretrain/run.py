@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from model.build import build_model, support_checksum
+from model.build import support_checksum
 from model.errors import RunFailed, UserError
+from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
@@ -14,9 +15,10 @@ from pretrain.config.write import to_toml
 from pretrain.console import Console
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, together
+from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.engine.engine import Engine
 from pretrain.engine.tensors import restore, whole_tensors
+from pretrain.metrics import Metrics
 from pretrain.optim import build_optimizer
 from pretrain.preflight import require_disk_space
 from pretrain.resume import require_same_run, resolve_dtype
@@ -32,6 +34,7 @@ class Run:
     console: Console
     dir: Path
     store: CheckpointStore
+    metrics: Metrics
     dataset: TokenDataset
     held_out: TokenDataset
     tokenizer: Tokenizer
@@ -39,33 +42,27 @@ class Run:
     state: TrainState
 
 
-def open_run(config: Config, world: World) -> Run:
+def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
     """Check the data, take the run folder, build the model and put back what the newest checkpoint holds."""
     console = Console(world.is_main)
-    dataset, held_out = together(world, lambda: _open_data(config))
-    grad_accum_steps = require_divisible(config.train.global_batch_size, config.train.micro_batch_size, world.size)
-
+    dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
     run_dir = Path(config.run.dir)
-    store = CheckpointStore(run_dir)
     newest = on_main(world, lambda: _claim(store, console))
     checkpoint = together(world, lambda: Checkpoint(newest)) if newest else None
-    config = resolve_dtype(config, world.device, checkpoint)
-    if checkpoint:
-        require_same_run(config, dataset.fingerprint, checkpoint)
+    config = on_main(world, lambda: _settle(config, world, dataset, checkpoint))
     state = checkpoint.state if checkpoint else TrainState()
 
     engine = _build_engine(config, world, grad_accum_steps)
     if checkpoint:
         restore(engine, checkpoint.read, state.updates, dataset.batch(0, config.train.micro_batch_size))
     on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep))
-    if world.is_main:
-        (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+    metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
-    return Run(config, world, console, run_dir, store, dataset, held_out, tokenizer, engine, state)
+    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)
 
 
-def _open_data(config: Config) -> tuple[TokenDataset, TokenDataset]:
-    """Training and held-out data; UserError when they do not fit the model or the batch."""
+def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:
+    """Training data, held-out data, micro-steps per update; UserError when they do not fit the model or the batch."""
     data, train = config.data, config.train
     dataset = TokenDataset(data.path, "train", train.seq_len, data.packing, config.run.seed)
     held_out = TokenDataset(data.path, "val", train.seq_len, data.packing, config.run.seed)
@@ -79,7 +76,7 @@ def _open_data(config: Config) -> tuple[TokenDataset, TokenDataset]:
             f"data.path: corpus too short, {data.path} holds {dataset.n_samples} rows of {train.seq_len} tokens, fewer "
             f"than train.global_batch_size {train.global_batch_size}; prepare more text or take a smaller batch"
         )
-    return dataset, held_out
+    return dataset, held_out, require_divisible(train.global_batch_size, train.micro_batch_size, world.size)
 
 
 def _claim(store: CheckpointStore, console: Console) -> Path | None:
@@ -89,20 +86,36 @@ def _claim(store: CheckpointStore, console: Console) -> Path | None:
     return store.newest_good(console.say)
 
 
+def _settle(config: Config, world: World, dataset: TokenDataset, checkpoint: Checkpoint | None) -> Config:
+    """The configuration with nothing left open, once it is known to be that of the checkpoint."""
+    config = resolve_dtype(config, world.device, checkpoint)
+    if checkpoint:
+        require_same_run(config, dataset.fingerprint, checkpoint)
+    return config
+
+
+def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Console, active: bool) -> Metrics:
+    try:
+        if active:
+            (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+        return Metrics(run_dir, state.step, config.metrics.tensorboard, active, console.say)
+    except OSError as error:
+        raise UserError(
+            f"run.dir: {run_dir} cannot be written ({error.strerror}); make room or choose another"
+        ) from None
+
+
 def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine:
-    bf16 = config.train.dtype == "bf16"
-    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
-    model = build_model(
-        config.model,
-        config.linear,
-        seed=config.run.seed,
-        device=world.device,
-        param_dtype=torch.bfloat16 if config.optimizer.weights == "bf16" else torch.float32,
-        compute_dtype=torch.bfloat16 if bf16 else torch.float32,
-        checkpoint_every=config.train.checkpoint_every_layers,
-    )
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh memory would cost time and change nothing: every kernel here writes what it takes.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    model = build(config, world.device)
     # DeepSpeed broadcasts parameters, not buffers: ranks that drew other supports would train nonsense.
     checksums = gather_outcomes(world, support_checksum(model))
     if len(set(checksums)) > 1:
-        raise RunFailed(f"the sparse supports differ between processes ({checksums}); are their versions equal?")
+        raise shared(
+            RunFailed(f"the sparse supports differ between processes ({checksums}); are their versions equal?")
+        )
+    bf16 = config.train.dtype == "bf16"
     return Engine(model, build_optimizer(config.optimizer, model), config, world, grad_accum_steps, bf16)

@@ -26,6 +26,8 @@ class TrainState:
     """How many of the last steps were skipped in a row."""
     flops: float = 0.0
     """FLOPs executed in training."""
+    evaluation_due: bool = False
+    """An evaluation at this step was interrupted; a resume makes it before the next step."""
     growth_stage: int = 0
     """How often the model has grown."""
     train_seconds: float = 0.0

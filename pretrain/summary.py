@@ -1,6 +1,7 @@
 """summary.json: what a run came to, for other programs."""
 
 import json
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.counts import count_parameters
+from model.errors import RunFailed
 from pretrain.config.schema import Config
 from pretrain.distributed import World
 from pretrain.evaluate import Evaluation
@@ -43,16 +45,16 @@ def write_summary(
     reduced_bytes_per_step: int,
     world: World,
 ) -> None:
-    """Rewrite `summary.json` at the end of a `train`; figures that do not apply are null."""
+    """Rewrite `summary.json` at the end of a `train`; figures that do not apply are null. RunFailed on a full disk."""
     counts = count_parameters(config.model, config.linear)
-    tokens_per_step = config.train.global_batch_size * config.train.seq_len
+    step_seconds = state.train_seconds / state.step if clock.empty else clock.steady_seconds()
     summary: dict[str, Any] = {
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.train_seconds,
-        "tokens_per_second": tokens_per_step / clock.steady_seconds(),
-        "val_loss": evaluation.loss if evaluation else None,
-        "bits_per_byte": evaluation.bits_per_byte if evaluation else None,
+        "tokens_per_second": config.train.global_batch_size * config.train.seq_len / step_seconds,
+        "val_loss": _finite(evaluation.loss) if evaluation else None,
+        "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
         "parameters": counts["total"],
         "trainable_parameters": counts["trainable"],
         "flops": state.flops,
@@ -68,5 +70,21 @@ def write_summary(
         "device": device_name(world.device),
     }
     temporary = run_dir / "summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, run_dir / "summary.json")
+    try:
+        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, run_dir / "summary.json")
+    except OSError as error:
+        raise RunFailed(f"{run_dir}/summary.json cannot be written ({error.strerror}); the checkpoint is") from None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def summary_is_current(run_dir: Path, step: int) -> bool:
+    """Whether `summary.json` is of `step` and complete."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text())
+        return summary["step"] == step and summary["val_loss"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,15 +1,16 @@
 """`sparlow train`: the loop, from top to bottom."""
 
 import time
+from pathlib import Path
 
 import torch
 
-from model.counts import training_flops
 from model.errors import RunFailed
 from pretrain import stop
 from pretrain.checkpoint.save import save_checkpoint
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
-from pretrain.distributed import World, on_main, sum_over_ranks
+from pretrain.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.engine.engine import Update
 from pretrain.engine.tensors import whole_tensors
 from pretrain.evaluate import Evaluation, evaluate
@@ -17,9 +18,10 @@ from pretrain.fault import fault_point
 from pretrain.generate import generate
 from pretrain.hardware import device_name, peak_flops
 from pretrain.memory import peak_bytes
-from pretrain.metrics import Metrics, StepClock
+from pretrain.metrics import StepClock
+from pretrain.plan import flops_per_update
 from pretrain.run import Run, open_run
-from pretrain.summary import versions_line, write_summary
+from pretrain.summary import summary_is_current, versions_line, write_summary
 
 STOPPED = 143
 
@@ -30,17 +32,30 @@ def train(config: Config, world: World) -> int:
     Returns 0, or 143 when SIGTERM or Ctrl-C ended the run early, with a checkpoint committed.
     """
     stop.listen()
-    run = open_run(config, world)
-    config, state, console = run.config, run.state, run.console
-    _introduce(run)
-    if state.step >= config.last_step:
-        console.say(f"nothing to do: {run.dir} is at step {state.step} already; raise train.max_steps to go on")
-        _close(run)
-        return 0
+    store = CheckpointStore(Path(config.run.dir))
+    try:
+        run = open_run(config, world, store)
+        try:
+            _introduce(run)
+            stopped = _train(run)
+        finally:
+            run.console.stop_steps()
+            run.metrics.close()
+        run.engine.close()
+    finally:
+        store.unlock()
+    return STOPPED if stopped else 0
 
-    metrics = Metrics(run.dir, state.step, config.metrics.tensorboard, active=world.is_main)
-    clock = StepClock()
-    evaluation, saved, stopping = None, False, False
+
+def _train(run: Run) -> bool:
+    """The loop; whether it was stopped before its end."""
+    config, state, console = run.config, run.state, run.console
+    clock, saved, stopping = StepClock(), True, False
+    evaluation = None
+    if state.evaluation_due:
+        figures = run.metrics.take_back(state.step)
+        evaluation, stopping = _evaluate(run, figures)
+        run.metrics.write(state.step, figures)
     console.start_steps(state.step, config.last_step)
 
     while state.step < config.last_step and not stopping:
@@ -51,39 +66,65 @@ def train(config: Config, world: World) -> int:
         state.train_seconds += clock.last
         _count_skips(run, update)
 
-        step = state.step
-        ends, pauses = step == config.schedule.total_steps, step == config.last_step
-        figures: dict[str, float] = {}
-        if step % config.metrics.every == 0 or step == 1 or ends:
-            figures = _step_figures(run, clock, loss, lr, update)
+        step, ends = state.step, state.step == config.schedule.total_steps
+        logs = step % config.metrics.every == 0 or step == 1 or ends
+        figures = _step_figures(run, clock, loss, lr, update) if logs else {}
         console.step(step, _line(figures) if figures else None)
 
-        due = ends or bool(config.eval.every and step % config.eval.every == 0)
-        if (due or pauses) and not stopping:
-            limit = None if ends else config.eval.tokens
-            evaluation = evaluate(run.engine.model, run.held_out, world, config.train.micro_batch_size, limit)
-            stopping = evaluation is None
-            if evaluation:
-                console.say(f"step {step:>6}  {evaluation}")
-            if evaluation and due:  # a pause must not leave a trace in the metrics
-                figures |= _val_figures(evaluation)
-                _sample(run, metrics)
-        metrics.write(step, figures)
+        state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
+        evaluation = None
+        if state.evaluation_due and not stopping:
+            evaluation, stopping = _evaluate(run, figures)
+        run.metrics.write(step, figures)
 
-        if step % config.checkpoint.every == 0 or pauses or stopping:
+        if step % config.checkpoint.every == 0 or step == config.last_step or stopping:
             saved = _save(run)
 
-    console.stop_steps()
-    metrics.close()
-    if world.is_main:
-        write_summary(run.dir, config, state, clock, evaluation, run.engine.reduced_bytes(), world)
-    _close(run)
     if not saved:
-        raise RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space")
+        raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
-        return STOPPED
-    return 0
+        return True
+    return _finish(run, clock, evaluation)
+
+
+def _finish(run: Run, clock: StepClock, evaluation: Evaluation | None) -> bool:
+    """Write the summary of the last step, with an evaluation of its own where none was due; whether that was stopped.
+
+    A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
+    """
+    current = on_main(run.world, lambda: summary_is_current(run.dir, run.state.step))
+    if clock.empty and current:
+        run.console.say(f"nothing to do: {run.dir} is at step {run.state.step} already; raise train.max_steps to go on")
+        return False
+    if evaluation is None:
+        evaluation = _held_out(run)
+    reduced = run.engine.reduced_bytes()
+    on_main(run.world, lambda: write_summary(run.dir, run.config, run.state, clock, evaluation, reduced, run.world))
+    return evaluation is None
+
+
+def _evaluate(run: Run, figures: dict[str, float]) -> tuple[Evaluation | None, bool]:
+    """The evaluation that is due: adds to `figures`, prints samples. Second: whether it was stopped, so still due."""
+    evaluation = _held_out(run)
+    if evaluation is None:
+        return None, True
+    figures["val/loss"] = evaluation.loss
+    figures["val/ppl"] = evaluation.perplexity
+    figures["val/bits_per_byte"] = evaluation.bits_per_byte
+    _sample(run)
+    run.state.evaluation_due = False
+    return evaluation, stop.agreed(run.world)
+
+
+def _held_out(run: Run) -> Evaluation | None:
+    """Held-out figures at this step, of the whole split at the schedule's end; None when told to stop."""
+    config, step = run.config, run.state.step
+    limit = None if step == config.schedule.total_steps else config.eval.tokens
+    evaluation = evaluate(run.engine.model, run.held_out, run.world, config.train.micro_batch_size, limit)
+    if evaluation:
+        run.console.say(f"step {step:>6}  {evaluation}")
+    return evaluation
 
 
 def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
@@ -103,14 +144,8 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
-    state.flops += _flops_per_step(config)
+    state.flops += flops_per_update(config, "executed")
     return total_nll / targets, update, asked > 0
-
-
-def _flops_per_step(config: Config) -> float:
-    train = config.train
-    micro = training_flops(config.model, config.linear, train.micro_batch_size, train.seq_len)["executed"]
-    return float(micro) * (train.global_batch_size // train.micro_batch_size)
 
 
 def _count_skips(run: Run, update: Update) -> None:
@@ -123,9 +158,11 @@ def _count_skips(run: Run, update: Update) -> None:
     state.consecutive_skips += 1
     run.console.say(f"step {state.step}: the gradient is not finite; update skipped ({state.skipped_steps} so far)")
     if state.consecutive_skips >= run.config.guard.max_consecutive_skips:
-        raise RunFailed(
-            f"{state.consecutive_skips} updates in a row were skipped because the gradient was not finite "
-            "(guard.max_consecutive_skips); lower optimizer.lr or set train.grad_clip"
+        raise shared(
+            RunFailed(
+                f"{state.consecutive_skips} updates in a row were skipped because the gradient was not finite "
+                "(guard.max_consecutive_skips); lower optimizer.lr or set train.grad_clip"
+            )
         )
 
 
@@ -144,7 +181,7 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "mem/peak_gib": peak_bytes(world.device) / 2**30,
     }
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
-        figures["perf/mfu"] = _flops_per_step(config) / world.size / clock.steady_seconds() / peak
+        figures["perf/mfu"] = flops_per_update(config, "executed") / world.size / clock.steady_seconds() / peak
     return figures
 
 
@@ -157,21 +194,13 @@ def _line(figures: dict[str, float]) -> str:
     )
 
 
-def _val_figures(evaluation: Evaluation) -> dict[str, float]:
-    return {
-        "val/loss": evaluation.loss,
-        "val/ppl": evaluation.perplexity,
-        "val/bits_per_byte": evaluation.bits_per_byte,
-    }
-
-
-def _sample(run: Run, metrics: Metrics) -> None:
+def _sample(run: Run) -> None:
     """Continue the fixed prompts. All ranks do, because ZeRO-3 gathers weights in every forward pass."""
-    config = run.config
-    for prompt in config.eval.prompts:
-        text = generate(run.engine.model, run.tokenizer, prompt, tokens=config.eval.sample_tokens, seed=config.run.seed)
+    model, tokens, seed = run.engine.model, run.config.eval.sample_tokens, run.config.run.seed
+    for prompt in run.config.eval.prompts:
+        text = generate(model, run.tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
-        metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
+        run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
 
 
 def _save(run: Run) -> bool:
@@ -182,14 +211,9 @@ def _save(run: Run) -> bool:
         step = run.state.step
         run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")
         return False
-    on_main(run.world, lambda: run.store.prune(run.config.checkpoint.keep))
+    on_main(run.world, lambda: run.store.prune(run.config.checkpoint.keep, run.console.say))
     fault_point("after_save")
     return True
-
-
-def _close(run: Run) -> None:
-    run.engine.close()
-    on_main(run.world, run.store.unlock)
 
 
 def _introduce(run: Run) -> None:

@@ -36,6 +36,8 @@ class SparseLowRank(BaseLinear):
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)
+        if in_features * out_features >= 2**31:
+            raise UserError(f"{name} ({out_features} x {in_features}) has 2^31 entries or more, too many for a support")
         size = support_size(config.density, in_features, out_features)
         if size == 0:
             raise UserError(

@@ -2,7 +2,8 @@
 
 The peer is run as its users run it, under bf16 autocast, and again with Sparlow's allocator setting
 (pretrain/memory.py), which speeds up any training on a CPU: the first ratio is what a user gains by changing over, the
-second what is left when both have the setting. Where the processor has no bf16 instructions the peer also runs in fp32.
+second what is left when both have the setting. Where Sparlow computes in fp32, because
+the processor has no bf16 instructions or by configuration, the peer also runs in fp32.
 """
 
 import statistics
@@ -12,7 +13,8 @@ import torch
 
 from pretrain.bench.slices import Contestant, median_ratio, take_turns
 from pretrain.config.schema import Config
-from pretrain.hardware import device_name, has_bf16
+from pretrain.hardware import device_name
+from pretrain.resume import resolve_dtype
 
 WORKER = "pretrain.bench.train_worker"
 
@@ -20,16 +22,19 @@ WORKER = "pretrain.bench.train_worker"
 def bench_train(config_path: str, overrides: list[str], config: Config, turns: int, steps: int) -> list[dict[str, Any]]:
     """One row per pair (ours, peer); `ratio` is ours / peer in time, so below 1 is faster."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precisions = ["bf16"] if has_bf16(device) else ["bf16", "fp32"]
-    own = [Contestant("sparlow", WORKER, "sparlow", config_path, *overrides)]
-    if config.linear.name != "dense":
-        own.append(Contestant("sparlow dense", WORKER, "sparlow", config_path, *overrides, "--linear.name=dense"))
-    peers = []
-    for precision in precisions:
-        for setting in ["stock", *(["tuned"] if device.type == "cpu" else [])]:
-            name = f"transformers {precision}" + (" + allocator setting" if setting == "tuned" else "")
-            peers.append(Contestant(name, WORKER, f"peer-{precision}-{setting}", config_path, *overrides))
+    dtype = resolve_dtype(config, device, None).train.dtype
+    settings = {"stock": "", "tuned": " + allocator setting"} if device.type == "cpu" else {"stock": ""}
+    own: list[Contestant] = []
+    peers: list[Contestant] = []
     try:
+        own.append(Contestant("sparlow", WORKER, "sparlow", config_path, *overrides))
+        if config.linear.name != "dense":
+            other = [text for text in overrides if not text.startswith("--linear.")]
+            own.append(Contestant("sparlow dense", WORKER, "sparlow", config_path, *other, "--linear.name=dense"))
+        for precision in ["bf16"] if dtype == "bf16" else ["bf16", "fp32"]:
+            for setting, suffix in settings.items():
+                kind = f"peer-{precision}-{setting}"
+                peers.append(Contestant(f"transformers {precision}{suffix}", WORKER, kind, config_path, *overrides))
         seconds = take_turns([*own, *peers], turns, steps)
     finally:
         for contestant in [*own, *peers]:
@@ -41,7 +46,7 @@ def bench_train(config_path: str, overrides: list[str], config: Config, turns: i
         {
             "name": ours.name,
             "shape": shape,
-            "dtype": "bf16" if has_bf16(device) else "fp32",
+            "dtype": dtype,
             "device": device_name(device),
             "ours_ms": 1000 * statistics.median(seconds[ours.name]),
             "reference": peer.name,

@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from model.errors import UserError
+
 FORMAT_VERSION = 1
 
 
@@ -38,17 +40,25 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint."""
+    """The manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint.
+
+    UserError for one that is whole but cannot be used: of another version, or not readable by this user.
+    """
     try:
         data = json.loads((folder / "manifest.json").read_text())
         files = tuple(FileEntry(**entry) for entry in data.pop("files"))
         manifest = Manifest(**data, files=files)
     except FileNotFoundError:
         raise BrokenCheckpoint("manifest.json is missing") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{folder}: manifest.json cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BrokenCheckpoint(f"manifest.json cannot be read ({type(error).__name__})") from None
     if manifest.format_version != FORMAT_VERSION:
-        raise BrokenCheckpoint(f"format version {manifest.format_version}, this code reads {FORMAT_VERSION}")
+        raise UserError(
+            f"{folder}: written in checkpoint format {manifest.format_version}, this version reads {FORMAT_VERSION}; "
+            "use the version that wrote it"
+        )
     names = [entry.name for entry in files]
     if len(set(names)) != len(names):
         raise BrokenCheckpoint("manifest.json lists a file twice")
@@ -71,5 +81,8 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -34,7 +34,7 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The whole tensor `name`, on the CPU."""
         if name not in self._shard_of:
-            raise BrokenCheckpoint(f"{self.folder.name} holds no tensor {name}")
+            raise UserError(f"{self.folder} holds no tensor {name}; it belongs to another model or version")
         with safe_open(self._shard_of[name], framework="pt") as shard:
             return shard.get_tensor(name)
 

@@ -1,5 +1,6 @@
 """Writing a checkpoint: every rank writes its share, rank 0 commits."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
 from pretrain.data.dataset import TokenDataset
 from pretrain.distributed import World, gather_outcomes, on_main
-from pretrain.fault import fault_point
+from pretrain.fault import fault_flag, fault_point
 from pretrain.state import TrainState
 
 SHARD_BYTES = 512 * 1024**2
@@ -32,15 +33,15 @@ def save_checkpoint(
     tensors: WholeTensors,
     dataset: TokenDataset,
 ) -> Path:
-    """Commit one checkpoint and return its folder. Collective; an OSError on any rank (disk full) is raised on all,
-    with nothing left behind and older checkpoints untouched.
+    """Commit one checkpoint and return its folder. Collective; an error while writing (OSError: disk full) is raised on
+    all ranks, with nothing left behind and older checkpoints untouched.
     """
     final = store.folder / step_folder(state.step)
     temporary = on_main(world, lambda: _fresh_folder(final))
     try:
         files = _write_shards(temporary, world, tensors)
         on_main(world, lambda: _commit(temporary, final, world, config, state, files, dataset))
-    except OSError:
+    except Exception:
         on_main(world, lambda: shutil.rmtree(temporary, ignore_errors=True))
         raise
     return final
@@ -70,7 +71,7 @@ class _ShardWriter:
     def __init__(self, folder: Path, world: World):
         self.folder, self.world = folder, world
         self.written: list[FileEntry] = []
-        self.failed: OSError | None = None
+        self.failed: Exception | None = None
         self._index, self._bytes = 0, 0
         self._tensors: dict[str, Tensor] = {}
 
@@ -84,7 +85,10 @@ class _ShardWriter:
 
     def take(self, name: str, tensor: Tensor) -> None:
         if self._index % self.world.size == self.world.rank and self.failed is None:
-            self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            try:
+                self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            except Exception as error:  # out of memory
+                self.failed = error
 
     def flush(self) -> None:
         if not self._tensors:
@@ -93,7 +97,7 @@ class _ShardWriter:
             data = safetensors.torch.save(self._tensors)
             self.written.append(write_synced(self.folder / f"tensors-{self._index:05d}.safetensors", data))
             fault_point("shard")
-        except OSError as error:
+        except Exception as error:
             self.failed = error
         self._tensors = {}
 
@@ -126,8 +130,6 @@ def _commit(
     write_synced(temporary / "manifest.json", manifest.to_json().encode())
     _sync_folder(temporary)
     fault_point("before_rename")
-    if final.exists():  # the same step, saved by a run that was started again from an older checkpoint
-        shutil.rmtree(final)
     temporary.rename(final)
     _sync_folder(final.parent)
     fault_point("before_latest")
@@ -138,6 +140,8 @@ def _commit(
 
 def write_synced(path: Path, data: bytes) -> FileEntry:
     """Write and fsync one file; returns its manifest entry."""
+    if fault_flag("disk_full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with open(path, "wb") as file:
         for start in range(0, len(data), 2**24):
             file.write(data[start : start + 2**24])

@@ -86,12 +86,16 @@ class CheckpointStore:
         for path in [*self.folder.glob("step-*.tmp.*"), *self.folder.glob("step-*.deleting")]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, say: Callable[[str], None]) -> None:
         """Delete all but the newest `keep`. A folder loses its name first: a half-deleted one is no checkpoint."""
         for step in self.steps()[keep:]:
             path = self.folder / step_folder(step)
             doomed = path.with_name(path.name + ".deleting")
-            path.rename(doomed)
+            try:
+                path.rename(doomed)
+            except OSError as error:
+                say(f"the old checkpoint {path} cannot be deleted ({error.strerror}); it is kept")
+                continue
             fault_point("prune")
             shutil.rmtree(doomed, ignore_errors=True)
 

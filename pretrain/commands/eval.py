@@ -30,8 +30,11 @@ def run(args: argparse.Namespace) -> int:
     dataset = TokenDataset(
         args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
     )
-    if dataset.vocab_size > config.model.vocab_size:
-        raise UserError(f"--data {args.data}: its tokenizer has more pieces than the model's {config.model.vocab_size}")
+    if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
+        raise UserError(
+            f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
+            "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
+        )
     memory.keep_freed_memory()
     with distributed.processes() as world:
         model = load_model(checkpoint, world.device)

@@ -28,7 +28,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"read back: logits differ by at most {report['max_logit_difference']:.2e} from the training model's")
     if report["transformers"]:
         difference, lines = report["max_logit_difference_transformers"], report["tokenizer_lines"]
-        print(f"transformers {report['transformers']}: logits differ by {difference:.2e}, ids equal on {lines} lines")
+        print(f"transformers {report['transformers']}: logits differ by at most {difference:.2e}")
+        if lines is None:
+            print("the tokenizer was not checked: the corpus of the run is no longer at its data.path")
+        else:
+            print(f"tokenizer: transformers gives equal ids on {lines} lines of held-out text")
     else:
         print("transformers is not installed: its own check was skipped (pip install transformers -c constraints.txt)")
     return 0

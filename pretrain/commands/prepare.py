@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pretrain.data.documents import Source
     from pretrain.data.manifest import Manifest
 
-HELP = "text -> tokenizer and token shards"
 EXAMPLE = "sparlow prepare --text books/ notes.jsonl.gz --out data/mine --vocab-size 8000"
 STDLIB_OUT, STDLIB_VOCAB, VOCAB = Path("data/stdlib"), 2048, 32000
 

@@ -17,19 +17,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import math
 
     from model.errors import UserError
     from pretrain import memory
     from pretrain.checkpoint.load import best_device, load_model, tokenizer_of
     from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.distributed import World
     from pretrain.generate import generate
 
-    if args.temperature < 0 or args.tokens < 1 or args.top_k < 1:
-        raise UserError("--temperature must be at least 0, --tokens and --top-k at least 1")
+    if not 0 <= args.temperature < math.inf or args.tokens < 1 or args.top_k < 1:
+        raise UserError("--temperature must be a finite number of at least 0, --tokens and --top-k at least 1")
     checkpoint = open_checkpoint(args.checkpoint)
     tokenizer = tokenizer_of(checkpoint)
     memory.keep_freed_memory()
-    model = load_model(checkpoint, best_device())
+    device = best_device()
+    model = load_model(checkpoint, device)
     outputs = []
     for prompt in args.prompt or [*checkpoint.config.eval.prompts] or ["The "]:
         text = generate(
@@ -38,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
             prompt,
             tokens=args.tokens,
             seed=args.seed,
+            world=World(0, 1, device),
             temperature=args.temperature,
             top_k=args.top_k,
         )

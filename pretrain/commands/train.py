@@ -1,6 +1,7 @@
 """`sparlow train CONFIG.toml [--section.key=value …]`."""
 
 import argparse
+import os
 
 EXAMPLE = "sparlow train configs/quickstart.toml --train.max_steps=100"
 
@@ -28,5 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.train import train
 
     memory.keep_freed_memory()
+    if config.train.deterministic:  # cuBLAS reads this at its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with distributed.processes() as world:
         return train(config, world)

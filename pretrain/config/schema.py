@@ -28,11 +28,11 @@ class TrainConfig(Frozen):
 
     max_steps: int = Field(0, ge=0)
     """Stop after this optimizer step with a committed checkpoint; 0 means schedule.total_steps."""
-    micro_batch_size: int = Field(8, ge=1)
+    micro_batch_size: int = Field(8, ge=1, le=2**31)
     """Sequences in one forward and backward pass of one process."""
-    global_batch_size: int = Field(512, ge=1)
+    global_batch_size: int = Field(512, ge=1, le=2**31)
     """Sequences in one optimizer step, over all processes and accumulated micro-batches."""
-    seq_len: int = Field(256, ge=2)
+    seq_len: int = Field(256, ge=2, le=2**31)
     """Tokens in one sequence."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest global L2 norm of the gradient; 0 means no clipping."""
@@ -87,7 +87,7 @@ class EvalConfig(Frozen):
 
     every: int = Field(1000, ge=0)
     """Optimizer steps between evaluations; 0 means only at the end."""
-    tokens: int = Field(1_000_000, ge=1)
+    tokens: int = Field(1_000_000, ge=1, le=2**62)
     """Held-out tokens of an evaluation during training, rounded up to whole micro-batches; the last one reads all."""
     prompts: tuple[str, ...] = ()
     """Texts continued at every evaluation, always with the same random numbers."""

@@ -58,8 +58,8 @@ class Engine:
         The gradient is that of the mean over the `total_targets` target tokens of the whole global batch:
         DeepSpeed averages over micro-batches and ranks, so each sum is scaled by their number first.
         """
-        tokens = batch.tokens.to(self.world.device, non_blocking=True)
-        targets = batch.targets.to(self.world.device, non_blocking=True)
+        tokens = batch.tokens.to(self.world.device)
+        targets = batch.targets.to(self.world.device)
         nll = self.deepspeed(tokens, targets)
         scale = math.nan if fault_flag("nan_gradient") else self.micro_batches / total_targets
         self.deepspeed.backward(nll * scale)

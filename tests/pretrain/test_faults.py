@@ -1,14 +1,20 @@
 """Kills, signals, full disks: a run goes on from its last complete checkpoint and ends as if nothing had happened."""
 
+import json
 import os
 import re
+import resource
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
-from support import logged, run_command, start_command, tensor_hashes, train_here, write_tiny
+from support import ROOT, logged, run_command, start_command, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed
+from pretrain.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,74 @@ def test_sigterm_saves_and_the_rerun_ends_the_same(tiny, tmp_path, undisturbed):
     assert len(logged(tmp_path / "run")) == 24
 
 
+@pytest.mark.parametrize("max_steps", [24, 12])
+def test_sigterm_during_an_evaluation(tiny, tmp_path, monkeypatch, max_steps):
+    """It is made up for by the rerun, at the end of a run or in its middle, and leaves the same metrics."""
+    from pretrain import train
+
+    options = [f"--train.max_steps={max_steps}", "--eval.every=12", "--schedule.total_steps=24"]
+    train_here(tiny, *options, f"--run.dir={tmp_path}/straight")
+    evaluate = train.evaluate
+
+    def struck(*arguments):
+        monkeypatch.setattr(train, "evaluate", evaluate)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train, "evaluate", struck)
+    assert train_here(tiny, *options) == 143
+    assert "val/loss" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert train_here(tiny, *options) == 0
+    assert logged(tmp_path / "run", "val/loss") == logged(tmp_path / "straight", "val/loss")
+    assert logged(tmp_path / "run") == logged(tmp_path / "straight")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["step"], summary["val_loss"]) == (max_steps, pytest.approx(summary["val_loss"]))
+
+
+def test_a_kill_before_the_summary_is_made_up_for(tiny, tmp_path):
+    status, output = run_command("train", str(tiny), "--train.max_steps=2", fault="after_save")
+    assert status == -signal.SIGKILL, output
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert train_here(tiny, "--train.max_steps=2") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["val_loss"] > 0
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tiny, tmp_path, undisturbed):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pretrain"]
+    options = ["train", str(tiny), "--train.max_steps=24"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(
+        [*command, *options], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for_step(launcher, tmp_path / "run" / "metrics.jsonl")
+    workers = sorted(psutil.Process(launcher.pid).children(), key=lambda process: process.pid)
+    workers[1].send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=60)
+    assert re.search(r"stopped at step (\d+) with a checkpoint", output), output
+    train_here(tiny, "--train.max_steps=24")
+    losses = logged(tmp_path / "run")
+    assert {step: float(loss) for step, loss in losses.items()} == pytest.approx(
+        {step: float(loss) for step, loss in undisturbed[1].items()}, abs=1e-5
+    )
+
+
+def test_a_second_signal_kills_but_an_echo_of_the_first_does_not(monkeypatch):
+    from pretrain import stop
+
+    raised: list[int] = []
+    clock = [100.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stop.signal, "raise_signal", raised.append)
+    monkeypatch.setattr(stop.signal, "signal", lambda *_: None)
+    stop.listen()
+    for seconds, expected in ((0.0, []), (1.0, []), (3.0, [signal.SIGTERM])):
+        clock[0] = 100.0 + seconds
+        stop._on_signal(signal.SIGTERM, None)
+        assert stop.asked()
+        assert raised == expected
+    stop.listen()
+
+
 def wait_for_step(process, metrics) -> None:
     """Until the first step has been logged."""
     for _ in range(600):
@@ -62,6 +136,45 @@ def wait_for_step(process, metrics) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     raise AssertionError("no step in 30 s")
+
+
+def test_a_full_disk_on_one_of_two_processes(tiny, tmp_path):
+    """Only rank 0 writes a small checkpoint; rank 1 must learn of the failure and go on with it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pretrain"]
+    options = ["train", str(tiny), "--train.max_steps=6", "--checkpoint.every=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "SPARLOW_FAULT": "disk_full:6"}  # five files a checkpoint
+    result = subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "CHECKPOINT NOT WRITTEN (" in result.stdout
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert names == ["step-00000002", "step-00000006"]
+
+
+def test_a_disk_that_is_really_full(tiny, tmp_path, capsys):
+    """No file may grow beyond 40 kB: checkpoints and, at the end, metrics fail with the kernel's own error."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+        with pytest.raises(RunFailed, match="last checkpoint could not be written"):
+            train_here(tiny, "--train.max_steps=6", "--checkpoint.every=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert capsys.readouterr().out.count("CHECKPOINT NOT WRITTEN") == 3
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert train_here(tiny, "--train.max_steps=6") == 0
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_run(tmp_path):
+    said: list[str] = []
+    metrics = Metrics(tmp_path, 0, tensorboard=False, active=True, say=said.append)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    metrics.write(1, {"train/loss": 1.0})
+    metrics.write(2, {"train/loss": 1.0})
+    assert len(said) == 1
+    assert "training goes on without them" in said[0]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tiny, tmp_path, monkeypatch, capsys):
@@ -109,7 +222,7 @@ def test_random_kills(tiny, tmp_path, undisturbed):
         )
         try:
             process.communicate(timeout=rng.uniform(2.5, 6.0))
-        except Exception:
+        except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
     train_here(tiny, "--train.max_steps=24", "--checkpoint.every=2", "--checkpoint.keep=2")

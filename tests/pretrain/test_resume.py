@@ -77,6 +77,7 @@ CONSEQUENCE = {
     "flops": "flops",
     "train_seconds": "train_seconds",
     "growth_stage": "growth_stages",
+    "evaluation_due": "evaluations",
     # consecutive_skips decides when a run gives up: test_guard.py
 }
 
@@ -91,13 +92,16 @@ def test_a_wrong_number_changes_the_run(halfway, tiny, tmp_path, field):
     shutil.copytree(halfway, untouched)
 
     def shift(state):
-        state[field] += 16 if field == "cursor" else 1
+        state[field] = True if field == "evaluation_due" else state[field] + (16 if field == "cursor" else 1)
 
     edit_state(halfway, shift)
     train_here(tiny, "--train.max_steps=24")
     train_here(tiny, "--train.max_steps=24", f"--run.dir={untouched}")
     kind = CONSEQUENCE[field]
-    if kind == "losses":
+    if kind == "evaluations":
+        assert (list(logged(halfway, "val/loss")), list(logged(untouched, "val/loss"))) == ([20], [])
+        assert logged(halfway) == logged(untouched)
+    elif kind == "losses":
         assert list(logged(halfway).values())[20:] != list(logged(untouched).values())[20:]
     else:
         summaries = [json.loads((run / "summary.json").read_text())[kind] for run in (halfway, untouched)]

@@ -1,16 +1,24 @@
 """Run by test_world_size.py under a launcher: trains one configuration per ZeRO stage in this process group.
 
-Arguments: the configuration file, a folder for the runs, steps. Stage 3 comes last: DeepSpeed does not free it.
+Arguments: the configuration file, a folder for the runs, steps. Each run pauses half-way. Checkpoints are cut into many
+files, so that both ranks write some. Stage 3 comes last: DeepSpeed does not free it.
 """
 
 import sys
 
 from pretrain import distributed
+from pretrain.checkpoint import save
 from pretrain.config import load_config
 from pretrain.train import train
 
 path, folder, steps = sys.argv[1:]
+save.SHARD_BYTES = 8192
 with distributed.processes() as world:
     for stage in (0, 1, 2, 3):
-        overrides = [f"--parallel.zero_stage={stage}", f"--run.dir={folder}/stage{stage}", f"--train.max_steps={steps}"]
-        assert train(load_config(path, overrides), world) == 0
+        for last in (int(steps) // 2, int(steps)):
+            options = [
+                f"--parallel.zero_stage={stage}",
+                f"--run.dir={folder}/stage{stage}",
+                f"--train.max_steps={last}",
+            ]
+            assert train(load_config(path, options), world) == 0
