@@ -1,6 +1,9 @@
 # Shared by the scripts of this folder: `source launch/common.sh` from the repository's root.
 # Makes or finds the Python environment, installs into it once, and times what it does.
 
+# Import names of what Sparlow needs to train, evaluate and report.
+NEEDED=(torch deepspeed sentencepiece datasets tensorboard safetensors pydantic rich matplotlib numpy)
+
 fail() { printf '\n%s\n' "$1" >&2; exit "${2:-1}"; }
 
 # step "what" command …: says what it does and how long it took.
@@ -25,42 +28,59 @@ find_python() {
     fail "$(python3 --version) is too old: Sparlow needs Python 3.11 or newer; name one with PYTHON=/path/to/python."
 }
 
-# The active virtual or conda environment, else .venv (made when missing). Sets PY.
-use_environment() {
+# The active virtual or conda environment, else .venv where there is one. Sets PY, empty when there is neither.
+find_environment() {
     local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    PY=
     if [ -n "$active" ]; then
         PY=$active/bin/python
         [ -x "$PY" ] || fail "The active environment $active holds no Python: deactivate it and run this again."
         "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
             fail "The active environment's $("$PY" --version) is too old: Sparlow needs Python 3.11 or newer; deactivate it."
         echo "environment: $active (active)"
-        return
+    elif [ -x .venv/bin/python ]; then
+        PY=$PWD/.venv/bin/python
+        echo "environment: .venv ($("$PY" --version))"
     fi
-    if [ ! -x .venv/bin/python ]; then
-        local base free
-        base=$(find_python) || exit 1
-        free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-        [ "$free" -ge 3 ] || fail "Only $free GiB of disk are free here and the environment needs 3 GiB (8 GiB with CUDA): free some space."
-        "$base" -m venv .venv >/dev/null 2>&1 || {
-            rm -rf .venv
-            fail "$base cannot make a virtual environment: install its venv module (Debian and Ubuntu: apt install python3-venv)."
-        }
-    fi
-    PY=$PWD/.venv/bin/python
-    echo "environment: .venv ($("$PY" --version))"
+}
+
+# find_environment, which makes .venv when there is none.
+use_environment() {
+    find_environment
+    [ -z "$PY" ] || return 0
+    local base free
+    base=$(find_python) || exit 1
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+    [ "$free" -ge 3 ] || fail "Only $free GiB of disk are free here and the environment needs 3 GiB (8 GiB with CUDA): free some space."
+    "$base" -m venv .venv >/dev/null 2>&1 || {
+        rm -rf .venv
+        fail "$base cannot make a virtual environment: install its venv module (Debian and Ubuntu: apt install python3-venv)."
+    }
+    find_environment
+}
+
+# missing NAME…: those of the import names that PY does not find; a folder left without its code counts as missing.
+missing() {
+    "$PY" - "$@" <<'EOF'
+import sys
+from importlib.util import find_spec
+
+print(*(name for name in sys.argv[1:] if getattr(find_spec(name), "origin", None) is None))
+EOF
 }
 
 # install "extras": torch first (DeepSpeed's build looks for it), then Sparlow, editable. Done once per set of requirements.
 install() {
-    local extras=$1 stamp prefix log
+    local extras=$1 names=("${NEEDED[@]}") stamp prefix log absent
+    [ "$extras" != dev ] || names+=(pytest transformers)
     prefix=$("$PY" -c 'import sys; print(sys.prefix)')
     stamp=$prefix/.sparlow-$extras-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(pwd | cksum | cut -d' ' -f1)
-    if [ -e "$stamp" ]; then
+    if [ -e "$stamp" ] && [ -z "$(missing "${names[@]}")" ]; then
         echo "already installed"
         return
     fi
     log=$(mktemp)
-    if ! { pip_install "torch" && pip_install -e ".[$extras]"; } >"$log" 2>&1; then
+    if ! { pip_install "torch" && pip_install -e ".${extras:+[$extras]}"; } >"$log" 2>&1; then
         tail -n 15 "$log" >&2
         grep -qi 'no space left' "$log" && fail "The disk is full: free some space (8 GiB with CUDA, 3 GiB without) and run this again."
         grep -qiE 'connection|resolve|network|timed out|no matching distribution' "$log" &&
@@ -68,7 +88,14 @@ install() {
         fail "The installation failed; the last lines of pip's output are above."
     fi
     rm -f "$log"
+    absent=$(missing "${names[@]}")
+    [ -z "$absent" ] || fail "pip counts these as installed, but $PY does not find them: $absent. Remove them with pip uninstall and run this again."
     touch "$stamp"
+}
+
+# install, only where a package is missing: whoever starts a run needs no network for what is there.
+install_missing() {
+    [ -z "$(missing "${NEEDED[@]}")" ] || step "installation" install ""
 }
 
 pip_install() {

@@ -2,14 +2,33 @@
 # Train with the deepspeed launcher: `bash launch/deepspeed.sh CONFIG.toml [--section.key=value …]`.
 # NPROC=2 sets the number of processes (default: one per GPU, or one); HOSTFILE=hosts spreads over machines;
 # MASTER_PORT must differ between two jobs on one machine. Run it again to resume.
+# Relative paths are from the repository's root; CONFIG.toml and HOSTFILE may be given from where you are.
+# SIGTERM or Ctrl-C: the run stops with a checkpoint and status 143; a second one kills it.
 set -euo pipefail
+if [ -f "${1:-}" ]; then set -- "$(realpath "$1")" "${@:2}"; fi
+if [ -f "${HOSTFILE:-}" ]; then HOSTFILE=$(realpath "$HOSTFILE"); fi
 cd "$(dirname "$0")/.."
 source launch/common.sh
 use_environment
+install_missing
 gpus=$("$PY" -c 'import torch; print(torch.cuda.device_count())')
 [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
-: "${NPROC:=$((gpus > 0 ? gpus : 1))}"
+NPROC=${NPROC:-$((gpus > 0 ? gpus : 1))}
 where=(--num_gpus "$NPROC")
 [ -z "${HOSTFILE:-}" ] || where=(--hostfile "$HOSTFILE")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / NPROC > 0 ? $(nproc) / NPROC : 1))}
-exec "$PY" -m deepspeed.launcher.runner "${where[@]}" --master_port "${MASTER_PORT:-29500}" --module pretrain train "$@"
+
+# A session of its own: a Ctrl-C at the terminal reaches this script alone, which passes one signal on.
+setsid "$PY" -m deepspeed.launcher.runner "${where[@]}" --master_port "${MASTER_PORT:-29500}" --module pretrain train "$@" &
+runner=$!
+
+# The signal goes to the trainers: their launcher would kill them 30 s after its own. Without trainers here (none started
+# yet, or all on other machines) it goes to everything that was started.
+stop() {
+    local trainers
+    trainers=$(ps -s "$runner" -o pid=,args= | awk '/ pretrain --local_rank=/ { print $1 }') || true
+    kill -TERM ${trainers:-"-$runner"} 2>/dev/null || true
+}
+trap stop TERM INT HUP
+while kill -0 "$runner" 2>/dev/null; do wait "$runner" || true; done
+wait "$runner"

@@ -2,25 +2,30 @@
 # Proof on a GPU, in one command: trains configs/quickstart.toml for 200 steps, once straight and once with a stop and a
 # resume in the middle, compares the two, and writes a dated JSON under kernels/bench/results/ (or the folder given).
 # Installs nothing and needs no network: it uses the active environment, .venv or python3, and says what it skipped.
+# On a machine without a GPU it says so and exits 0; a GPU that could not be checked is status 1.
 set -euo pipefail
+case ${1:-} in "" | /*) ;; *) set -- "$PWD/$1" ;; esac
 cd "$(dirname "$0")/.."
+source launch/common.sh
 
 results=${1:-kernels/bench/results}
-PY=${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}
-[ -n "$PY" ] || { [ -x .venv/bin/python ] && PY=.venv/bin/python || PY=python3; }
-command -v "$PY" >/dev/null || { echo "No Python found: install Python 3.11 or newer." >&2; exit 1; }
-missing=$("$PY" - <<'EOF'
-import importlib.util
-needed = ("torch", "deepspeed", "sentencepiece", "safetensors", "pydantic", "rich", "numpy")
-print(" ".join(name for name in needed if importlib.util.find_spec(name) is None))
-EOF
-)
-case " $missing " in *" torch "*) echo "torch is not installed in $PY: nothing was checked." >&2; exit 1 ;; esac
-if ! "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+find_environment
+[ -n "$PY" ] || PY=$(find_python)
+gpu=/dev/nvidia0
+absent=$(missing torch deepspeed sentencepiece safetensors pydantic rich numpy)
+case " $absent " in *" torch "*)
+    [ ! -e "$gpu" ] || fail "torch is not installed in $PY, so the GPU of this machine was not checked."
+    echo "There is no GPU on this machine (and no torch in $PY): nothing to check."
+    exit 0
+    ;;
+esac
+cuda=$("$PY" -c 'import torch; print(torch.cuda.is_available())') || fail "torch fails in $PY (see above): nothing was checked."
+if [ "$cuda" = False ]; then
+    [ ! -e "$gpu" ] || fail "This machine has a GPU, but torch in $PY cannot use it: nothing was checked; see sparlow doctor."
     echo "There is no GPU that torch can use on this machine: nothing to check."
     exit 0
 fi
-[ -z "$missing" ] || { echo "These packages are missing in $PY: $missing. Install them and run this again." >&2; exit 1; }
+[ -z "$absent" ] || fail "These packages are missing in $PY: $absent. Install them and run this again."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
