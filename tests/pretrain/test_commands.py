@@ -1,0 +1,175 @@
+"""doctor, export, report, sample and bench where something is absent, damaged or not finite."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, train_here, write_tiny
+
+from model.errors import RunFailed
+from pretrain.cli import main
+
+needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+
+
+def test_doctor_reports_an_empty_environment():
+    """`python -S` sees no installed package."""
+    command = [sys.executable, "-S", "-m", "pretrain", "doctor", "--json"]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    findings = {finding["what"]: finding for finding in json.loads(result.stdout)}
+    assert findings["torch"]["detail"] == findings["deepspeed"]["detail"] == "not installed"
+    assert findings["torch"]["fix"] == "pip install torch -c constraints.txt"
+
+
+def test_doctor_without_deepspeed_still_checks_the_rest(monkeypatch):
+    from pretrain import doctor
+
+    def version(name: str) -> str:
+        if name == "deepspeed":
+            raise doctor.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert [what for what, finding in findings.items() if finding.status == "broken"] == ["deepspeed"]
+    assert findings["torchrun launcher"].status == "ok"
+    assert "deepspeed engine" not in findings
+
+
+def test_doctor_runs_what_it_reports(monkeypatch):
+    from pretrain import doctor
+
+    with pytest.raises(doctor.Broken, match="No module named nowhere"):
+        doctor._run_python("-m", "nowhere")
+    with pytest.raises(doctor.Broken, match="exit status 3"):
+        doctor._run_python("-c", "raise SystemExit(3)")
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """A finished run of 2 steps on a corpus of its own; the corpus is in `data` beside it."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(corpus, folder / "data")
+    train_here(write_tiny(folder, folder / "data"), "--train.max_steps=2")
+    return folder / "run"
+
+
+@needs_transformers
+def test_export_says_when_the_tokenizer_was_not_checked(finished, tmp_path, capsys):
+    data = finished.parent / "data"
+    data.rename(tmp_path / "data")
+    try:
+        assert main(["export", str(finished), "--out", str(tmp_path / "hf")]) == 0
+    finally:
+        (tmp_path / "data").rename(data)
+    assert "the tokenizer was not checked" in capsys.readouterr().out
+
+
+def test_export_takes_no_lines_from_another_corpus(finished):
+    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.export import _held_out_lines
+
+    checkpoint, manifest = open_checkpoint(finished), finished.parent / "data" / "manifest.json"
+    assert len(_held_out_lines(checkpoint)) > 5
+    text = manifest.read_text()
+    manifest.write_text(text + "\n")
+    try:
+        assert _held_out_lines(checkpoint) is None
+    finally:
+        manifest.write_text(text)
+
+
+@pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])
+def test_export_removes_what_it_could_not_check(finished, tmp_path, monkeypatch, error):
+    from pretrain import export
+
+    def read_back(folder):
+        assert folder.is_dir()
+        raise error
+
+    monkeypatch.setattr(export, "_read_back", read_back)
+    with pytest.raises(type(error)):
+        export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
+    assert not (tmp_path / "hf").exists()
+
+
+@needs_transformers
+def test_export_survives_a_silent_death_of_its_check(finished, tmp_path, monkeypatch):
+    from pretrain import export
+
+    silent = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(export.subprocess, "run", lambda *args, **kwargs: silent)
+    with pytest.raises(RunFailed, match="exit status -9"):
+        export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_report_names_runs_apart(finished, tmp_path, monkeypatch):
+    from pretrain.report import write_report
+
+    for folder in ("a", "b"):
+        shutil.copytree(finished, tmp_path / folder / "run")
+    monkeypatch.chdir(tmp_path)
+    runs = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    _, table, _ = write_report([run.relative_to(tmp_path) for run in runs], tmp_path / "out")
+    assert [row["run"] for row in json.loads(table.read_text())] == ["a/run", "b/run"]
+    monkeypatch.chdir(runs[0])
+    assert main(["report", "."]) == 0
+    assert [row["run"] for row in json.loads((runs[0] / "report" / "table.json").read_text())] == ["run"]
+
+
+def test_report_of_a_run_that_was_killed_and_diverged(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    metrics = run / "metrics.jsonl"
+    more = [{"step": 3, "train/loss": None, "train/tokens_seen": 3, "val/loss": None, "val/bits_per_byte": None}]
+    metrics.write_text(metrics.read_text() + json.dumps(more[0]) + '\n{"step": 4, "train/lo')
+    summary = json.loads((run / "summary.json").read_text()) | {"val_loss": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(run)]) == 0
+    assert "<td>-</td>" in (run / "report" / "index.html").read_text()
+    metrics.write_text('{"step"\n' + metrics.read_text())
+    assert main(["report", str(run)]) == 2
+    assert "line 1 is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", ["nan", "inf", "-0.5"])
+def test_sample_refuses_a_temperature_that_is_none(finished, capsys, temperature):
+    assert main(["sample", str(finished), f"--temperature={temperature}"]) == 2
+    assert "--temperature must be a finite number" in capsys.readouterr().err
+
+
+BENCH = ["--model.dim=32", "--model.n_layers=1", "--model.n_heads=2", "--model.ffn_dim=48", "--model.vocab_size=64"]
+BENCH += ["--linear.rank=4", "--train.micro_batch_size=1", "--train.seq_len=8"]
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_bench_train_prints_rows(capsys):
+    assert main(["bench", "train", "--turns", "1", "--steps", "1", "--json", *BENCH]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    keys = {"name", "shape", "dtype", "device", "ours_ms", "reference", "reference_ms", "ratio"}
+    assert all(set(row) == keys for row in rows)
+    assert {row["name"] for row in rows} == {"sparlow", "sparlow dense"}
+    assert all(row["ours_ms"] > 0 and row["reference_ms"] > 0 for row in rows)
+
+
+def test_bench_builds_what_training_builds():
+    """Weights in bf16 and recomputed activations are the configuration's, not the benchmark's."""
+    import torch
+
+    from pretrain.build import build
+    from pretrain.config import load_config
+
+    options = [*BENCH, "--train.dtype=bf16", "--optimizer.weights=bf16", "--train.checkpoint_every_layers=1"]
+    model = build(load_config(ROOT / "configs" / "quickstart.toml", options), torch.device("cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.compute_dtype == torch.bfloat16
+    assert model.checkpoint_every == 1
