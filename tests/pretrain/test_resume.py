@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import logged, tensor_hashes, train_here
+from support import ROOT, logged, tensor_hashes, train_here
 
 from model.errors import UserError
 from pretrain.state import TrainState
@@ -160,3 +160,15 @@ def test_a_finished_run_has_nothing_to_do(tiny, tmp_path, capsys):
     assert train_here(tiny, "--train.max_steps=2") == 0
     assert "nothing to do" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").read_text() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])
+def test_the_quick_start_resumes_exactly(tmp_path, linear):
+    """configs/quickstart.toml at full size on the standard library's sources."""
+    from pretrain.cli import main
+
+    data = tmp_path / "data"
+    assert main(["prepare", "--vocab-size", "2048", "--out", str(data)]) == 0
+    options = [f"--data.path={data}", f"--linear.name={linear}", "--metrics.every=1", "--eval.every=0"]
+    require_equal_runs(ROOT / "configs" / "quickstart.toml", tmp_path, options, pauses=(20, 40, 60))
