@@ -82,26 +82,18 @@ def _train(run: Run) -> bool:
 
     if not saved:
         raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
+    if not stopping:
+        if clock.empty and on_main(run.world, lambda: summary_is_current(run.dir, state.step)):
+            console.say(f"nothing to do: {run.dir} is at step {state.step} already; raise train.max_steps to go on")
+            return False
+        # A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
+        evaluation = evaluation or _held_out(run)
+        stopping = evaluation is None
+    reduced = run.engine.reduced_bytes()
+    on_main(run.world, lambda: write_summary(run.dir, config, state, clock, evaluation, reduced, run.world))
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
-        return True
-    return _finish(run, clock, evaluation)
-
-
-def _finish(run: Run, clock: StepClock, evaluation: Evaluation | None) -> bool:
-    """Write the summary of the last step, with an evaluation of its own where none was due; whether that was stopped.
-
-    A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
-    """
-    current = on_main(run.world, lambda: summary_is_current(run.dir, run.state.step))
-    if clock.empty and current:
-        run.console.say(f"nothing to do: {run.dir} is at step {run.state.step} already; raise train.max_steps to go on")
-        return False
-    if evaluation is None:
-        evaluation = _held_out(run)
-    reduced = run.engine.reduced_bytes()
-    on_main(run.world, lambda: write_summary(run.dir, run.config, run.state, clock, evaluation, reduced, run.world))
-    return evaluation is None
+    return stopping
 
 
 def _evaluate(run: Run, figures: dict[str, float]) -> tuple[Evaluation | None, bool]:
