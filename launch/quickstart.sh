@@ -29,7 +29,7 @@ Done in $((SECONDS - begin)) s.
 
 Next:
   1. look at the run:       $PY -m tensorboard.main --logdir runs
-  2. train on your text:    $PY -m pretrain prepare --text my_folder --out data/mine
+  2. train on your text:    $PY -m pretrain prepare --text my_folder --vocab-size 2048 --out data/mine
                             $PY -m pretrain train configs/quickstart.toml --data.path=data/mine --run.dir=runs/mine
   3. compare with dense:    $PY -m pretrain train configs/quickstart.toml --linear.name=dense --run.dir=runs/dense
 EOF
