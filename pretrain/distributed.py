@@ -48,7 +48,14 @@ def start() -> World:
             # Rank 0 may read a large checkpoint twice while the others wait.
             dist.init_process_group(backend, timeout=timedelta(hours=1))
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            try:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            except RuntimeError as error:
+                if "interface" not in str(error):
+                    raise
+                raise UserError(
+                    "torch.distributed finds no loopback interface; bring it up: ip link set lo up"
+                ) from None
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
