@@ -95,4 +95,5 @@ def logged(run: Path, key: str = "train/loss") -> dict[int, str]:
     """`key` of every logged step, as the text in metrics.jsonl."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_float=str) for line in lines]
+    assert len({record["step"] for record in records}) == len(records), "a step is logged twice"
     return {record["step"]: record[key] for record in records if key in record}
