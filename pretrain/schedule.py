@@ -5,6 +5,7 @@ uses the schedule's end value. Steps count over the whole run, resumes included.
 """
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,9 +32,9 @@ class Schedule(Frozen):
             return step / self.warmup_steps
         return self.after_warmup((step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
 
+    @abstractmethod
     def after_warmup(self, progress: float) -> float:
         """Multiplier at `progress` in (0, 1] of the steps that follow the warm-up."""
-        raise NotImplementedError
 
 
 class Cosine(Schedule):
