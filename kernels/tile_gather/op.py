@@ -1,0 +1,19 @@
+"""The gather as the layer calls it."""
+
+import torch
+from torch import Tensor
+
+from kernels.backend import uses_triton
+from kernels.support import TileSupport
+
+
+def tile_gather(dense: Tensor, support: TileSupport, dtype: torch.dtype | None = None) -> Tensor:
+    """The entries (nnz,) of `dense` (out, in) at `support`, in tile order, as `dtype` (default: that of dense)."""
+    dtype = dtype or dense.dtype
+    if not uses_triton(dense):
+        return dense.flatten().index_select(0, support.flat()).to(dtype)
+    from kernels.tile_gather.kernel import launch_tile_gather
+
+    out = torch.empty(support.nnz, dtype=dtype, device=dense.device)
+    launch_tile_gather(dense, support, out)
+    return out

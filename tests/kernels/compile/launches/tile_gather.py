@@ -1,0 +1,15 @@
+from shapes import meta, projections
+
+from kernels.support import TileSupport, count_tiles
+from kernels.tile_gather.kernel import launch_tile_gather
+
+DOTS = set()
+
+
+def launch_all():
+    for n_out, n_in, _, density in projections():
+        nnz = int(density * n_out * n_in)
+        shape = (n_out, n_in)
+        support = TileSupport(meta(nnz, dtype="uint16"), meta(count_tiles(shape) + 1, dtype="int32"), shape)
+        for dtype in ("bfloat16", "float32"):
+            launch_tile_gather(meta(n_out, n_in, dtype=dtype), support, meta(nnz, dtype=dtype))

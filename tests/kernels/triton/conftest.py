@@ -1,0 +1,32 @@
+"""Tests that launch Triton kernels: on a GPU where there is one, else in the interpreter in a process of its own.
+
+tests/kernels/test_triton.py starts that process; the main one cannot run them, because Triton decides at its import.
+"""
+
+import os
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    collect_ignore_glob = ["*"]
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def triton_only(monkeypatch):
+    """Whatever is called runs its kernel, and finds NaN in memory that it did not write."""
+    monkeypatch.setenv("SPARLOW_KERNELS", "triton")
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poisoned(tensor):
+        if tensor.is_floating_point():
+            return tensor.fill_(float("nan"))
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poisoned(empty_like(*a, **k)))
