@@ -1,0 +1,43 @@
+"""Random bits and stochastic rounding in PyTorch, equal bit for bit to the Triton ones of kernels/triton_helpers.py.
+
+The bits of an element depend on a 32-bit key and its flat row-major position in the matrix alone, so results do not
+depend on how a kernel divides the matrix. Take another key for each matrix and step.
+"""
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+
+
+def check_key(key: int | None) -> None:
+    """ValueError unless `key` is None or fits 32 bits unsigned."""
+    if key is not None and not 0 <= key <= WORD:
+        raise ValueError(f"key is {key}; it must be from 0 to 2^32 - 1")
+
+
+def signed_key(key: int | None) -> int:
+    """`key` as the int32 of the same bits: kernels are compiled for one type of it. None gives 0."""
+    return 0 if key is None else key - (key >> 31 << 32)
+
+
+def random_bits(key: int, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """32 random bits for each element of a matrix of `shape`, int64."""
+    x = torch.arange(shape[0] * shape[1], device=device).view(shape) ^ key
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & WORD
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & WORD
+    x = (x ^ (x >> 16)) + key * 0x9E3779B9 & WORD
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & WORD
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & WORD
+    return x ^ (x >> 16)
+
+
+def round_to(x: Tensor, dtype: torch.dtype, key: int | None = None) -> Tensor:
+    """`x` (rows, cols) as `dtype`: to nearest even, or with `key` stochastically, which is for bf16 alone."""
+    if key is None:
+        return x.to(dtype)
+    pattern = x.float().contiguous().view(torch.int32)
+    low = random_bits(key, (x.shape[0], x.shape[1]), x.device).to(torch.int32) & 0xFFFF
+    # Infinity and NaN have no neighbours: their patterns must not be added to.
+    rounded = torch.where(x.isfinite(), pattern + low & -0x10000, pattern | x.isnan().int() << 22)
+    return rounded.view(torch.float32).to(dtype)
