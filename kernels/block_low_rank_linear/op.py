@@ -1,0 +1,127 @@
+"""The block-sparse-plus-low-rank linear as the model calls it: factored, forward and backward.
+
+With N tokens it costs 6 N (rank (out + in) + k b out) FLOPs, forward and backward, and keeps x and x A^T (N, rank) in
+between. No dense matrix is built, of W or of its gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.backend import uses_triton
+from kernels.block_support import BlockSupport
+
+
+def block_low_rank_linear(
+    x: Tensor, A: Tensor, B: Tensor, values: Tensor, support: BlockSupport, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """y (..., out) = x W^T + bias with W = scale B A + S, S holding the blocks `values` (n_blocks, b, b) at `support`.
+
+    x (..., in), A (rank, in), B (out, rank), bias (out,). Everything is computed in the dtype of x; each gradient has
+    the dtype of its tensor. Differentiable once. ValueError when the shapes do not belong together.
+    """
+    shapes = tuple(x.shape[-1:]), tuple(A.shape), tuple(B.shape), tuple(values.shape)
+    (n_out, n_in), rank, b = support.shape, A.shape[0], support.block
+    if shapes != ((n_in,), (rank, n_in), (n_out, rank), (support.n_blocks, b, b)):
+        raise ValueError(
+            f"x {tuple(x.shape)}, A {shapes[1]}, B {shapes[2]} and values {shapes[3]} do not fit a support of "
+            f"{support.n_blocks} blocks of {b} in a {n_out} x {n_in} matrix"
+        )
+    return _BlockLowRankLinear.apply(x, A, B, values, support, scale, bias)
+
+
+class _BlockLowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, A, B, values, support, scale, bias):
+        flat = _rows(x, A.shape[1])  # [N, I]
+        z = flat @ A.to(x.dtype).t()  # [N, R]
+        # The parameters themselves are saved, not casts of them: they are alive anyway, a cast would be a copy.
+        ctx.save_for_backward(x, z, A, B, values)
+        ctx.support, ctx.scale = support, scale
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        y = _combine(flat, z, B.to(x.dtype), values.to(x.dtype), support, scale, bias, transposed=False)
+        return y.view(*x.shape[:-1], B.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, z, A, B, values = ctx.saved_tensors
+        support, scale = ctx.support, ctx.scale
+        need_x, need_A, need_B, need_values, _, _, need_bias = ctx.needs_input_grad
+        grad_x = grad_A = grad_B = grad_values = grad_bias = None
+        g, flat = _rows(grad_y, B.shape[0]), _rows(x, A.shape[1])  # [N, O], [N, I]
+        if need_x or need_A:
+            u = g @ B.to(x.dtype)  # [N, R]
+        if need_x:
+            factor = A.to(x.dtype).t()
+            grad_x = _combine(g, u, factor, values.to(x.dtype), support, scale, None, transposed=True).view_as(x)
+        if need_A:
+            grad_A = _scaled_mm(u.t(), flat, scale).to(A.dtype)
+        if need_B:
+            grad_B = _scaled_mm(g.t(), z, scale).to(B.dtype)
+        if need_values:
+            grad_values = _gradient(g, flat, support, values.dtype)
+        if need_bias:
+            grad_bias = g.sum(0).to(ctx.bias_dtype)
+        return grad_x, grad_A, grad_B, grad_values, None, None, grad_bias
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """x (..., width) as (N, width) with rows of stride 1; the gradient of a sum, for one, has stride 0."""
+    flat = x.reshape(-1, width)
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def _combine(
+    x: Tensor,
+    z: Tensor,
+    factor: Tensor,
+    values: Tensor,
+    support: BlockSupport,
+    scale: float,
+    bias: Tensor | None,
+    transposed: bool,
+) -> Tensor:
+    """scale z factor^T + x S^T + bias, S for S^T when `transposed`."""
+    y = torch.empty(x.shape[0], factor.shape[0], dtype=x.dtype, device=x.device)
+    if uses_triton(x):
+        from kernels.block_low_rank_linear.kernel import launch_block_low_rank
+
+        launch_block_low_rank(x, z, factor, values.contiguous(), support, scale, bias, transposed, y)
+        return y
+    y.addmm_(z, factor.t(), beta=0, alpha=scale)  # beta 0 ignores what is in the memory of y, NaN included
+    b = support.block
+    blocks, inputs = support.padded(transposed)
+    if transposed:
+        stacked = torch.cat([values, values.new_zeros(1, b, b)])[blocks]
+    else:
+        stacked = values.transpose(1, 2).unflatten(0, blocks.shape)
+    product = torch.bmm(_gather(x, inputs, b), stacked.flatten(1, 2))  # [output blocks, N, b]
+    y.view(len(y), len(blocks), b).transpose(0, 1).add_(product)
+    return y if bias is None else y.add_(bias.to(y.dtype))
+
+
+def _gradient(g: Tensor, x: Tensor, support: BlockSupport, dtype: torch.dtype) -> Tensor:
+    """The blocks (n_blocks, b, b) of g^T x at the support, as `dtype`."""
+    (n_rows, _), b = support.grid, support.block
+    if uses_triton(x):
+        from kernels.block_low_rank_linear.kernel import launch_block_gradient
+
+        out = torch.empty(support.n_blocks, b, b, dtype=dtype, device=x.device)
+        launch_block_gradient(g, x, support, out)
+        return out
+    outs = g.view(len(g), n_rows, b).permute(1, 2, 0)
+    product = torch.bmm(outs, _gather(x, support.columns, b))  # [block-rows, b, k b]
+    return product.view(n_rows, b, support.k, b).transpose(1, 2).reshape(-1, b, b).to(dtype)
+
+
+def _gather(x: Tensor, blocks: Tensor, b: int) -> Tensor:
+    """The columns of x (N, in) that each row of `blocks` (rows, count) names, as (rows, N, count b)."""
+    gathered = x.view(len(x), x.shape[1] // b, b).index_select(1, blocks.flatten())
+    return gathered.view(len(x), len(blocks), blocks.shape[1] * b).transpose(0, 1)
+
+
+def _scaled_mm(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale * left @ right in one kernel; beta = 0 ignores what is in the output's memory, NaN included."""
+    out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
+    return out.addmm_(left, right, beta=0, alpha=scale)
