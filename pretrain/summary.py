@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kernels.hardware import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
 from pretrain.config.schema import Config
 from pretrain.distributed import World
 from pretrain.evaluate import Evaluation
-from pretrain.hardware import device_name
 from pretrain.memory import peak_bytes
 from pretrain.metrics import StepClock
 from pretrain.state import TrainState

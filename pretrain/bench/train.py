@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from kernels.hardware import device_name
 from pretrain.bench.slices import Contestant, median_ratio, take_turns
 from pretrain.config.schema import Config
-from pretrain.hardware import device_name
 from pretrain.resume import resolve_dtype
 
 WORKER = "pretrain.bench.train_worker"
