@@ -4,7 +4,9 @@ Sorted by tile, then row-major within the tile, an entry needs 16 bits (its plac
 entries of its tile: kernels scatter without atomics, and equal inputs give equal bits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ class TileSupport:
     tile_ptr: Tensor
     shape: tuple[int, int]
     tile: tuple[int, int] = TILE
-    _derived: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def nnz(self) -> int:
@@ -61,18 +63,19 @@ class TileSupport:
             raise ValueError(f"the support has positions outside of a {self.shape[0]} x {self.shape[1]} matrix")
 
     def flat(self) -> Tensor:
-        """Flat row-major positions (nnz,) int32 of the entries, in tile order; worked out once and kept."""
-        if "flat" not in self._derived:
-            tiles = _tile_of_entry(self.tile_ptr.long(), self.nnz)
-            rows, columns = _coordinates(tiles, self.loc.to(torch.int64), self.shape, self.tile)
-            self._derived["flat"] = (rows * self.shape[1] + columns).to(torch.int32)
-        return self._derived["flat"]
+        """Flat row-major positions (nnz,) int32 of the entries, in tile order."""
+        return self.derived("flat", self._flat)
 
-    def kept(self, name: str, make) -> Tensor:
-        """A tensor that follows from the support alone, made on first use."""
+    def derived(self, name: str, make: Callable[[], Any]) -> Any:
+        """What follows from the support alone: made on first use and kept."""
         if name not in self._derived:
             self._derived[name] = make()
         return self._derived[name]
+
+    def _flat(self) -> Tensor:
+        tiles = _tile_of_entry(self.tile_ptr.long(), self.nnz)
+        rows, columns = _coordinates(tiles, self.loc.to(torch.int64), self.shape, self.tile)
+        return (rows * self.shape[1] + columns).to(torch.int32)
 
 
 def count_tiles(shape: tuple[int, int], tile: tuple[int, int] = TILE) -> int:

@@ -42,17 +42,19 @@ def shape_of_model(
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Reset every module that owns parameters or buffers."""
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
+    """Reset every module that can reset itself and what it holds."""
+    for module in model.children():
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters(seed)  # type: ignore[operator]
+        else:
+            initialise(module, seed)
 
 
 def support_checksum(model: nn.Module) -> int:
     """CRC-32 of all sparse supports with their names; ranks whose checksums differ hold different models."""
     checksum = 0
     for name, buffer in model.named_buffers():
-        if name.endswith(".indices"):
+        if not buffer.is_floating_point():
             checksum = zlib.crc32(name.encode(), checksum)
             checksum = zlib.crc32(buffer.cpu().numpy().tobytes(), checksum)
     return checksum

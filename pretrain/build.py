@@ -2,7 +2,9 @@
 
 import torch
 
+from kernels import backend
 from model.build import build_model
+from model.errors import UserError
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 
@@ -12,6 +14,11 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
 
     `train.dtype` must be resolved ("bf16" or "fp32") where `compute_dtype` is not given.
     """
+    backend.configure(config.kernels.backend)
+    try:
+        backend.backend()
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if compute_dtype is None:
         assert config.train.dtype != "auto"
         compute_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32

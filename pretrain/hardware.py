@@ -1,6 +1,5 @@
 """What the device is and can do."""
 
-import platform
 from pathlib import Path
 
 import torch
@@ -19,23 +18,23 @@ PEAK_TFLOPS = {
 }
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def peak_flops(device: torch.device) -> float | None:
     """FLOP/s of `device` in bf16, or None: an unknown device has no MFU rather than a guessed one."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that `device` could still give to this process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 * 1024**3  # not Linux: enough for a small model's weights
 
 
 def has_bf16(device: torch.device) -> bool:

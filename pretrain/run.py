@@ -18,6 +18,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.engine.engine import Engine
 from pretrain.engine.tensors import restore, whole_tensors
+from pretrain.kernel_choices import apply, decide
 from pretrain.metrics import Metrics
 from pretrain.optim import build_optimizer
 from pretrain.preflight import require_disk_space
@@ -53,6 +54,9 @@ def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
     state = checkpoint.state if checkpoint else TrainState()
 
     engine = _build_engine(config, world, grad_accum_steps)
+    model, device = engine.model, world.device
+    state.kernels = on_main(world, lambda: decide(model, config, state.kernels, grad_accum_steps, device))
+    together(world, lambda: apply(model, state.kernels))
     if checkpoint:
         restore(engine, checkpoint.read, state.updates, dataset.batch(0, config.train.micro_batch_size))
     on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep))

@@ -4,7 +4,7 @@ There is no random-number state to keep: every random number is drawn from (seed
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.errors import UserError
@@ -32,6 +32,8 @@ class TrainState:
     """How often the model has grown."""
     train_seconds: float = 0.0
     """Wall-clock seconds in training steps, evaluation and saves not counted."""
+    kernels: dict[str, Any] = field(default_factory=dict)
+    """How the linears compute (pretrain/kernel_choices.py): a resume makes the same choices."""
 
     @property
     def updates(self) -> int:

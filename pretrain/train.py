@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.hardware import device_name
 from model.errors import RunFailed
 from pretrain import stop
 from pretrain.checkpoint.save import save_checkpoint
@@ -16,7 +17,8 @@ from pretrain.engine.tensors import whole_tensors
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.fault import fault_point
 from pretrain.generate import generate
-from pretrain.hardware import device_name, peak_flops
+from pretrain.hardware import peak_flops
+from pretrain.kernel_choices import describe
 from pretrain.memory import peak_bytes
 from pretrain.metrics import StepClock
 from pretrain.plan import flops_per_update
@@ -221,5 +223,7 @@ def _introduce(run: Run) -> None:
         f"processes = {per_update:,} tokens per update; x {steps:,} updates = {per_update * steps:,} tokens, "
         f"{epochs:.2f} epochs of {config.data.path}"
     )
+    for line in describe(run.state.kernels):
+        say(line)
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")

@@ -6,27 +6,37 @@ from torch import Tensor
 from kernels.backend import uses_triton
 from kernels.support import TileSupport
 
-FUSED_BELOW_RANK = 256
-"""Below this rank the product is bound by writing W, so one kernel that writes it once wins over cuBLAS + scatter."""
+ROW_ALIGNMENT = 64
+"""Elements. Rows of an odd width (5461 in the 1B model) would start where neither cuBLAS nor a kernel loads fast."""
 
 
 def decompress(
-    A: Tensor, B: Tensor, values: Tensor, support: TileSupport, scale: float, out: Tensor | None = None
+    A: Tensor, B: Tensor, values: Tensor, support: TileSupport, scale: float, *, fused: bool = False
 ) -> Tensor:
-    """W (out, in) = scale B A + S, S holding `values` (nnz,) at `support`; written to `out` when given.
+    """W (out, in) = scale B A + S, S holding `values` (nnz,) at `support`.
 
-    A (rank, in), B (out, rank) and values in one dtype. Not differentiable: the layer's backward pass is written out.
+    A (rank, in), B (out, rank) and values in one dtype. `fused`, where Triton runs: one kernel that writes W once;
+    else a matmul by the vendor's library and a kernel that adds S. Not differentiable. ValueError when the dtypes
+    differ.
     """
-    W = torch.empty(support.shape, dtype=B.dtype, device=B.device) if out is None else out
+    if not A.dtype == B.dtype == values.dtype:
+        raise ValueError(f"A, B and values must have one dtype, not {A.dtype}, {B.dtype} and {values.dtype}")
+    W = empty_weight(support.shape, B)
     if not uses_triton(B):
         W.addmm_(B, A, beta=0, alpha=scale)  # beta 0 ignores what is in W's memory, NaN included
         W.view(-1).index_add_(0, support.flat(), values)
         return W
     from kernels.decompress.kernel import launch_decompress, launch_scatter
 
-    if B.shape[1] < FUSED_BELOW_RANK:
-        launch_decompress(A, B, values, support, scale, W)
+    if fused:
+        launch_decompress(A.contiguous(), B.contiguous(), values, support, scale, W)
     else:
         W.addmm_(B, A, beta=0, alpha=scale)
         launch_scatter(W, values, support)
     return W
+
+
+def empty_weight(shape: tuple[int, int], like: Tensor) -> Tensor:
+    """An uninitialised matrix; where Triton runs, its rows start at multiples of ROW_ALIGNMENT."""
+    width = -(-shape[1] // ROW_ALIGNMENT) * ROW_ALIGNMENT if uses_triton(like) else shape[1]
+    return torch.empty(shape[0], width, dtype=like.dtype, device=like.device)[:, : shape[1]]

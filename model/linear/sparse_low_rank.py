@@ -6,17 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kernels.sparse_low_rank_linear import sparse_low_rank_linear
-from model.errors import UserError
 from model.initialise import fill_uniform
 from model.linear.base import BaseLinear
 from model.linear.low_rank import require_rank_fits
-from model.linear.support import draw_support, support_size
+from model.linear.support import SUPPORTS
 from model.schema import Frozen
 
 
 class SparseLowRank(BaseLinear):
-    """y = x W^T with W = scale B A + S: A (rank, in), B (out, rank), S trained at `indices`, scale = alpha / rank."""
+    """y = x W^T with W = scale B A + S: A (rank, in), B (out, rank), S trained on its support, scale = alpha / rank."""
 
     class Config(Frozen):
         """Sparse-plus-low-rank projections (SLTrain); the defaults are the paper's for 60M parameters."""
@@ -31,47 +29,36 @@ class SparseLowRank(BaseLinear):
         support: Literal["element"] = "element"
         """How the sparse entries are drawn. element: every set of single entries is equally likely."""
 
-    indices: Tensor
-
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)
-        if in_features * out_features >= 2**31:
-            raise UserError(f"{name} ({out_features} x {in_features}) has 2^31 entries or more, too many for a support")
-        size = support_size(config.density, in_features, out_features)
-        if size == 0:
-            raise UserError(
-                f"linear.density {config.density} leaves {name} ({out_features}x{in_features}) without sparse entries; "
-                'raise it or set linear.name = "low_rank"'
-            )
+        self.config = config
         self.scale = config.alpha / config.rank
+        self.support = SUPPORTS[config.support](config.density, in_features, out_features, f"{name}.support")
         self.A = nn.Parameter(torch.empty(config.rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, config.rank))
-        self.values = nn.Parameter(torch.empty(size))
-        # Flat row-major positions in (out, in), sorted; int32 halves what int64 would add to every checkpoint.
-        self.register_buffer("indices", torch.empty(size, dtype=torch.int32))
+        self.values = nn.Parameter(torch.empty(self.support.values_shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return sparse_low_rank_linear(x, self.A, self.B, self.values, self.indices, self.scale)
+        return self.support.linear(x, self.A, self.B, self.values, self.scale)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """A and values uniform in +-1/sqrt(in), B zero, a fresh support."""
+        self.support.reset_parameters(seed)
         bound = self.in_features**-0.5
         fill_uniform(self.A, bound, seed, f"{self.name}.A")
         self.B.zero_()
         fill_uniform(self.values, bound, seed, f"{self.name}.values")
-        self.indices.copy_(draw_support(self.values.numel(), self.out_features * self.in_features, seed, self.name))
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
-        weight = self.scale * (self.B.float() @ self.A.float())
-        weight.view(-1).index_add_(0, self.indices, self.values.float())
-        return weight
+        return self.support.add_to(self.scale * (self.B.float() @ self.A.float()), self.values)
 
     @staticmethod
     def count_parameters(config: Config, in_features: int, out_features: int) -> int:
-        return config.rank * (out_features + in_features) + support_size(config.density, in_features, out_features)
+        entries = SUPPORTS[config.support].count(config.density, in_features, out_features)
+        return config.rank * (out_features + in_features) + entries
 
     @staticmethod
     def training_flops(config: Config, in_features: int, out_features: int, tokens: int) -> int:

@@ -2,10 +2,12 @@
 
 import torch
 
+from model.linear.support.element import check_supports
 from model.transformer import Transformer
 from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.kernel_choices import apply
 
 
 def best_device() -> torch.device:
@@ -18,6 +20,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torc
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(checkpoint.read(f"model.{name}"))
+    check_supports(model)
+    if checkpoint.state.kernels.get("device") == device.type and compute_dtype is None:
+        apply(model, checkpoint.state.kernels)
     return model.eval()
 
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
+from model.linear.support.element import ElementSupport
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class BrokenCheckpoint(Exception):
@@ -33,6 +34,7 @@ class Manifest:
     config_hash: str
     data_fingerprint: str
     world_size: int
+    support_layout: str
     files: tuple[FileEntry, ...]
 
     def to_json(self) -> str:
@@ -58,6 +60,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"{folder}: written in checkpoint format {manifest.format_version}, this version reads {FORMAT_VERSION}; "
             "use the version that wrote it"
+        )
+    if manifest.support_layout != ElementSupport.LAYOUT:
+        raise UserError(
+            f"{folder}: its sparse values are in the order {manifest.support_layout!r}, this version reads "
+            f"{ElementSupport.LAYOUT!r}; use the version that wrote it"
         )
     names = [entry.name for entry in files]
     if len(set(names)) != len(names):

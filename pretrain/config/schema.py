@@ -60,6 +60,21 @@ class ParallelConfig(Frozen):
     """What ZeRO shards over processes: 1 optimizer state, 2 and gradients, 3 and weights; 0 nothing."""
 
 
+class KernelsConfig(Frozen):
+    """How the linears compute; all choices agree up to rounding. All but `backend` are for sparse_low_rank linears."""
+
+    backend: Literal["auto", "triton", "reference"] = "auto"
+    """auto: Triton kernels on a GPU, PyTorch elsewhere. The environment variable SPARLOW_KERNELS overrides it."""
+    path: Literal["auto", "dense", "csr"] = "auto"
+    """dense: build W and multiply with it. csr: factors and sparse matrix one after the other (fp32 on a CPU)."""
+    keep_weight: Literal["auto", "none", "layer", "step"] = "auto"
+    """How long a built W is kept: not at all, from the forward to the backward pass, or over an optimizer step."""
+    sum_gradients: Literal["auto", "factors", "dense"] = "auto"
+    """Over micro-steps, sum the factors' gradients, or W's gradient (where W is kept over the step; ZeRO stage 0)."""
+    cache_budget: float = Field(0.2, ge=0, le=1)
+    """Part of the device's free memory that kept W and their summed gradients may take under auto."""
+
+
 class GrowthConfig(Frozen):
     """Growing a small model into a large one during the run."""
 
@@ -124,6 +139,7 @@ class Config(Frozen):
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     parallel: ParallelConfig = ParallelConfig()
+    kernels: KernelsConfig = KernelsConfig()
     growth: GrowthConfig = GrowthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
@@ -154,11 +170,30 @@ class Config(Frozen):
             )
         if self.optimizer.weights == "bf16" and train.dtype == "fp32":
             raise ValueError('optimizer.weights = "bf16" contradicts train.dtype = "fp32"; change one of them')
+        self._kernels_have_effect()
         if self.model.tie_embeddings and parallel.zero_stage == 3:
             raise ValueError(
                 "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie"
             )
         return self
+
+    def _kernels_have_effect(self) -> None:
+        kernels, linear = self.kernels, self.linear
+        if linear.name != "sparse_low_rank" or linear.support != "element":
+            for key in ("path", "keep_weight", "sum_gradients", "cache_budget"):
+                if getattr(kernels, key) != type(kernels).model_fields[key].default:
+                    raise ValueError(
+                        f"kernels.{key} has no effect without element-sparse linears; remove it, or set linear.name = "
+                        '"sparse_low_rank" and linear.support = "element"'
+                    )
+        if kernels.path == "csr" and kernels.keep_weight not in ("auto", "none"):
+            raise ValueError('kernels.keep_weight has no effect with kernels.path = "csr", which builds no W')
+        if kernels.sum_gradients == "dense" and (kernels.keep_weight != "step" or self.parallel.zero_stage):
+            raise ValueError(
+                'kernels.sum_gradients = "dense" needs kernels.keep_weight = "step" and parallel.zero_stage = 0'
+            )
+        if kernels.keep_weight == "step" and self.parallel.zero_stage == 3:
+            raise ValueError('kernels.keep_weight = "step" does not work at parallel.zero_stage = 3; set "layer"')
 
     @property
     def last_step(self) -> int:

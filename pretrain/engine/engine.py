@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.linear.support.element import step_caches
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
@@ -40,6 +41,7 @@ class Engine:
         self.optimizer = optimizer
         self.grad_clip = config.train.grad_clip
         self.micro_batches = grad_accum_steps * world.size
+        self.caches = step_caches(model)
         self.deepspeed, *_ = import_deepspeed().initialize(
             model=model, optimizer=optimizer, config=deepspeed_settings(config, grad_accum_steps, bf16)
         )
@@ -58,6 +60,8 @@ class Engine:
         The gradient is that of the mean over the `total_targets` target tokens of the whole global batch:
         DeepSpeed averages over micro-batches and ranks, so each sum is scaled by their number first.
         """
+        for cache in self.caches:
+            cache.last_micro_step = self.deepspeed.is_gradient_accumulation_boundary()
         tokens = batch.tokens.to(self.world.device)
         targets = batch.targets.to(self.world.device)
         nll = self.deepspeed(tokens, targets)
@@ -71,8 +75,16 @@ class Engine:
         """The optimizer step after the last micro-step, at rate `lr`; skipped when the gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.stage == 0:
-            return self._update_unsharded()
+        update = self._update_unsharded() if self.stage == 0 else self._update_sharded()
+        self.parameters_changed()
+        return update
+
+    def parameters_changed(self) -> None:
+        """Forget what was kept of the old parameters."""
+        for cache in self.caches:
+            cache.clear()
+
+    def _update_sharded(self) -> Update:
         self.deepspeed.step()
         return Update(float(self.deepspeed.get_global_grad_norm()), self.deepspeed.was_step_applied())
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.linear.support.element import check_supports
 from pretrain.data.dataset import Batch
 from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.engine import Engine
@@ -57,6 +58,8 @@ def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up
             _write_master(engine, parameter, weight)
             for key in MOMENTS:
                 _write_moment(engine, parameter, key, read(f"optimizer.{name}.{key}"))
+    check_supports(engine.model)
+    engine.parameters_changed()
     for state in engine.deepspeed.basic_optimizer.state.values():
         device = next(iter(engine.model.parameters())).device
         state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)

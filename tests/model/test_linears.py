@@ -68,7 +68,7 @@ def test_initial_values_depend_on_seed_and_name_alone(kind):
     other_name = make(kind, name="layers.1.attention.q_proj", random_factors=False)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
-        if tensor.any():
+        if tensor.any() and not name.endswith("tile_ptr"):  # one tile: its length is no matter of chance
             assert not torch.equal(tensor, other_seed.state_dict()[name]), name
             assert not torch.equal(tensor, other_name.state_dict()[name]), name
 

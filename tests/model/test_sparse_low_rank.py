@@ -3,23 +3,27 @@ import torch
 
 from model.errors import UserError
 from model.linear import SparseLowRank, build_linear
-from model.linear.support import draw_support, support_size
+from model.linear.support.element import ElementSupport, draw_positions
 
 
 @pytest.mark.parametrize(
     ("size", "numel"), [(0, 10), (1, 1), (3, 100), (50, 100), (97, 100), (100, 100), (5000, 99991)]
 )
 def test_support_is_sorted_unique_int32_and_complete(size, numel):
-    support = draw_support(size, numel, 0, "q")
+    support = draw_positions(size, numel, 0, "q")
     assert support.dtype == torch.int32
     assert support.shape == (size,)
     assert (support.diff() > 0).all()
     assert ((support >= 0) & (support < numel)).all()
-    assert torch.equal(support, draw_support(size, numel, 0, "q"))
+    assert torch.equal(support, draw_positions(size, numel, 0, "q"))
 
 
 def test_supports_of_other_names_and_seeds_are_independent():
-    one, name, seed = draw_support(500, 1000, 0, "q"), draw_support(500, 1000, 0, "k"), draw_support(500, 1000, 1, "q")
+    one, name, seed = (
+        draw_positions(500, 1000, 0, "q"),
+        draw_positions(500, 1000, 0, "k"),
+        draw_positions(500, 1000, 1, "q"),
+    )
     for other in (name, seed):
         common = torch.isin(one, other).sum().item()
         assert 200 < common < 300  # 250 +- 8 for independent halves
@@ -31,7 +35,7 @@ def test_every_position_and_pair_is_equally_likely(size):
     draws, numel = 3000, 12
     chosen = torch.zeros(draws, numel)
     for i in range(draws):
-        chosen[i, draw_support(size, numel, i, "q").long()] = 1
+        chosen[i, draw_positions(size, numel, i, "q").long()] = 1
     together = chosen.T @ chosen / draws
     p, pair = size / numel, size * (size - 1) / (numel * (numel - 1))
     off_diagonal = together[~torch.eye(numel, dtype=torch.bool)]
@@ -45,20 +49,20 @@ def test_initial_values_are_the_papers():
     bound = 400**-0.5
     assert linear.scale == 0.25
     assert not linear.B.any()
-    assert linear.values.numel() == support_size(0.05, 400, 300) == 6000
+    assert linear.values.numel() == ElementSupport.count(0.05, 400, 300) == 6000
     for tensor in (linear.A, linear.values):
         assert 0.99 * bound < tensor.abs().max() <= bound
         assert tensor.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
         assert abs(tensor.mean().item()) < 0.03 * bound
     dense = linear.dense_weight()
-    assert torch.equal(dense.flatten().nonzero().flatten().int(), linear.indices)
+    assert torch.equal(dense.flatten().nonzero().flatten().int(), linear.support.flat().sort().values)
 
 
 def test_support_is_saved_and_is_no_parameter():
     linear = build_linear(SparseLowRank.Config(rank=2, density=0.1), 20, 30, "q")
-    assert set(linear.state_dict()) == {"A", "B", "values", "indices"}
+    assert set(linear.state_dict()) == {"A", "B", "values", "support.loc", "support.tile_ptr"}
     assert {name for name, _ in linear.named_parameters()} == {"A", "B", "values"}
-    assert linear.to(torch.bfloat16).indices.dtype == torch.int32
+    assert linear.to(torch.bfloat16).support.loc.dtype == torch.uint16
 
 
 def test_density_without_entries_is_refused():

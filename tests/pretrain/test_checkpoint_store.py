@@ -21,7 +21,8 @@ def commit(store: CheckpointStore, step: int, content: bytes = b"weights") -> Pa
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     manifest = {
-        "format_version": 1,
+        "format_version": 2,
+        "support_layout": "tiles 128x128",
         "step": step,
         "tokens_seen": 0,
         "config_hash": "",
@@ -97,10 +98,10 @@ def test_links_duplicates_and_other_formats_are_refused(store, tmp_path):
     edit(folder, files=[entry, entry])
     with pytest.raises(BrokenCheckpoint, match="twice"):
         read_manifest(folder)
-    edit(folder, files=[entry], format_version=2)
-    with pytest.raises(UserError, match="checkpoint format 2"):
+    edit(folder, files=[entry], format_version=1)
+    with pytest.raises(UserError, match="checkpoint format 1"):
         read_manifest(folder)
-    edit(folder, format_version=1)
+    edit(folder, format_version=2)
     outside = tmp_path / "outside"
     outside.write_bytes(b"weights")
     (folder / entry["name"]).unlink()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.decompress import op
+from kernels.decompress import decompress
 from kernels.decompress.reference import decompress as reference
 from kernels.support import TileSupport
 
@@ -19,15 +19,14 @@ SHAPES = [
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "matmul+scatter"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_definition(shape, dtype, fused, device, monkeypatch):
-    monkeypatch.setattr(op, "FUSED_BELOW_RANK", 10**9 if fused else 0)
+def test_equals_the_definition(shape, dtype, fused, device):
     n_out, n_in, rank, nnz, tile = shape
     random = torch.Generator().manual_seed(0)
     A, B = torch.randn(rank, n_in, generator=random).to(dtype), torch.randn(n_out, rank, generator=random).to(dtype)
     flat = torch.randperm(n_out * n_in, generator=random)[:nnz].sort().values
     support = TileSupport.from_flat(flat.to(device), (n_out, n_in), tile)
     values = torch.randn(nnz, generator=random).to(dtype)
-    W = op.decompress(A.to(device), B.to(device), values.to(device), support, 0.25).cpu()
+    W = decompress(A.to(device), B.to(device), values.to(device), support, 0.25, fused=fused).cpu()
     exact = reference(A.double(), B.double(), values.double(), support.flat().cpu(), 0.25)
     assert W.dtype == dtype
     if dtype == torch.float32:

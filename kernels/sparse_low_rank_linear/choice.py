@@ -1,0 +1,57 @@
+"""How one sparse-plus-low-rank linear computes: what is chosen once per run, by shape, and recorded with it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+Keep = Literal["none", "layer", "step"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Every choice gives the same result up to rounding.
+
+    path "dense": W is built and multiplied with. path "csr": the factors and a compressed sparse S are multiplied with
+    one after the other, W never exists (fp32 on a CPU).
+    """
+
+    path: Literal["dense", "csr"] = "dense"
+    keep: Keep = "none"
+    """For path "dense": how long W is kept. none: built in the forward and again in the backward pass. layer: from the
+    forward to the backward pass of its layer. step: until the parameters change."""
+    accumulate: bool = False
+    """For keep "step": sum the dense gradient of W over micro-steps and reduce it to the factors' gradients once, in
+    the last one. Until then the parameters receive no gradient."""
+    fused: bool = False
+    """Build W in one Triton kernel instead of a matmul and a scatter."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class StepCache:
+    """What one linear keeps over an optimizer step: W, and the dense gradient summed so far."""
+
+    def __init__(self) -> None:
+        self.last_micro_step = True
+        """Whether the next backward pass ends the step, and hands out the gradients of the parameters."""
+        self.dense_grad: Tensor | None = None
+        self._weight: Tensor | None = None
+        self._versions: tuple[int, ...] = ()
+
+    def weight(self, parameters: tuple[Tensor, ...], dtype: Any) -> Tensor | None:
+        """The kept W if it was built in `dtype` from these very values of the parameters."""
+        kept = self._weight
+        return kept if kept is not None and kept.dtype == dtype and self._versions == _versions(parameters) else None
+
+    def keep(self, weight: Tensor, parameters: tuple[Tensor, ...]) -> None:
+        self._weight, self._versions = weight, _versions(parameters)
+
+    def clear(self) -> None:
+        """The parameters have changed (behind the back of PyTorch's version counters, too)."""
+        self._weight = self.dense_grad = None
+
+
+def _versions(parameters: tuple[Tensor, ...]) -> tuple[int, ...]:
+    return tuple(parameter._version for parameter in parameters)

@@ -1,0 +1,105 @@
+"""The path through the dense W, which exists only while a matmul reads it, unless the choice keeps it.
+
+Autograd through the definition would keep W of every layer from the forward to the backward pass, the memory of the
+dense model. Here W is rebuilt in the backward pass, as in the paper (arXiv 2406.02214, equation 3). With N tokens the
+cost is 6 N out in + 8 out in rank FLOPs, forward and backward; at most one dense matrix of the layer is alive: W, and
+in the same memory its gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.decompress import decompress
+from kernels.decompress.op import empty_weight
+from kernels.sparse_low_rank_linear.choice import Choice, StepCache
+from kernels.support import TileSupport
+from kernels.tile_gather import tile_gather
+
+
+class DensePath(torch.autograd.Function):
+    """(x (..., in), A, B, values, support, scale, bias, choice, cache) -> y (..., out)."""
+
+    @staticmethod
+    def forward(ctx, x, A, B, values, support, scale, bias, choice, cache):
+        ctx.support, ctx.scale, ctx.choice, ctx.cache = support, scale, choice, cache
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        weight = _weight(x.dtype, A, B, values, support, scale, choice, cache)
+        # The parameters themselves are saved, not casts of them: they are alive anyway, a cast would be a copy.
+        ctx.save_for_backward(x, A, B, values, weight if choice.keep == "layer" else None)
+        flat = x.reshape(-1, A.shape[1])  # [N, I]
+        y = flat @ weight.t() if bias is None else torch.addmm(bias.to(x.dtype), flat, weight.t())
+        return y.view(*x.shape[:-1], B.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, A, B, values, weight = ctx.saved_tensors
+        support, scale, choice, cache = ctx.support, ctx.scale, ctx.choice, ctx.cache
+        need_x, need_A, need_B, need_values, *_ = ctx.needs_input_grad
+        need_bias = ctx.needs_input_grad[6]
+        grad_x = grad_A = grad_B = grad_values = None
+        g = grad_y.reshape(-1, B.shape[0])  # [N, O]
+        flat = x.reshape(-1, A.shape[1])  # [N, I]
+        scratch = None
+        if need_x:
+            if weight is None:
+                weight = _weight(x.dtype, A, B, values, support, scale, choice, cache)
+                scratch = weight if choice.keep == "none" else None
+            grad_x = (g @ weight).view_as(x)
+        weight = None
+        if need_A or need_B or need_values:
+            dense = _dense_grad(g, flat, choice, cache, scratch)  # [O, I], or None while it is being summed
+            if dense is not None:
+                narrow = dense.to(x.dtype)
+                grad_A = _scaled_mm(B.to(x.dtype).t(), narrow, scale).to(A.dtype) if need_A else None
+                grad_B = _scaled_mm(narrow, A.to(x.dtype).t(), scale).to(B.dtype) if need_B else None
+                grad_values = tile_gather(dense, support, values.dtype) if need_values else None
+        grad_bias = g.sum(0).to(ctx.bias_dtype) if need_bias else None
+        return grad_x, grad_A, grad_B, grad_values, None, None, grad_bias, None, None
+
+
+def _weight(
+    dtype: torch.dtype,
+    A: Tensor,
+    B: Tensor,
+    values: Tensor,
+    support: TileSupport,
+    scale: float,
+    choice: Choice,
+    cache: StepCache | None,
+) -> Tensor:
+    """W (out, in), from the cache where it is kept over a step."""
+    kept = cache.weight((A, B, values), dtype) if cache is not None and choice.keep == "step" else None
+    if kept is not None:
+        return kept
+    weight = decompress(A.to(dtype), B.to(dtype), values.to(dtype), support, scale, fused=choice.fused)
+    if cache is not None and choice.keep == "step":
+        cache.keep(weight, (A, B, values))
+    return weight
+
+
+def _dense_grad(g: Tensor, x: Tensor, choice: Choice, cache: StepCache | None, scratch: Tensor | None) -> Tensor | None:
+    """g^T x (out, in), in the memory of `scratch` when given; None until the step's last micro-step when summed."""
+    if cache is None or not choice.accumulate:
+        return torch.mm(g.t(), x, out=empty_weight((g.shape[1], x.shape[1]), x) if scratch is None else scratch)
+    total = cache.dense_grad
+    if total is None:
+        if cache.last_micro_step:  # the only one
+            return torch.mm(g.t(), x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = torch.zeros(g.shape[1], x.shape[1], dtype=wide, device=x.device)
+    if total.dtype == x.dtype:
+        total.addmm_(g.t(), x)
+    elif x.is_cuda:
+        torch.ops.aten.addmm.dtype_out(total, g.t(), x, total.dtype, out=total)
+    else:
+        total += g.t() @ x
+    cache.dense_grad = None if cache.last_micro_step else total
+    return total if cache.last_micro_step else None
+
+
+def _scaled_mm(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale * left @ right in one kernel; beta = 0 ignores what is in the output's memory, NaN included."""
+    out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
+    return out.addmm_(left, right, beta=0, alpha=scale)

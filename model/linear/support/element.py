@@ -1,0 +1,115 @@
+"""The support of SLTrain (arXiv 2406.02214): single entries, every set of them equally likely."""
+
+import torch
+from torch import Tensor, nn
+
+from kernels.sparse_low_rank_linear import Choice, StepCache, sparse_low_rank_linear
+from kernels.sparse_low_rank_linear.choose import choose
+from kernels.support import TILE, TileSupport, count_tiles
+from model.errors import UserError
+from model.seeding import generator
+
+
+class ElementSupport(nn.Module):
+    """Positions of a sparse matrix (out, in) in tile order, in 16 bits each, and the linear that uses them."""
+
+    LAYOUT = f"tiles {TILE[0]}x{TILE[1]}"
+    """The order of the values; recorded in checkpoints."""
+
+    loc: Tensor
+    tile_ptr: Tensor
+
+    def __init__(self, density: float, in_features: int, out_features: int, name: str):
+        super().__init__()
+        if in_features * out_features >= 2**31:
+            raise UserError(f"{name} ({out_features} x {in_features}) has 2^31 entries or more, too many for a support")
+        size = self.count(density, in_features, out_features)
+        if size == 0:
+            raise UserError(
+                f"linear.density {density} leaves {name} ({out_features}x{in_features}) without sparse entries; "
+                'raise it or set linear.name = "low_rank"'
+            )
+        self.name = name
+        self.shape = (out_features, in_features)
+        self.values_shape = (size,)
+        self.register_buffer("loc", torch.empty(size, dtype=torch.uint16))
+        self.register_buffer("tile_ptr", torch.empty(count_tiles(self.shape) + 1, dtype=torch.int32))
+        self.choice: Choice | None = None
+        """How the linear computes; None lets each call choose for its input."""
+        self.cache = StepCache()
+        self._tiles: tuple[int, TileSupport] | None = None
+
+    @staticmethod
+    def count(density: float, in_features: int, out_features: int) -> int:
+        """Sparse entries of an (out, in) matrix."""
+        return int(density * out_features * in_features)
+
+    def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
+        choice = self.choice or self.choose(x.numel() // x.shape[-1], A.shape[0], x.dtype, x.device)
+        return sparse_low_rank_linear(x, A, B, values, self.tiles(), scale, choice=choice, cache=self.cache)
+
+    def choose(self, tokens: int, rank: int, dtype: torch.dtype, device: torch.device) -> Choice:
+        return choose(self.shape, rank, self.values_shape[0], tokens, dtype, device)
+
+    def tiles(self) -> TileSupport:
+        """The support as the kernels take it, with what they have derived from it."""
+        if self._tiles is None or self._tiles[1].loc is not self.loc or self._tiles[0] != self.loc._version:
+            self._tiles = (self.loc._version, TileSupport(self.loc, self.tile_ptr, self.shape))
+        return self._tiles[1]
+
+    def flat(self) -> Tensor:
+        """Flat row-major positions (nnz,) int32 in the order of the values."""
+        return self.tiles().flat()
+
+    def add_to(self, dense: Tensor, values: Tensor) -> Tensor:
+        """`dense` (out, in) with the values added in place."""
+        dense.view(-1).index_add_(0, self.flat(), values.to(dense.dtype))
+        return dense
+
+    def check(self) -> None:
+        """UserError unless every entry lies in the matrix, once and in order: kernels write where it says."""
+        try:
+            self.tiles().check()
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}; the checkpoint is damaged") from None
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        size, numel = self.values_shape[0], self.shape[0] * self.shape[1]
+        drawn = TileSupport.from_flat(draw_positions(size, numel, seed, self.name), self.shape)
+        self.loc.copy_(drawn.loc)
+        self.tile_ptr.copy_(drawn.tile_ptr)
+
+    def extra_repr(self) -> str:
+        return f"{self.values_shape[0]} of {self.shape[0]} x {self.shape[1]}, {self.LAYOUT}"
+
+
+def check_supports(model: nn.Module) -> None:
+    """UserError when a support that was read is none."""
+    for module in model.modules():
+        if isinstance(module, ElementSupport):
+            module.check()
+
+
+def step_caches(model: nn.Module) -> list[StepCache]:
+    """What the linears of `model` keep over an optimizer step."""
+    return [module.cache for module in model.modules() if isinstance(module, ElementSupport)]
+
+
+def draw_positions(size: int, numel: int, seed: int, name: str) -> Tensor:
+    """`size` of `numel` flat positions, sorted int32, every subset equally likely; from (seed, name) alone.
+
+    Draws with replacement, in each round as many as are missing, so that the support is never overfull: by symmetry the
+    result is a uniform subset. A permutation of a 7B model's matrix (45 million entries) would take seconds.
+    """
+    assert 0 <= size <= numel < 2**31
+    drawn = min(size, numel - size)  # above one half, draw the complement
+    random = generator(seed, "support", name)
+    chosen = torch.zeros(numel, dtype=torch.bool)
+    missing = drawn
+    while missing:
+        chosen.index_fill_(0, torch.randint(numel, (missing,), generator=random), True)
+        missing = drawn - int(chosen.count_nonzero())
+    if drawn != size:
+        chosen.logical_not_()
+    return chosen.nonzero().flatten().to(torch.int32)

@@ -1,0 +1,110 @@
+"""How the sparse-plus-low-rank linears of a run compute: chosen when it starts, recorded in it, kept by every resume.
+
+Every choice computes the same up to rounding; which is fastest depends on shapes, batch, memory and device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kernels.sparse_low_rank_linear.choice import Choice, Keep
+from kernels.sparse_low_rank_linear.csr import available as csr_available
+from model.errors import UserError
+from model.linear.sparse_low_rank import SparseLowRank
+from model.linear.support.element import ElementSupport
+from model.transformer import Transformer
+from pretrain.config.schema import Config
+from pretrain.hardware import free_bytes
+
+
+def decide(
+    model: Transformer, config: Config, recorded: dict[str, Any], micro_steps: int, device: torch.device
+) -> dict[str, Any]:
+    """The record of what is chosen: the device's type and, by shape, the fields of a Choice. Empty without linears.
+
+    `recorded` is that of the checkpoint which the run goes on from, or empty; on the same type of device it stands.
+    `micro_steps` is how many backward passes one optimizer step takes in one process.
+    """
+    linears = _linears(model)
+    if not linears or recorded.get("device") == device.type:
+        return recorded if linears else {}
+    choices = {_shape(linear): _choose(linear, model.compute_dtype, config, device) for linear in linears}
+    built = [linear for linear in linears if choices[_shape(linear)].path == "dense"]
+    keep, accumulate = _how_long(built, model, config, micro_steps, device)
+    choices = {
+        shape: replace(choice, keep=keep, accumulate=accumulate) if choice.path == "dense" else choice
+        for shape, choice in choices.items()
+    }
+    return {"device": device.type, "shapes": {shape: choice.to_json() for shape, choice in choices.items()}}
+
+
+def apply(model: Transformer, record: dict[str, Any]) -> None:
+    """Let every linear compute as the record says."""
+    for linear in _linears(model):
+        fields = record["shapes"].get(_shape(linear))
+        if fields is None:
+            raise UserError(f"state.json records no way to compute {_shape(linear)}; it is of another model")
+        _support(linear).choice = Choice(**fields)
+
+
+def describe(record: dict[str, Any]) -> Iterator[str]:
+    """One line per shape."""
+    for shape, fields in record.get("shapes", {}).items():
+        choice = Choice(**fields)
+        if choice.path == "csr":
+            yield f"linears {shape}: the factors and the sparse matrix one after the other (csr)"
+            continue
+        kept = {"none": "built twice", "layer": "kept for the backward pass", "step": "kept over the step"}[choice.keep]
+        summed = ", its gradient summed over micro-steps" if choice.accumulate else ""
+        yield f"linears {shape}: W{' in one kernel' if choice.fused else ''} {kept}{summed}"
+
+
+def _linears(model: Transformer) -> list[SparseLowRank]:
+    return [m for m in model.modules() if isinstance(m, SparseLowRank) and isinstance(m.support, ElementSupport)]
+
+
+def _support(linear: SparseLowRank) -> ElementSupport:
+    assert isinstance(linear.support, ElementSupport)
+    return linear.support
+
+
+def _shape(linear: SparseLowRank) -> str:
+    return f"{linear.out_features}x{linear.in_features} rank {linear.config.rank}"
+
+
+def _choose(linear: SparseLowRank, dtype: torch.dtype, config: Config, device: torch.device) -> Choice:
+    tokens = config.train.micro_batch_size * config.train.seq_len
+    path = config.kernels.path
+    if path == "csr":
+        if device.type != "cpu" or dtype != torch.float32 or not csr_available():
+            raise UserError('kernels.path = "csr" works on a CPU in fp32 with MKL only; set kernels.path = "auto"')
+        return Choice(path="csr")
+    choice = _support(linear).choose(tokens, linear.config.rank, dtype, device)
+    return Choice() if path == "dense" and choice.path == "csr" else choice
+
+
+def _how_long(
+    built: list[SparseLowRank], model: Transformer, config: Config, micro_steps: int, device: torch.device
+) -> tuple[Keep, bool]:
+    """How long W is kept, and whether its gradient is summed: as long as the budget allows and saves work."""
+    kernels = config.kernels
+    numels = [linear.in_features * linear.out_features for linear in built]
+    weights = sum(numels) * model.compute_dtype.itemsize
+    # At stage 1 to 3 DeepSpeed counts on a gradient of every parameter in every micro-step; at 3 weights come and go.
+    stage = config.parallel.zero_stage
+    may_sum = stage == 0 and micro_steps > 1 and kernels.sum_gradients != "factors"
+    budget = kernels.cache_budget * free_bytes(device)
+    if kernels.keep_weight == "auto":
+        keep: Keep = "none"
+        # With every block recomputed, no more than one layer's W are alive at a time.
+        at_once = weights / len(model.layers) if model.checkpoint_every == 1 else weights
+        if at_once <= budget:
+            keep = "layer"
+        if stage < 3 and micro_steps > 1 and weights <= budget:
+            keep = "step"
+    else:
+        keep = kernels.keep_weight
+    summed = keep == "step" and may_sum and (kernels.sum_gradients == "dense" or weights + 4 * sum(numels) <= budget)
+    return keep, summed

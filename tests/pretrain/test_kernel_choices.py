@@ -1,0 +1,136 @@
+"""How linears compute is chosen once, logged, recorded, and the same after a resume; and every choice trains alike."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from support import logged, tensor_hashes, train_here
+
+from kernels.sparse_low_rank_linear import Choice
+from model.build import build_model
+from model.errors import UserError
+from model.linear import SparseLowRank
+from pretrain import kernel_choices
+from pretrain.config import load_config
+
+CPU = torch.device("cpu")
+
+
+def decided(tiny, *overrides, recorded=None, micro_steps=4, free=10**9, monkeypatch=None, dtype=torch.bfloat16):
+    config = load_config(tiny, list(overrides))
+    model = build_model(
+        config.model, config.linear, seed=0, device="cpu", param_dtype=torch.float32, compute_dtype=dtype,
+        checkpoint_every=config.train.checkpoint_every_layers,
+    )  # fmt: skip
+    monkeypatch.setattr(kernel_choices, "free_bytes", lambda device: free)
+    record = kernel_choices.decide(model, config, recorded or {}, micro_steps, CPU)
+    kernel_choices.apply(model, record)
+    choices = {m.support.choice for m in model.modules() if isinstance(m, SparseLowRank)}
+    assert len(choices) == 1
+    return choices.pop()
+
+
+# bf16 W of the tiny model: 2 layers x (4 x 32 x 32 + 3 x 32 x 53) x 2 bytes
+WEIGHTS = 2 * (4 * 32 * 32 + 3 * 32 * 53) * 2
+
+
+@pytest.mark.parametrize(
+    ("free", "micro_steps", "overrides", "expected"),
+    [
+        (10**9, 4, [], Choice(keep="step", accumulate=True)),
+        (10**9, 1, [], Choice(keep="layer")),  # one micro-step: nothing to share
+        (5 * WEIGHTS, 4, [], Choice(keep="step")),  # no room for the fp32 sum beside W
+        (5 * WEIGHTS - 10, 4, [], Choice()),
+        (5 * WEIGHTS - 10, 4, ["--train.checkpoint_every_layers=1"], Choice(keep="layer")),
+        (10**9, 4, ["--parallel.zero_stage=1"], Choice(keep="step")),
+        (10**9, 4, ["--parallel.zero_stage=3"], Choice(keep="layer")),
+        (10**9, 4, ["--kernels.cache_budget=0.0"], Choice()),
+        (10**9, 4, ["--kernels.keep_weight=none"], Choice()),
+        (0, 4, ["--kernels.keep_weight=step"], Choice(keep="step")),
+        (0, 4, ["--kernels.keep_weight=step", "--kernels.sum_gradients=dense"], Choice(keep="step", accumulate=True)),
+        (10**9, 4, ["--kernels.sum_gradients=factors"], Choice(keep="step")),
+    ],
+)
+def test_keeps_as_long_as_memory_allows_and_work_is_saved(tiny, free, micro_steps, overrides, expected, monkeypatch):
+    assert decided(tiny, *overrides, free=free, micro_steps=micro_steps, monkeypatch=monkeypatch) == expected
+
+
+def test_a_record_stands_whatever_the_memory_is_now(tiny, monkeypatch):
+    choice = Choice(keep="step").to_json()
+    shapes = {f"{shape} rank 8": choice for shape in ("32x32", "53x32", "32x53")}
+    recorded = {"device": "cpu", "shapes": shapes}
+    assert decided(tiny, recorded=recorded, free=0, monkeypatch=monkeypatch) == Choice(keep="step")
+    other = recorded | {"device": "cuda"}
+    assert decided(tiny, recorded=other, free=0, monkeypatch=monkeypatch) == Choice()
+
+
+def test_a_record_of_another_model_is_refused(tiny, monkeypatch):
+    recorded = {"device": "cpu", "shapes": {"64x64 rank 8": Choice().to_json()}}
+    with pytest.raises(UserError, match=r"32x32 rank 8"):
+        decided(tiny, recorded=recorded, monkeypatch=monkeypatch)
+
+
+def test_csr_where_it_cannot_work_is_refused(tiny, monkeypatch):
+    with pytest.raises(UserError, match=r"kernels\.path = \"csr\""):
+        decided(tiny, "--kernels.path=csr", monkeypatch=monkeypatch)
+    assert decided(tiny, "--kernels.path=csr", monkeypatch=monkeypatch, dtype=torch.float32).path == "csr"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--linear.name=dense", "--kernels.keep_weight=step"], r"kernels\.keep_weight has no effect"),
+        (["--kernels.path=csr", "--kernels.keep_weight=layer"], r"builds no W"),
+        (["--kernels.sum_gradients=dense"], r"needs kernels\.keep_weight"),
+        (["--kernels.keep_weight=step", "--parallel.zero_stage=3"], r"zero_stage = 3"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tiny, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config(tiny, overrides)
+
+
+CHOICES = {
+    "none": ["--kernels.keep_weight=none"],
+    "layer": ["--kernels.keep_weight=layer"],
+    "step": ["--kernels.keep_weight=step", "--kernels.sum_gradients=factors"],
+    "summed": ["--kernels.keep_weight=step", "--kernels.sum_gradients=dense"],
+    "csr": ["--kernels.path=csr"],
+    "recomputed": ["--train.checkpoint_every_layers=1"],
+    "stage1": ["--parallel.zero_stage=1", "--kernels.keep_weight=step"],
+}
+
+
+def test_every_choice_trains_alike_and_resumes_exactly(tiny, tmp_path):
+    losses = {}
+    for name, overrides in CHOICES.items():
+        straight, paused = tmp_path / f"{name}-straight", tmp_path / f"{name}-paused"
+        train_here(tiny, *overrides, f"--run.dir={straight}", "--train.max_steps=6")
+        train_here(tiny, *overrides, f"--run.dir={paused}", "--train.max_steps=3")
+        train_here(tiny, *overrides, f"--run.dir={paused}", "--train.max_steps=6")
+        assert tensor_hashes(straight, 6) == tensor_hashes(paused, 6), name
+        assert logged(straight) == logged(paused), name
+        losses[name] = [float(loss) for loss in logged(straight).values()]
+    for name, values in losses.items():
+        assert values == pytest.approx(losses["none"], rel=1e-5), name
+
+
+def test_the_choice_is_recorded_and_followed(tiny, tmp_path, monkeypatch, capsys):
+    train_here(tiny, "--train.max_steps=2")
+    state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
+    shapes = state["kernels"]["shapes"]
+    assert state["kernels"]["device"] == "cpu"
+    assert set(shapes) == {"32x32 rank 8", "53x32 rank 8", "32x53 rank 8"}
+    assert {fields["keep"] for fields in shapes.values()} == {"step"}
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    monkeypatch.setattr(kernel_choices, "free_bytes", lambda device: 0)
+    capsys.readouterr()
+    train_here(tiny, "--train.max_steps=3")
+    assert "53x32 rank 8: W kept over the step, its gradient summed" in capsys.readouterr().out
+
+
+def test_a_wrong_backend_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setenv("SPARLOW_KERNELS", "cuda")
+    with pytest.raises(UserError, match="auto, triton or reference"):
+        train_here(tiny, "--train.max_steps=1")
