@@ -1,21 +1,38 @@
-"""`sparlow bench train`: timings as ratios against a peer, in one run."""
+"""`sparlow bench`: timings as ratios against a peer, in one run."""
 
 import argparse
+import sys
+from typing import Any
 
-EXAMPLE = "sparlow bench train configs/quickstart.toml --json"
+EXAMPLE = "sparlow bench train configs/quickstart.toml --json; sparlow bench kernels --only decompress"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(takes_overrides=True)
-    parser.usage = "sparlow bench train [CONFIG.toml] [--section.key=value ...] [--turns N] [--steps N] [--json]"
-    parser.add_argument("what", choices=("train",), help="train: the whole step against transformers + fused AdamW")
-    parser.add_argument("config", nargs="?", default="configs/quickstart.toml", metavar="CONFIG.toml")
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="slices per contestant (default 7)")
-    parser.add_argument("--steps", type=int, default=3, metavar="N", help="steps per slice (default 3)")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    what = parser.add_subparsers(dest="what", metavar="what", required=True)
+    train = what.add_parser("train", help="the whole step against transformers + fused AdamW", allow_abbrev=False)
+    train.set_defaults(takes_overrides=True)
+    train.usage = "sparlow bench train [CONFIG.toml] [--section.key=value ...] [--turns N] [--steps N] [--json]"
+    train.add_argument("config", nargs="?", default="configs/quickstart.toml", metavar="CONFIG.toml")
+    train.add_argument("--steps", type=int, default=3, metavar="N", help="steps per slice (default 3)")
+    kernels = what.add_parser("kernels", help="each operation against its peers' algorithm", allow_abbrev=False)
+    kernels.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    kernels.add_argument(
+        "--dtype", nargs="+", choices=("fp32", "bf16"), help="default: bf16 on a GPU; both on a CPU that has bf16"
+    )
+    kernels.add_argument("--only", nargs="+", metavar="OP", help="these operations, by the name of their folder")
+    kernels.add_argument(
+        "--store", action="store_true", help="keep the rows as this device's, with times of what can be chosen from"
+    )
+    for parser in (train, kernels):
+        parser.add_argument("--turns", type=int, default=7, metavar="N", help="slices per contestant (default 7)")
+        parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    return _run_train(args) if args.what == "train" else _run_kernels(args)
+
+
+def _run_train(args: argparse.Namespace) -> int:
     import importlib.util
     import json
 
@@ -39,3 +56,58 @@ def run(args: argparse.Namespace) -> int:
             f"ratio {row['ratio']:.2f} ({1 / row['ratio']:.2f}x the peer's tokens/s)"
         )
     return 0
+
+
+def _run_kernels(args: argparse.Namespace) -> int:
+    import json
+
+    import torch
+
+    from kernels.bench import store
+    from kernels.bench.registry import CASES
+    from kernels.bench.run import bench_alternatives, bench_kernels
+    from model.errors import UserError
+    from pretrain.hardware import has_bf16
+
+    has_gpu = torch.cuda.is_available()
+    if args.device == "cuda" and not has_gpu:
+        raise UserError("--device cuda: torch finds no GPU on this machine; see sparlow doctor")
+    if unknown := [op for op in args.only or () if op not in CASES]:
+        raise UserError(f"--only {unknown[0]}: there is no such operation; choose from {', '.join(CASES)}")
+    if args.turns < 1:
+        raise UserError("--turns must be at least 1")
+    if args.store and args.only:
+        raise UserError("--store replaces all measurements of this device, so it does not go with --only")
+    device = torch.device(args.device or ("cuda" if has_gpu else "cpu"))
+    both = ["fp32", "bf16"] if has_bf16(device) else ["fp32"]
+    dtypes = args.dtype or (["bf16"] if device.type == "cuda" else both)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    rows = bench_kernels(device, dtypes, args.only or CASES, args.turns, say)
+    if args.store:
+        say(f"written to {store.save(device, rows, bench_alternatives(device, dtypes, args.turns, say))}")
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(f"on {rows[0]['device']}; a ratio below 1 means that ours is faster")
+    _print_table(rows)
+    if not has_gpu:
+        print("There is no GPU here; on a machine with one, sparlow bench kernels --device cuda measures its ratios.")
+    return 0
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = [("name", "shape", "dtype", "ours ms", "peer", "peer ms", "ratio", "of byte floor")]
+    for row in rows:
+        floor = f"{row['floor_fraction']:.0%}" if "floor_fraction" in row else ""
+        times = f"{row['ours_ms']:.3f}", row["reference"], f"{row['reference_ms']:.3f}", f"{row['ratio']:.2f}"
+        table.append((row["name"], row["shape"], row["dtype"], *times, floor))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = [
+            cell.rjust(width) if index in (3, 5, 6, 7) else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

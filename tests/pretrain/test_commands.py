@@ -161,6 +161,60 @@ def test_bench_train_prints_rows(capsys):
     assert all(row["ours_ms"] > 0 and row["reference_ms"] > 0 for row in rows)
 
 
+def test_bench_kernels_prints_rows(capsys):
+    arguments = ["bench", "kernels", "--device", "cpu", "--only", "tile_gather", "--turns", "1", "--dtype", "fp32"]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
+    keys = {"name", "shape", "dtype", "device", "ours_ms", "reference", "reference_ms", "ratio"}
+    assert all(set(row) == keys for row in rows)
+    assert all(row["ours_ms"] > 0 and row["reference_ms"] > 0 for row in rows)
+    assert "tile_gather, 512x512" in captured.err
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["name", "shape", "dtype"]
+    assert len([line for line in lines if line.startswith("tile_gather")]) == len(rows)
+
+
+def test_bench_kernels_says_how_to_measure_a_gpu(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", "kernels", "--device", "cuda"]) == 2
+    assert "no GPU" in capsys.readouterr().err
+    assert main(["bench", "kernels", "--only", "tile_gather", "--turns", "1", "--dtype", "fp32"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].count("sparlow bench kernels --device cuda") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--only", "nothing"], "--only nothing: there is no such operation; choose from"),
+        (["--turns", "0"], "--turns must be at least 1"),
+        (["--only", "tile_gather", "--store"], "does not go with --only"),
+        (["--model.dim=32"], "--model.dim=32: unknown argument"),
+    ],
+)
+def test_bench_kernels_refuses_in_a_sentence(arguments, sentence, capsys):
+    assert main(["bench", "kernels", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_bench_kernels_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
+    import torch
+
+    from kernels.bench import registry, store
+
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    for op in [op for op in registry.CASES if op != "tile_gather"]:
+        monkeypatch.delitem(registry.CASES, op)
+    monkeypatch.setattr("kernels.bench.run.ALTERNATIVES", [])
+    assert main(["bench", "kernels", "--device", "cpu", "--dtype", "fp32", "--turns", "1", "--store", "--json"]) == 0
+    stored = store.load(torch.device("cpu"))
+    assert stored is not None
+    assert stored["rows"] == json.loads(capsys.readouterr().out)
+
+
 def test_bench_builds_what_training_builds():
     """Weights in bf16 and recomputed activations are the configuration's, not the benchmark's."""
     import torch

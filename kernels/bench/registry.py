@@ -1,0 +1,21 @@
+"""The operations that `sparlow bench kernels` times. A new one is a file in kernels/bench/cases and a line here."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from kernels.bench.case import Alternatives, Case
+from kernels.bench.cases import block_low_rank_linear, decompress, sparse_low_rank_linear, tile_gather
+
+CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
+    "block_low_rank_linear": block_low_rank_linear.cases,
+    "decompress": decompress.cases,
+    "sparse_low_rank_linear": sparse_low_rank_linear.cases,
+    "tile_gather": tile_gather.cases,
+}
+
+ALTERNATIVES: list[Callable[[torch.device, torch.dtype], Iterator[Alternatives]]] = [
+    decompress.alternatives,
+    sparse_low_rank_linear.alternatives,
+]
+"""Choices between implementations; `sparlow bench kernels --store` keeps what they come to for kernels/dispatch.py."""
