@@ -1,0 +1,84 @@
+"""`python -m pretrain.bench.gpu_check RESULTS`: what launch/gpu_check.sh runs once there is a GPU.
+
+Every part runs in processes of its own within a time limit. A part that fails is recorded and the rest still runs. The
+record is rewritten after every part, so whatever ends the check leaves what was found.
+"""
+
+import datetime
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels.bench.environment import environment
+from pretrain.bench import gpu_kernels, gpu_training
+from pretrain.bench.part import Check, Failed, Skipped
+
+PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
+    "triton tests": gpu_kernels.triton_tests,
+    "equal bits": gpu_kernels.repeats,
+    "timings": gpu_kernels.timings,
+    "training": gpu_training.parity,
+    "resume": gpu_training.resume,
+    "compute-sanitizer": gpu_kernels.sanitizer,
+}
+
+
+def run_parts(check: Check, parts: dict[str, Callable[[Check], dict[str, Any]]], results: Path) -> int:
+    """Run all of `parts` and keep the record in `results`; 1 when one failed, else 0."""
+    record: dict[str, Any] = {"command": "bash launch/gpu_check.sh", **environment(torch.device(check.device))}
+    record |= {"seconds": 0.0, "failures": {}, "skipped": {}, "parts": {}}
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
+    path = results / f"{now}_{re.sub(r'[^A-Za-z0-9]+', '-', record['hardware']['name'])}.json"
+    started = time.monotonic()
+    for name, part in parts.items():
+        print(f"== {name}", flush=True)
+        begun = time.monotonic()
+        outcome, why, figures = _attempt(part, check)
+        seconds = round(time.monotonic() - begun, 1)
+        record["parts"][name] = {"outcome": outcome, "seconds": seconds, **figures}
+        if why:
+            record["failures" if outcome == "failed" else "skipped"][name] = why
+        record["seconds"] = round(time.monotonic() - started, 1)
+        _write(path, record)
+        print(f"== {name}: {outcome} after {seconds} s" + (f": {why}" if why else ""), flush=True)
+    print(f"written to {path}")
+    return 1 if record["failures"] else 0
+
+
+def _attempt(part: Callable[[Check], dict[str, Any]], check: Check) -> tuple[str, str, dict[str, Any]]:
+    """Outcome (passed, failed or skipped), why, and figures."""
+    if time.monotonic() > check.deadline:
+        return "failed", "no time was left for it", {}
+    try:
+        return "passed", "", part(check)
+    except Skipped as reason:
+        return "skipped", str(reason), reason.figures
+    except Failed as error:
+        return "failed", str(error), error.figures
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}", {"output": traceback.format_exc()}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as work:
+        return run_parts(Check(Path(work)), PARTS, Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

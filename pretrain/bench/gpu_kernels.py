@@ -1,0 +1,96 @@
+"""Parts of the check on a GPU that need no trainer: tests that launch, races, equal bits, timings."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+from typing import Any
+
+from pretrain.bench.part import TAIL, Check, Failed, Skipped
+
+TESTS = "tests/kernels/triton"
+SANITIZED = ["-k", "(136 or shape0) and bfloat16", f"{TESTS}/test_decompress.py", f"{TESTS}/test_tile_gather.py"]
+"""A matrix of several tiles with ragged edges."""
+
+
+def triton_tests(check: Check) -> dict[str, Any]:
+    """The tests of the kernels, launched for real."""
+    _require_pytest()
+    options = ["-p", "no:cacheprovider", "-rfE", "--tb=short", "-o", "faulthandler_timeout=60"]
+    if importlib.util.find_spec("xdist"):  # what takes time is compiling
+        options += ["-n", str(min(8, os.cpu_count() or 1))]
+    done = check.python("-m", "pytest", *options, TESTS, limit=150)
+    lines = done.stdout.splitlines()
+    figures: dict[str, Any] = {outcome: count for count, outcome in _counts(lines[-1] if lines else "")}
+    if done.status != 0:
+        figures["failures"] = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        why = "did not finish in time" if done.status is None else f"ended with status {done.status}"
+        raise Failed(f"pytest {TESTS} {why}", **figures, output=(done.stdout + done.stderr)[-TAIL:])
+    return figures
+
+
+def sanitizer(check: Check) -> dict[str, Any]:
+    """A few of these tests under compute-sanitizer. Its race check sees shared memory only."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if tool is None:
+        raise Skipped("compute-sanitizer is not installed")
+    _require_pytest()
+    figures: dict[str, Any] = {}
+    pytest = ["-m", "pytest", "-p", "no:cacheprovider", "-x", *SANITIZED]
+    for name, options in {"memcheck": ["--report-api-errors", "no"], "racecheck": []}.items():
+        common = ["--tool", name, "--error-exitcode", "99", "--target-processes", "application-only"]
+        # Without PyTorch's cache every tensor is an allocation of its own, so leaving it is seen.
+        done = check.run(
+            *(tool, *common, *options, sys.executable, *pytest), limit=60, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        )
+        if done.status is None:
+            raise Skipped(f"compute-sanitizer --tool {name} did not finish in time", **figures)
+        summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+        figures[name] = summary[-1].strip("= ") if summary else "no summary"
+        if done.status != 0:
+            why = f"compute-sanitizer --tool {name} ended with status {done.status}"
+            raise Failed(why, **figures, output=(done.stdout + done.stderr)[-TAIL:])
+    return figures
+
+
+def repeats(check: Check) -> dict[str, Any]:
+    """Equal inputs give equal bits, many times over."""
+    size = ["--tiny"] if check.small else []
+    arguments = ["--device", check.device, "--repeats", str(check.repeats), *size]
+    output = check.python("-m", "kernels.bench.repeat", *arguments, limit=90).require("kernels.bench.repeat")
+    different = json.loads(output)
+    figures = {"repeats": check.repeats, "different": different}
+    if wrong := [name for name, count in different.items() if count]:
+        raise Failed(f"equal inputs gave different bits: {', '.join(wrong)}", **figures)
+    return figures
+
+
+def timings(check: Check) -> dict[str, Any]:
+    """`sparlow bench kernels`, one process per operation, so that one that fails leaves the others."""
+    from kernels.bench.registry import CASES
+
+    rows: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
+    for op in CASES:
+        options = ["--device", check.device, "--only", op, "--turns", str(check.turns), "--json"]
+        try:
+            output = check.python("-m", "pretrain", "bench", "kernels", *options, limit=60).require(op)
+            rows += json.loads(output)
+        except Failed as error:
+            failures[op] = f"{error}: {error.figures['output']}"
+    if failures:
+        raise Failed(f"bench kernels failed for {', '.join(failures)}", rows=rows, failures=failures)
+    return {"rows": rows}
+
+
+def _require_pytest() -> None:
+    if importlib.util.find_spec("pytest") is None:
+        raise Skipped("pytest is not installed")
+
+
+def _counts(summary: str) -> list[tuple[int, str]]:
+    """From pytest's last line."""
+    found = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", summary)
+    return [(int(count), outcome) for count, outcome in found]
