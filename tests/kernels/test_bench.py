@@ -13,6 +13,7 @@ from kernels.bench.clock import Clock, CpuClock, CudaClock
 from kernels.bench.inputs import Inputs, Projection
 from kernels.bench.measure import measure, measure_alternatives, take_turns
 from kernels.bench.registry import ALTERNATIVES, CASES
+from kernels.bench.repeat import count_different
 from kernels.sparse_low_rank_linear.reference import sparse_low_rank_linear as reference
 
 CPU = torch.device("cpu")
@@ -136,6 +137,13 @@ def test_measurements_are_kept_by_device(tmp_path, monkeypatch):
         path.write_text(damaged)
         with pytest.raises(ValueError, match="delete it or run sparlow bench kernels --store"):
             store.load(CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_bit_is_a_difference(dtype):
+    results = iter([0.0, 0.0, -0.0, 0.0, 1.0])
+    assert count_different(lambda: [torch.zeros(3, dtype=dtype), torch.full((2,), next(results), dtype=dtype)], 4) == 2
+    assert count_different(lambda: [torch.full((2,), float("nan"), dtype=dtype)], 2) == 0
 
 
 @pytest.mark.parametrize("op", CASES)

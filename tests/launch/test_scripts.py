@@ -111,6 +111,16 @@ def test_gpu_check_tells_a_broken_torch_from_no_gpu(tmp_path):
     assert "There is no GPU" not in result.stdout
 
 
+def test_gpu_check_hands_over_where_there_is_a_gpu(tmp_path):
+    """With a Python that says there is one, and prints what it is asked to run."""
+    answers = f'case "$*" in *cuda*) echo True ;; -m\\ *) echo "$@"; exit 1 ;; *) exec "{sys.executable}" "$@" ;; esac'
+    environment = fake_environment(tmp_path / "env", answers)
+    for arguments, folder in (([], "kernels/bench/results"), (["out"], str(tmp_path / "out"))):
+        result = bash(str(ROOT / "launch/gpu_check.sh"), *arguments, cwd=tmp_path, VIRTUAL_ENV=str(environment))
+        assert result.returncode == 1, result.stderr
+        assert result.stdout.endswith(f"-m pretrain.bench.gpu_check {folder}\n")
+
+
 @pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])
 def test_a_configuration_is_found_from_where_the_caller_is(script, tmp_path):
     """With a Python that prints what it is asked to run."""
