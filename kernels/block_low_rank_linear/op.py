@@ -83,13 +83,12 @@ def _combine(
     transposed: bool,
 ) -> Tensor:
     """scale z factor^T + x S^T + bias, S for S^T when `transposed`."""
-    y = torch.empty(x.shape[0], factor.shape[0], dtype=x.dtype, device=x.device)
     if uses_triton(x):
         from kernels.block_low_rank_linear.kernel import launch_block_low_rank
 
+        y = torch.empty(x.shape[0], factor.shape[0], dtype=x.dtype, device=x.device)
         launch_block_low_rank(x, z, factor, values.contiguous(), support, scale, bias, transposed, y)
         return y
-    y.addmm_(z, factor.t(), beta=0, alpha=scale)  # beta 0 ignores what is in the memory of y, NaN included
     b = support.block
     blocks, inputs = support.padded(transposed)
     if transposed:
@@ -97,7 +96,8 @@ def _combine(
     else:
         stacked = values.transpose(1, 2).unflatten(0, blocks.shape)
     product = torch.bmm(_gather(x, inputs, b), stacked.flatten(1, 2))  # [output blocks, N, b]
-    y.view(len(y), len(blocks), b).transpose(0, 1).add_(product)
+    # This order is the quick one on a CPU: there, adding to the strided view of a bf16 y takes longer than the matmuls.
+    y = product.transpose(0, 1).reshape(len(x), len(factor)).addmm_(z, factor.t(), alpha=scale)
     return y if bias is None else y.add_(bias.to(y.dtype))
 
 
