@@ -27,7 +27,7 @@ def quantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     relative = blocks * inverse.unsqueeze(1)
     codes = torch.bucketize(relative, codebook(signed, values.device)[1, :-1], out_int32=True)
     if signed:
-        codes -= (codes == ZERO_SIGNED) & (relative < 0)
+        codes -= ((codes == ZERO_SIGNED) & (relative < 0)).int()
     return codes.flatten()[:n].to(torch.uint8), absmax
 
 
