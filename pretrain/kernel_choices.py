@@ -13,7 +13,7 @@ from kernels.sparse_low_rank_linear.choice import Choice, Keep
 from kernels.sparse_low_rank_linear.csr import available as csr_available
 from model.errors import UserError
 from model.linear.sparse_low_rank import SparseLowRank
-from model.linear.support.element import ElementSupport
+from model.linear.support.element import ElementSparse
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.hardware import free_bytes
@@ -62,11 +62,11 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _linears(model: Transformer) -> list[SparseLowRank]:
-    return [m for m in model.modules() if isinstance(m, SparseLowRank) and isinstance(m.support, ElementSupport)]
+    return [m for m in model.modules() if isinstance(m, SparseLowRank) and isinstance(m.support, ElementSparse)]
 
 
-def _support(linear: SparseLowRank) -> ElementSupport:
-    assert isinstance(linear.support, ElementSupport)
+def _support(linear: SparseLowRank) -> ElementSparse:
+    assert isinstance(linear.support, ElementSparse)
     return linear.support
 
 

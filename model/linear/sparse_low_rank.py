@@ -26,8 +26,9 @@ class SparseLowRank(BaseLinear):
         """Numerator of the scale alpha / rank of the low-rank product; the sparse part is not scaled."""
         density: float = Field(0.03, gt=0, lt=1)
         """Part of each projection's entries that the sparse matrix holds."""
-        support: Literal["element"] = "element"
-        """How the sparse entries are drawn. element: every set of single entries is equally likely."""
+        support: Literal["element", "block"] = "element"
+        """How the sparse entries are drawn. element: every set of single entries is equally likely, as in the paper.
+        block: square blocks of 16 to 128, evenly spread: another method, and faster than dense linears on a GPU."""
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
@@ -62,6 +63,5 @@ class SparseLowRank(BaseLinear):
 
     @staticmethod
     def training_flops(config: Config, in_features: int, out_features: int, tokens: int) -> int:
-        """The dense matmuls, W built twice (forward and backward), and its gradient reduced to both factors."""
-        numel = out_features * in_features
-        return 6 * tokens * numel + 8 * numel * config.rank
+        support = SUPPORTS[config.support]
+        return support.training_flops(config.density, config.rank, in_features, out_features, tokens)

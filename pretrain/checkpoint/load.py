@@ -2,7 +2,7 @@
 
 import torch
 
-from model.linear.support.element import check_supports
+from model.linear.support.base import check_supports
 from model.transformer import Transformer
 from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint

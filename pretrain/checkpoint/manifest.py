@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from model.linear.support.element import ElementSupport
+from model.linear.support import LAYOUTS
 
 FORMAT_VERSION = 2
 
@@ -34,7 +34,7 @@ class Manifest:
     config_hash: str
     data_fingerprint: str
     world_size: int
-    support_layout: str
+    support_layouts: dict[str, str]
     files: tuple[FileEntry, ...]
 
     def to_json(self) -> str:
@@ -61,11 +61,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: written in checkpoint format {manifest.format_version}, this version reads {FORMAT_VERSION}; "
             "use the version that wrote it"
         )
-    if manifest.support_layout != ElementSupport.LAYOUT:
-        raise UserError(
-            f"{folder}: its sparse values are in the order {manifest.support_layout!r}, this version reads "
-            f"{ElementSupport.LAYOUT!r}; use the version that wrote it"
-        )
+    for support, layout in manifest.support_layouts.items():
+        if LAYOUTS.get(support) != layout:
+            raise UserError(
+                f"{folder}: values of support {support!r} are in the order {layout!r}, this version reads "
+                f"{LAYOUTS.get(support)!r}; use the version that wrote it"
+            )
     names = [entry.name for entry in files]
     if len(set(names)) != len(names):
         raise BrokenCheckpoint("manifest.json lists a file twice")

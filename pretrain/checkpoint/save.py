@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from model.linear.support.element import ElementSupport
+from model.linear.support import LAYOUTS
 from pretrain.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
@@ -126,7 +126,7 @@ def _commit(
         config_hash=config_hash(config),
         data_fingerprint=dataset.fingerprint,
         world_size=world.size,
-        support_layout=ElementSupport.LAYOUT,
+        support_layouts=LAYOUTS,
         files=tuple(files),
     )
     write_synced(temporary / "manifest.json", manifest.to_json().encode())

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.linear.support.element import check_supports
+from model.linear.support.base import check_supports
 from pretrain.data.dataset import Batch
 from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.engine import Engine

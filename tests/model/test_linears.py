@@ -114,7 +114,7 @@ def test_config_is_found_by_its_name_and_refuses_unknown_keys(kind):
 def test_every_field_is_documented_and_validated(kind):
     fields = LINEARS[kind].Config.model_fields
     assert all(field.description for name, field in fields.items() if name != "name")
-    for wrong in ({"rank": 0}, {"alpha": 0.0}, {"density": 0.0}, {"density": 1.0}, {"support": "block"}):
+    for wrong in ({"rank": 0}, {"alpha": 0.0}, {"density": 0.0}, {"density": 1.0}, {"support": "blocks"}):
         with pytest.raises(ValidationError):
             config_of(kind, **wrong)
 

@@ -3,7 +3,7 @@ import torch
 
 from model.errors import UserError
 from model.linear import SparseLowRank, build_linear
-from model.linear.support.element import ElementSupport, draw_positions
+from model.linear.support.element import ElementSparse, draw_positions
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_initial_values_are_the_papers():
     bound = 400**-0.5
     assert linear.scale == 0.25
     assert not linear.B.any()
-    assert linear.values.numel() == ElementSupport.count(0.05, 400, 300) == 6000
+    assert linear.values.numel() == ElementSparse.count(0.05, 400, 300) == 6000
     for tensor in (linear.A, linear.values):
         assert 0.99 * bound < tensor.abs().max() <= bound
         assert tensor.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)

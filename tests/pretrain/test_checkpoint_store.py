@@ -22,7 +22,7 @@ def commit(store: CheckpointStore, step: int, content: bytes = b"weights") -> Pa
     }
     manifest = {
         "format_version": 2,
-        "support_layout": "tiles 128x128",
+        "support_layouts": {"element": "tiles 128x128"},
         "step": step,
         "tokens_seen": 0,
         "config_hash": "",
@@ -101,7 +101,10 @@ def test_links_duplicates_and_other_formats_are_refused(store, tmp_path):
     edit(folder, files=[entry], format_version=1)
     with pytest.raises(UserError, match="checkpoint format 1"):
         read_manifest(folder)
-    edit(folder, format_version=2)
+    edit(folder, format_version=2, support_layouts={"element": "tiles 64x64"})
+    with pytest.raises(UserError, match="tiles 64x64"):
+        read_manifest(folder)
+    edit(folder, support_layouts={})
     outside = tmp_path / "outside"
     outside.write_bytes(b"weights")
     (folder / entry["name"]).unlink()

@@ -111,14 +111,14 @@ def test_a_wrong_number_changes_the_run(halfway, tiny, tmp_path, field):
 @pytest.mark.parametrize("tensor", ["model", "optimizer.exp_avg", "optimizer.exp_avg_sq", "buffer"])
 def test_every_tensor_matters(halfway, tiny, tmp_path, tensor, monkeypatch):
     """A checkpoint whose weights, moments or supports come back as zeros gives another run."""
-    from model.linear.support.element import ElementSupport
+    from model.linear.support.element import ElementSparse
     from pretrain.checkpoint.read import Checkpoint
 
     untouched = tmp_path / "untouched"
     shutil.copytree(halfway, untouched)
     train_here(tiny, "--train.max_steps=22", f"--run.dir={untouched}")
     read = Checkpoint.read
-    monkeypatch.setattr(ElementSupport, "check", lambda self: None)  # it would notice
+    monkeypatch.setattr(ElementSparse, "check", lambda self: None)  # it would notice
 
     def forgetful(self, name):
         value = read(self, name)

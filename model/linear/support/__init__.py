@@ -1,5 +1,11 @@
 """The supports of a sparse matrix by name: which of its entries exist, and how to multiply with them."""
 
-from model.linear.support.element import ElementSupport
+from typing import Any
 
-SUPPORTS: dict[str, type[ElementSupport]] = {"element": ElementSupport}
+from model.linear.support.block import BlockSparse
+from model.linear.support.element import ElementSparse
+
+SUPPORTS: dict[str, type[Any]] = {"element": ElementSparse, "block": BlockSparse}
+
+LAYOUTS = {name: support.LAYOUT for name, support in SUPPORTS.items()}
+"""The order of sparse values by support: part of the format of checkpoints."""

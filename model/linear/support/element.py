@@ -7,42 +7,44 @@ from kernels.sparse_low_rank_linear import Choice, StepCache, sparse_low_rank_li
 from kernels.sparse_low_rank_linear.choose import choose
 from kernels.support import TILE, TileSupport, count_tiles
 from model.errors import UserError
+from model.linear.support.base import BaseSupport
 from model.seeding import generator
 
 
-class ElementSupport(nn.Module):
-    """Positions of a sparse matrix (out, in) in tile order, in 16 bits each, and the linear that uses them."""
+class ElementSparse(BaseSupport):
+    """Single entries in tile order, in 16 bits each."""
 
     LAYOUT = f"tiles {TILE[0]}x{TILE[1]}"
-    """The order of the values; recorded in checkpoints."""
 
     loc: Tensor
     tile_ptr: Tensor
 
     def __init__(self, density: float, in_features: int, out_features: int, name: str):
-        super().__init__()
+        matrix = f"{name.removesuffix('.support')} ({out_features} x {in_features})"
         if in_features * out_features >= 2**31:
-            raise UserError(f"{name} ({out_features} x {in_features}) has 2^31 entries or more, too many for a support")
+            raise UserError(f"{matrix} has 2^31 entries or more, too many for a support")
         size = self.count(density, in_features, out_features)
         if size == 0:
             raise UserError(
-                f"linear.density {density} leaves {name} ({out_features}x{in_features}) without sparse entries; "
+                f"linear.density {density} leaves {matrix} without sparse entries; "
                 'raise it or set linear.name = "low_rank"'
             )
-        self.name = name
-        self.shape = (out_features, in_features)
-        self.values_shape = (size,)
+        super().__init__(in_features, out_features, (size,), name)
         self.register_buffer("loc", torch.empty(size, dtype=torch.uint16))
         self.register_buffer("tile_ptr", torch.empty(count_tiles(self.shape) + 1, dtype=torch.int32))
         self.choice: Choice | None = None
         """How the linear computes; None lets each call choose for its input."""
         self.cache = StepCache()
-        self._tiles: tuple[int, TileSupport] | None = None
 
     @staticmethod
     def count(density: float, in_features: int, out_features: int) -> int:
-        """Sparse entries of an (out, in) matrix."""
         return int(density * out_features * in_features)
+
+    @staticmethod
+    def training_flops(density: float, rank: int, in_features: int, out_features: int, tokens: int) -> int:
+        """The dense matmuls, W built twice (forward and backward), and its gradient reduced to both factors."""
+        numel = out_features * in_features
+        return 6 * tokens * numel + 8 * numel * rank
 
     def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
         choice = self.choice or self.choose(x.numel() // x.shape[-1], A.shape[0], x.dtype, x.device)
@@ -53,25 +55,18 @@ class ElementSupport(nn.Module):
 
     def tiles(self) -> TileSupport:
         """The support as the kernels take it, with what they have derived from it."""
-        if self._tiles is None or self._tiles[1].loc is not self.loc or self._tiles[0] != self.loc._version:
-            self._tiles = (self.loc._version, TileSupport(self.loc, self.tile_ptr, self.shape))
-        return self._tiles[1]
+        return self.view_of(self.loc, lambda: TileSupport(self.loc, self.tile_ptr, self.shape))
 
     def flat(self) -> Tensor:
         """Flat row-major positions (nnz,) int32 in the order of the values."""
         return self.tiles().flat()
 
     def add_to(self, dense: Tensor, values: Tensor) -> Tensor:
-        """`dense` (out, in) with the values added in place."""
         dense.view(-1).index_add_(0, self.flat(), values.to(dense.dtype))
         return dense
 
-    def check(self) -> None:
-        """UserError unless every entry lies in the matrix, once and in order: kernels write where it says."""
-        try:
-            self.tiles().check()
-        except ValueError as error:
-            raise UserError(f"{self.name}: {error}; the checkpoint is damaged") from None
+    def _check(self) -> None:
+        self.tiles().check()
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
@@ -84,16 +79,9 @@ class ElementSupport(nn.Module):
         return f"{self.values_shape[0]} of {self.shape[0]} x {self.shape[1]}, {self.LAYOUT}"
 
 
-def check_supports(model: nn.Module) -> None:
-    """UserError when a support that was read is none."""
-    for module in model.modules():
-        if isinstance(module, ElementSupport):
-            module.check()
-
-
 def step_caches(model: nn.Module) -> list[StepCache]:
     """What the linears of `model` keep over an optimizer step."""
-    return [module.cache for module in model.modules() if isinstance(module, ElementSupport)]
+    return [module.cache for module in model.modules() if isinstance(module, ElementSparse)]
 
 
 def draw_positions(size: int, numel: int, seed: int, name: str) -> Tensor:
