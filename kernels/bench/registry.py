@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from kernels.bench.case import Alternatives, Case
-from kernels.bench.cases import block_low_rank_linear, decompress, sparse_low_rank_linear, tile_gather
+from kernels.bench.cases import adam8bit, block_low_rank_linear, decompress, sparse_low_rank_linear, tile_gather
 
 CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
+    "adam8bit": adam8bit.cases,
     "block_low_rank_linear": block_low_rank_linear.cases,
     "decompress": decompress.cases,
     "sparse_low_rank_linear": sparse_low_rank_linear.cases,
