@@ -15,6 +15,9 @@ from torch import Tensor
 BLOCKS = (128, 64, 32, 16)
 """Block sizes to choose from. A tensor core multiplies at least 16 columns."""
 
+DENSITY_TOLERANCE = 0.2
+"""Larger blocks are faster; for that the density may be this much off, relatively."""
+
 
 class BlockIndex(NamedTuple):
     """The blocks in the order in which a product reads them, sorted by the block of outputs that they add to.
@@ -131,10 +134,11 @@ class BlockSupport:
 
 
 def choose_block(shape: tuple[int, int], density: float) -> tuple[int, int]:
-    """(b, k): the largest of `BLOCKS` that fits `shape` (out, in) and `density`, and the blocks in each block-row.
+    """(b, k): a block size that fits `shape` (out, in) and `density`, and the blocks in each block-row.
 
-    k is density * in / b, rounded; the density that results is k * b / in. ValueError when no block divides both sides,
-    or when not even the smallest leaves one in each block-row.
+    k is density * in / b, rounded to at least one; the density that results is k * b / in. Of the sizes that reach
+    every block-column, or of all where none does, the largest whose density is within a fifth of the one asked for, or
+    the nearest. ValueError when no block divides both sides, or when one of the smallest is more than half too many.
     """
     dividing = [b for b in BLOCKS if shape[0] % b == 0 and shape[1] % b == 0]
     if not dividing:
@@ -143,11 +147,15 @@ def choose_block(shape: tuple[int, int], density: float) -> tuple[int, int]:
             f"no block size of {', '.join(map(str, BLOCKS))} divides both sides of a {shape[0]} x {shape[1]} matrix; "
             f"use a multiple of 64, e.g. {-(-side // 64) * 64} for {side}"
         )
-    for b in dividing:
-        if k := round(density * shape[1] / b):
-            return b, k
-    b = dividing[-1]
-    raise ValueError(
-        f"density {density} leaves no {b} x {b} block in a block-row of a {shape[0]} x {shape[1]} matrix; "
-        f"raise it towards {b / shape[1]:.4g}, which is one"
-    )
+    smallest = dividing[-1]
+    if not round(density * shape[1] / smallest):
+        raise ValueError(
+            f"density {density} leaves no {smallest} x {smallest} block in a block-row of a {shape[0]} x {shape[1]} "
+            f"matrix; raise it towards {smallest / shape[1]:.4g}, which is one"
+        )
+    fitting = [(b, k) for b in dividing if (k := round(density * shape[1] / b))]
+    # An input that no block reads is left to the low-rank part alone.
+    fitting = [(b, k) for b, k in fitting if shape[0] // b * k >= shape[1] // b] or fitting
+    error = {b: abs(k * b / shape[1] / density - 1) for b, k in fitting}
+    tolerated = max(DENSITY_TOLERANCE, min(error.values()))
+    return next((b, k) for b, k in fitting if error[b] <= tolerated)

@@ -9,6 +9,7 @@ from model.transformer import Transformer
 from pretrain import stop
 from pretrain.data.dataset import IGNORE, Batch, TokenDataset
 from pretrain.distributed import World, sum_over_ranks
+from pretrain.kernel_choices import weights_kept
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for turn, first in enumerate(range(0, len(starts), world.size)):
-            if turn % 8 == 0 and stop.agreed(world):
-                return None
-            batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
-            nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
-            targets += int((batch.targets != IGNORE).sum())
-            n_bytes += dataset.target_bytes(batch.targets)
+        with weights_kept(model):
+            for turn, first in enumerate(range(0, len(starts), world.size)):
+                if turn % 8 == 0 and stop.agreed(world):
+                    return None
+                batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
+                nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
+                targets += int((batch.targets != IGNORE).sum())
+                n_bytes += dataset.target_bytes(batch.targets)
     finally:
         model.train(was_training)
     nll, total_targets, total_bytes = sum_over_ranks(world, nll, targets, n_bytes)

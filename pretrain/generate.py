@@ -10,6 +10,7 @@ from model.transformer import Transformer
 from pretrain import stop
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World, on_main
+from pretrain.kernel_choices import weights_kept
 
 
 @torch.no_grad()
@@ -37,14 +38,15 @@ def generate(
     draws = generator(seed, "generate", prompt)
     was_training = model.training
     model.eval()
-    for count in range(tokens):
-        if count % 8 == 0 and stop.agreed(world):
-            break
-        logits = model(ids[:, -model.config.max_seq_len :])[0, -1]
-        token = on_main(world, partial(_draw, logits, temperature, top_k, draws))
-        if token == tokenizer.eos_id:
-            break
-        ids = torch.cat([ids, torch.tensor([[token]], device=world.device)], dim=1)
+    with weights_kept(model):
+        for count in range(tokens):
+            if count % 8 == 0 and stop.agreed(world):
+                break
+            logits = model(ids[:, -model.config.max_seq_len :])[0, -1]
+            token = on_main(world, partial(_draw, logits, temperature, top_k, draws))
+            if token == tokenizer.eos_id:
+                break
+            ids = torch.cat([ids, torch.tensor([[token]], device=world.device)], dim=1)
     model.train(was_training)
     return tokenizer.decode(ids[0, len(begin) :].tolist())
 

@@ -3,6 +3,7 @@
 Every choice computes the same up to rounding; which is fastest depends on shapes, batch, memory and device.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,27 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
         kept = {"none": "built twice", "layer": "kept for the backward pass", "step": "kept over the step"}[choice.keep]
         summed = ", its gradient summed over micro-steps" if choice.accumulate else ""
         yield f"linears {shape}: W{' in one kernel' if choice.fused else ''} {kept}{summed}"
+
+
+@contextlib.contextmanager
+def weights_kept(model: Transformer) -> Iterator[None]:
+    """Inside, where parameters do not change, every W is built once, if all of them fit half of the free memory."""
+    supports = [_support(linear) for linear in _linears(model)]
+    device = next(model.parameters()).device
+    weights = sum(shape[0] * shape[1] for shape in (s.shape for s in supports)) * model.compute_dtype.itemsize
+    if weights > free_bytes(device) / 2:
+        yield
+        return
+    before = [support.choice for support in supports]
+    for support, linear in zip(supports, _linears(model), strict=True):
+        choice = support.choice or support.choose(1, linear.config.rank, model.compute_dtype, device)
+        support.choice = replace(choice, keep="step") if choice.path == "dense" else choice
+    try:
+        yield
+    finally:
+        for support, choice in zip(supports, before, strict=True):
+            support.choice = choice
+            support.cache.clear()
 
 
 def _linears(model: Transformer) -> list[SparseLowRank]:

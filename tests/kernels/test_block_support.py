@@ -114,15 +114,15 @@ def test_a_draw_that_cannot_be_is_refused():
     [
         ((512, 512), 0.03, (16, 1)),
         ((1376, 512), 0.03, (16, 1)),
-        ((512, 1376), 0.03, (32, 1)),
+        ((512, 1376), 0.03, (16, 3)),  # one block of 32 in each block-row would leave most inputs out
         ((2048, 2048), 0.03, (64, 1)),
         ((2736, 1024), 0.03, (16, 2)),
-        ((11008, 4096), 0.05, (128, 2)),
+        ((11008, 4096), 0.05, (64, 3)),  # two blocks of 128 would be a quarter too many
         ((4096, 11008), 0.05, (128, 4)),
         ((32, 32), 0.9, (32, 1)),
     ],
 )
-def test_the_largest_block_that_fits(shape, density, expected):
+def test_the_largest_block_that_comes_near(shape, density, expected):
     assert choose_block(shape, density) == expected
 
 

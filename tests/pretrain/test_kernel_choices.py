@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import logged, tensor_hashes, train_here
 
-from kernels.sparse_low_rank_linear import Choice
+from kernels.sparse_low_rank_linear import Choice, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
@@ -128,6 +128,25 @@ def test_the_choice_is_recorded_and_followed(tiny, tmp_path, monkeypatch, capsys
     capsys.readouterr()
     train_here(tiny, "--train.max_steps=3")
     assert "53x32 rank 8: W kept over the step, its gradient summed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("free", "builds"), [(10**9, 14), (0, 3 * 14)])
+def test_evaluation_builds_every_weight_once_if_there_is_room(tiny, monkeypatch, free, builds):
+    config = load_config(tiny)
+    model = build_model(
+        config.model, config.linear, seed=0, device="cpu", param_dtype=torch.float32, compute_dtype=torch.bfloat16
+    )
+    built = []
+    decompress = dense.decompress
+    monkeypatch.setattr(dense, "decompress", lambda *a, **k: built.append(1) or decompress(*a, **k))
+    monkeypatch.setattr(kernel_choices, "free_bytes", lambda device: free)
+    tokens = torch.arange(16).view(1, 16)
+    with torch.no_grad(), kernel_choices.weights_kept(model):
+        outputs = [model(tokens) for _ in range(3)]
+    assert len(built) == builds
+    with torch.no_grad():
+        assert torch.equal(outputs[2], model(tokens))
+    assert len(built) == builds + 14  # nothing is kept any more
 
 
 def test_a_wrong_backend_is_one_sentence(tiny, monkeypatch):
