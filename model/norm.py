@@ -14,6 +14,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        # One fused kernel on a GPU, which needs both in one dtype.
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     @torch.no_grad()

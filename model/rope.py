@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+import kernels.liger as liger
+
 
 @lru_cache(maxsize=8)
 def rotary_tables(seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -17,6 +19,11 @@ def rotary_tables(seq_len: int, head_dim: int, theta: float, device: torch.devic
         frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
         angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
         return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def rotate(q: Tensor, k: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """`apply_rope` of q [B, T, H, E] and k [B, T, K, E], whose memory it may reuse."""
+    return liger.rope(q, k, tables) if liger.available(q) else (apply_rope(q, tables), apply_rope(k, tables))
 
 
 def apply_rope(x: Tensor, tables: Tensor) -> Tensor:

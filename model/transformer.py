@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import kernels.liger as liger
 from model.config import ModelConfig
 from model.embedding import Embedding, OutputHead
 from model.linear import LinearConfig, build_linear
 from model.norm import RMSNorm
-from model.rope import apply_rope, rotary_tables
+from model.rope import rotary_tables, rotate
 
 
 class Attention(nn.Module):
@@ -29,8 +30,8 @@ class Attention(nn.Module):
         self.o_proj = build_linear(linear, q_width, config.dim, f"{name}.o_proj", config.init_std)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        q = apply_rope(self._heads(self.q_proj(x)), rope).transpose(1, 2)  # [B, H, T, E]
-        k = apply_rope(self._heads(self.k_proj(x)), rope).transpose(1, 2)  # [B, K, T, E]
+        q, k = rotate(self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), rope)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, H, T, E], [B, K, T, E]
         v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, K, T, E]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # [B, H, T, E]
         return self.o_proj(y.transpose(1, 2).flatten(2))
@@ -49,7 +50,8 @@ class FeedForward(nn.Module):
         self.down_proj = build_linear(linear, config.ffn_dim, config.dim, f"{name}.down_proj", config.init_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(liger.swiglu(gate, up) if liger.available(gate) else F.silu(gate) * up)
 
 
 class TransformerBlock(nn.Module):
