@@ -15,11 +15,16 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: set[int] = set()
+        self._bytes: dict[int, int] = {}
 
     def ignore(self, *tensors: Tensor) -> None:
         """Tensors from before do not count, nor do views of them."""
-        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._bytes |= {tensor.untyped_storage()._cdata: 0 for tensor in tensors}
+
+    def forget(self) -> None:
+        """Count from here: what exists by now is no matter."""
+        self._bytes = dict.fromkeys(self._bytes, 0)
+        self.live = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -29,14 +34,13 @@ class LiveMemory(TorchDispatchMode):
         return out
 
     def _count(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        key = storage._cdata
+        if key in self._bytes:
             return
-        self._known.add(key)
-        self.live += size
+        self._bytes[key] = storage.nbytes()
+        self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, key, size)
+        weakref.finalize(storage, self._free, key)
 
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
+    def _free(self, key: int) -> None:
+        self.live -= self._bytes.pop(key)
