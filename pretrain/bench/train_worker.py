@@ -19,6 +19,7 @@ def sparlow_step(config: Config) -> Callable[[], object]:
     from pretrain.build import build
     from pretrain.data.dataset import Batch
     from pretrain.engine.engine import Engine
+    from pretrain.kernel_choices import apply, decide
     from pretrain.optim import build_optimizer
     from pretrain.resume import resolve_dtype
 
@@ -27,6 +28,7 @@ def sparlow_step(config: Config) -> Callable[[], object]:
     config = resolve_dtype(config, world.device, None)
     model = build(config, world.device)
     bf16 = config.train.dtype == "bf16"
+    apply(model, decide(model, config, {}, 1, world.device))
     engine = Engine(model, build_optimizer(config.optimizer, model), config, world, 1, bf16)
     tokens = _tokens(config)
     batch = Batch(tokens, tokens)
