@@ -5,12 +5,24 @@ from collections.abc import Callable, Iterator
 import torch
 
 from kernels.bench.case import Alternatives, Case
-from kernels.bench.cases import adam8bit, block_low_rank_linear, decompress, sparse_low_rank_linear, tile_gather
+from kernels.bench.cases import (
+    adam8bit,
+    block_low_rank_linear,
+    decompress,
+    fira_update,
+    low_rank_update,
+    quant,
+    sparse_low_rank_linear,
+    tile_gather,
+)
 
 CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
     "adam8bit": adam8bit.cases,
     "block_low_rank_linear": block_low_rank_linear.cases,
     "decompress": decompress.cases,
+    "fira_update": fira_update.cases,
+    "low_rank_update": low_rank_update.cases,
+    "quant": quant.cases,
     "sparse_low_rank_linear": sparse_low_rank_linear.cases,
     "tile_gather": tile_gather.cases,
 }

@@ -215,7 +215,8 @@ def weight_tile(n_rows: int, n_cols: int, rank: int, factors: dict[str, Any]) ->
     """Sizes and options of a launch on a W that is not quantised."""
     if factors["DTYPE"] == tl.float32:  # no tensor core multiplies fp32
         rows, cols, block, num_warps = 64, 64, 16, 4
-    elif triton.cdiv(n_rows, 128) * triton.cdiv(n_cols, 64) < MANY_TILES:
+    elif n_cols % 16 or triton.cdiv(n_rows, 128) * triton.cdiv(n_cols, 64) < MANY_TILES:
+        # Elements that are loaded one by one, for want of alignment, would spill the registers of larger tiles.
         rows, cols, block, num_warps = 64, 64, 32, 4
     elif rank <= BOUND_BY_MEMORY:  # several programs on a multiprocessor: while one multiplies, another moves W
         rows, cols, block, num_warps = 128, 64, 32, 4

@@ -14,13 +14,22 @@ TINY = 1e-30
 """Smallest range of a group; smaller ones lose precision, and a group of zeros divides by it."""
 
 
+ALIGNMENT = 16
+"""Rows of codes begin at multiples of this many bytes: a thread moves so many at once."""
+
+
+def code_width(cols: int, bits: int) -> int:
+    """Bytes of a row of codes."""
+    return -(-cols * bits // (8 * ALIGNMENT)) * ALIGNMENT
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A matrix W of `shape` (rows, cols), each row in groups of `group` elements, the last one shorter.
 
-    W = (code - zero) * scale with the zero and scale of the element's group. codes uint8: (rows, cols) with 8 bits;
-    with 4 bits (rows, ceil(cols / 2)), an even column in the low nibble of a byte and the next one in the high nibble.
-    scales fp32 and zeros uint8 (rows, ceil(cols / group)). Contiguous, all of them.
+    W = (code - zero) * scale with the zero and scale of the element's group. codes uint8 (rows, bytes), bytes being
+    `code_width(cols, bits)`: one for each element with 8 bits; with 4 an even column in the low nibble, the next one in
+    the high nibble; 0 in what is left of a row. scales fp32 and zeros uint8 (rows, ceil(cols / group)). All contiguous.
     """
 
     codes: Tensor
@@ -40,7 +49,7 @@ class Quantized:
         rows, cols = shape
         n_groups = -(-cols // group)
         return cls(
-            torch.empty(rows, -(-cols * bits // 8), dtype=torch.uint8, device=device),
+            torch.empty(rows, code_width(cols, bits), dtype=torch.uint8, device=device),
             torch.empty(rows, n_groups, dtype=torch.float32, device=device),
             torch.empty(rows, n_groups, dtype=torch.uint8, device=device),
             shape,
@@ -64,10 +73,10 @@ class Quantized:
             raise ValueError(f"{name} has {self.bits} bits in groups of {self.group}; no kernel reads that")
         rows, cols = self.shape
         per_group = (rows, -(-cols // self.group))
-        check_matrix(f"{name}.codes", self.codes, (rows, -(-cols * self.bits // 8)), [torch.uint8])
+        check_matrix(f"{name}.codes", self.codes, (rows, code_width(cols, self.bits)), [torch.uint8])
         check_matrix(f"{name}.scales", self.scales, per_group, [torch.float32])
         check_matrix(f"{name}.zeros", self.zeros, per_group, [torch.uint8])
         if not (self.codes.is_contiguous() and self.scales.is_contiguous() and self.zeros.is_contiguous()):
             raise ValueError(f"{name}'s codes, scales and zeros must be contiguous")
-        if rows * cols >= LARGEST_OFFSET:
+        if self.codes.numel() * 8 // self.bits >= LARGEST_OFFSET:
             raise ValueError(f"{name} of shape {self.shape} has 2^31 elements or more")

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.quant.format import TINY, Quantized
+from kernels.quant.format import ALIGNMENT, TINY, Quantized
 from kernels.rounding import signed_key
 from kernels.triton_helpers import convert, random_bits
 
@@ -12,6 +12,7 @@ TILE = 2048
 """Elements per program."""
 
 SMALLEST_RANGE = tl.constexpr(TINY)
+ROW_ALIGNMENT = tl.constexpr(ALIGNMENT)
 
 
 @triton.jit
@@ -39,36 +40,34 @@ def quantize_groups(b_w, carry, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def code_pointers(codes, o_row, m_row, col0, n_cols, BITS: tl.constexpr, COLS: tl.constexpr):
+    """Pointers and mask of the bytes of COLS columns from `col0`, a multiple of COLS, on."""
+    width = tl.cdiv(n_cols * BITS, 8 * ROW_ALIGNMENT) * ROW_ALIGNMENT
+    o_byte = col0 * BITS // 8 + tl.arange(0, COLS * BITS // 8)
+    return codes + o_row[:, None] * width + o_byte[None, :], m_row[:, None] & (o_byte < width)[None, :]
+
+
+@triton.jit
 def load_codes(codes, o_row, m_row, col0, n_cols, BITS: tl.constexpr, COLS: tl.constexpr):
-    """Codes (int32) [ROWS, COLS] from column `col0`, a multiple of COLS, on; 0 where masked."""
+    """Codes (int32) [ROWS, COLS] from column `col0` on; 0 beyond the matrix."""
+    p_byte, m_byte = code_pointers(codes, o_row, m_row, col0, n_cols, BITS, COLS)
+    b_byte = tl.load(p_byte, mask=m_byte, other=0).to(tl.int32)
     if BITS == 8:
-        o_col = col0 + tl.arange(0, COLS)
-        p_code = codes + o_row[:, None] * n_cols + o_col[None, :]
-        return tl.load(p_code, mask=m_row[:, None] & (o_col < n_cols)[None, :], other=0).to(tl.int32)
+        return b_byte
     else:
-        n_bytes = (n_cols + 1) // 2
-        o_byte = col0 // 2 + tl.arange(0, COLS // 2)
-        p_byte = codes + o_row[:, None] * n_bytes + o_byte[None, :]
-        b_byte = tl.load(p_byte, mask=m_row[:, None] & (o_byte < n_bytes)[None, :], other=0).to(tl.int32)
         return tl.interleave(b_byte & 15, b_byte >> 4)
 
 
 @triton.jit
 def store_codes(codes, b_code, o_row, m_row, col0, n_cols, BITS: tl.constexpr, COLS: tl.constexpr):
-    """Store the codes (fp32, cut off here) [ROWS, COLS] from column `col0` on."""
-    b_code = b_code.to(tl.uint8)
+    """Store the codes (fp32, cut off here) [ROWS, COLS] from column `col0` on; 0 beyond the last column."""
+    p_byte, m_byte = code_pointers(codes, o_row, m_row, col0, n_cols, BITS, COLS)
+    b_code = tl.where((col0 + tl.arange(0, COLS) < n_cols)[None, :], b_code, 0.0).to(tl.uint8)
     if BITS == 8:
-        o_col = col0 + tl.arange(0, COLS)
-        p_code = codes + o_row[:, None] * n_cols + o_col[None, :]
-        tl.store(p_code, b_code, mask=m_row[:, None] & (o_col < n_cols)[None, :])
+        tl.store(p_byte, b_code, mask=m_byte)
     else:
-        n_bytes = (n_cols + 1) // 2
-        o_byte = col0 // 2 + tl.arange(0, COLS // 2)
-        # Beyond the last column lies an encoded 0; the format wants the byte's high nibble 0.
-        b_code = tl.where((col0 + tl.arange(0, COLS) < n_cols)[None, :], b_code, 0).to(tl.uint8)
         even, odd = tl.split(tl.reshape(b_code, (b_code.shape[0], COLS // 2, 2)))
-        p_byte = codes + o_row[:, None] * n_bytes + o_byte[None, :]
-        tl.store(p_byte, even | (odd << 4), mask=m_row[:, None] & (o_byte < n_bytes)[None, :])
+        tl.store(p_byte, even | (odd << 4), mask=m_byte)
 
 
 @triton.jit(do_not_specialize=["key"])

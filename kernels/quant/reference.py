@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.quant.format import TINY, Quantized
+from kernels.quant.format import TINY, Quantized, code_width
 from kernels.rounding import random_bits
 
 
@@ -41,15 +41,17 @@ def random_fractions(bits: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes (rows, cols) in bytes."""
+    """uint8 codes (rows, cols) in rows of bytes."""
+    width = code_width(codes.shape[1], bits)
+    codes = F.pad(codes, (0, width * 8 // bits - codes.shape[1]))
     if bits == 8:
         return codes
-    even, odd = F.pad(codes, (0, codes.shape[1] % 2)).view(codes.shape[0], -1, 2).unbind(-1)
+    even, odd = codes.view(codes.shape[0], -1, 2).unbind(-1)
     return even | odd << 4
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """uint8 codes (rows, cols) of bytes, cols rounded up to even."""
+    """uint8 codes of rows of bytes, with those that fill a row."""
     return packed if bits == 8 else torch.stack([packed & 15, packed >> 4], -1).flatten(1)
 
 
