@@ -43,5 +43,5 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         for name, key in (("quantize", None), ("quantize stochastically", 1)):
             peers = {RELEASED: partial(published_quantize, W, key is not None)}
             yield Case(name, size, dtype, partial(quantize, W, 8, key=key), peers, moved)
-        peers = {RELEASED: partial(published_dequantize, *published_quantize(W, False), W.shape)}
-        yield Case("dequantize", size, dtype, partial(dequantize, q, dtype, out=out), peers, moved)
+        peer = partial(published_dequantize, *published_quantize(W, False), W.shape)
+        yield Case("dequantize", size, dtype, partial(dequantize, q, dtype, out=out), {RELEASED: peer}, moved)
