@@ -28,8 +28,8 @@ def launch_fira_update(
     right = side == "right"
     norms = torch.linalg.vector_norm(G, dim=int(right), dtype=torch.float32)
     n_vectors, n_blocks = norms.numel(), triton.cdiv(norms.numel(), kernel.VECTORS)
-    scaling, sums = torch.empty_like(norms), norms.new_empty(3 * n_blocks)
-    limited, state, shrink = torch.empty_like(N), norms.new_empty(()), norms.new_empty(())
+    scaling, limited = torch.empty_like(norms), torch.empty_like(N)
+    sums, state, shrink = (torch.empty(size, device=W.device) for size in (3 * n_blocks, (), ()))
     rank = P.shape[0 if right else 1]
     blocks = {"VECTORS": kernel.VECTORS, "RANK_BLOCK": kernel.RANK_BLOCK, "num_warps": 4}
     strides = [stride for X in (R, N) for stride in _strides(X, right)]
@@ -85,7 +85,7 @@ def _launch_residual(
     """Energies of the residual's tiles, left unwritten when nothing will read them."""
     first, second = (R, P) if right else (P, R)
     grid, tile = _tiles(G, first, second)
-    energies = scaling.new_empty(grid[0] * grid[1])
+    energies = torch.empty(grid[0] * grid[1], device=G.device)
     kernel.fira_residual_kernel[grid](
         G,
         first,
