@@ -1,0 +1,43 @@
+"""One weight matrix as projectors and rules see it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A target of a matrix optimizer.
+
+    Everything low-rank is kept in left form: of the matrix itself when its rows are projected, of its transpose when
+    its columns are. There the gradient G is (m, n), the basis P (m, rank) with orthonormal columns (where the projector
+    gives such), the projected gradient R = P^T G (rank, n), and moments are shaped like R.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    """Of the weight: rows, columns."""
+    side: Literal["left", "right"]
+    rank: int
+
+    @property
+    def m(self) -> int:
+        """The projected dimension."""
+        return self.shape[0] if self.side == "left" else self.shape[1]
+
+    @property
+    def n(self) -> int:
+        return self.shape[1] if self.side == "left" else self.shape[0]
+
+    def left_form(self, tensor: Tensor) -> Tensor:
+        """A view of a tensor shaped like the weight as (m, n); of one in left form, as the weight."""
+        return tensor if self.side == "left" else tensor.t()
+
+
+def projected_side(shape: tuple[int, int], proj_type: str) -> Literal["left", "right"]:
+    """Which side `proj_type` projects: std the smaller one (columns of a square matrix), as the GaLore release does."""
+    if proj_type in ("left", "right"):
+        return proj_type  # type: ignore[return-value]
+    columns = shape[0] >= shape[1]
+    return "right" if columns == (proj_type == "std") else "left"

@@ -1,0 +1,91 @@
+"""What every rule offers: from a gradient to an update of one matrix."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kernels.low_rank_update import low_rank_update_
+from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix_config import MatrixConfig
+
+State = dict[str, Tensor]
+"""A matrix's own tensors, by name: what a checkpoint holds of it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is the same for all matrices at one step."""
+
+    number: int
+    """Counts applied updates, this one included: 1, 2, ..."""
+    lr: float
+    refreshed: bool
+    """Whether this matrix got a new basis at this step."""
+    products: torch.dtype
+    """In which products of whole matrices are computed: fp32, or bf16 where the run computes in bf16."""
+    key: int | None
+    """32 bits for stochastic rounding of this matrix at this step; None rounds to nearest."""
+
+
+class Rule(ABC):
+    """Two phases: the matrix's owner turns the gradient into a small message; every rank applies the message.
+
+    A rule is made once per optimizer from its configuration and keeps nothing of its own: all that it remembers of a
+    matrix is in that matrix's State, on the owner, and in `shared` state, on every rank.
+    """
+
+    needs: ClassVar[Literal["projected", "full"]]
+    """projected: `direct` is given R, the projected gradient, summed over micro-steps and ranks. full: the whole
+    gradient, likewise summed."""
+    gradient_everywhere: ClassVar[bool] = False
+    """For `full`: `apply` reads the gradient, so every rank gets the sum, not the owner alone."""
+    uses_basis: ClassVar[bool] = True
+    """Whether the optimizer keeps a basis "P" for it by its projector and refresh schedule."""
+
+    def __init__(self, config: MatrixConfig):
+        self.config = config
+
+    @abstractmethod
+    def init_state(self, matrix: Matrix, device: torch.device) -> State:
+        """The owner's fresh state."""
+
+    def init_shared(self, matrix: Matrix, device: torch.device) -> State:
+        """State that every rank keeps, and changes alike in `apply`."""
+        return {}
+
+    @abstractmethod
+    def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
+        """The message (fp32), from the gradient in left form: R (rank, n) or G (m, n), fp32; changes `state`."""
+
+    @abstractmethod
+    def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
+        """Shapes of what `direct` returns, so that the other ranks can receive it."""
+
+    @abstractmethod
+    def apply(
+        self,
+        matrix: Matrix,
+        weight: Tensor,
+        shared: State,
+        P: Tensor | None,
+        gradient: Tensor | None,
+        message: State,
+        step: Step,
+    ) -> None:
+        """Change `weight` (as stored: fp32 or bf16, contiguous) in place.
+
+        `gradient`: G (m, n) fp32 in left form where `gradient_everywhere`, else None.
+        """
+
+    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:
+        """The basis was refreshed: `rotate_moments` asks to carry the moments over."""
+
+
+def apply_low_rank(matrix: Matrix, weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, step: Step) -> None:
+    """weight -= lr scale P N in left form, then decoupled decay, in one pass over the weight."""
+    P, N = P.to(step.products), N.to(step.products)
+    left, right = (P, N) if matrix.side == "left" else (N.t().contiguous(), P.t().contiguous())
+    low_rank_update_(weight, left, right, step.lr, config.scale, config.weight_decay, key=step.key, decay_after=True)

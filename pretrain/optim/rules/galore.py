@@ -1,0 +1,37 @@
+"""GaLore (arXiv 2403.03507, algorithm 2): Adam on the projected gradient, projected back."""
+
+import torch
+from torch import Tensor
+
+from pretrain.optim.matrix import Matrix
+from pretrain.optim.moments import direction, init_moments
+from pretrain.optim.rules.base import Rule, State, Step, apply_low_rank
+
+
+class GaLore(Rule):
+    """W <- W - lr c scale P N with (N, c) Adam's direction of R = P^T G, then decoupled decay."""
+
+    needs = "projected"
+
+    def init_state(self, matrix: Matrix, device: torch.device) -> State:
+        return init_moments(self.config, (matrix.rank, matrix.n), device)
+
+    def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
+        return {"N": (matrix.rank, matrix.n)}
+
+    def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
+        N, correction = direction(self.config, state, gradient, step.number)
+        return {"N": N.mul_(correction)}
+
+    def apply(
+        self,
+        matrix: Matrix,
+        weight: Tensor,
+        shared: State,
+        P: Tensor | None,
+        gradient: Tensor | None,
+        message: State,
+        step: Step,
+    ) -> None:
+        assert P is not None
+        apply_low_rank(matrix, weight, P, message["N"], self.config, step)
