@@ -78,8 +78,8 @@ def weights_kept(model: Transformer) -> Iterator[None]:
     try:
         yield
     finally:
-        for support, choice in zip(supports, before, strict=True):
-            support.choice = choice
+        for support, old in zip(supports, before, strict=True):
+            support.choice = old
             support.cache.clear()
 
 

@@ -1,11 +1,37 @@
 """GaLore (arXiv 2403.03507, algorithm 2): Adam on the projected gradient, projected back."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import direction, init_moments
 from pretrain.optim.rules.base import Rule, State, Step, apply_low_rank
+
+
+class GaLoreAdamW(MatrixConfig):
+    """GaLore (arXiv 2403.03507) with AdamW; the defaults are the paper's for 60M parameters."""
+
+    rule = "galore"
+    name: Literal["galore_adamw"] = "galore_adamw"
+
+
+class GaLoreAdamW8bit(MatrixConfig):
+    """GaLore with 8-bit moments."""
+
+    rule = "galore"
+    name: Literal["galore_adamw8bit"] = "galore_adamw8bit"
+    moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"
+
+
+class GaLoreAdafactor(MatrixConfig):
+    """GaLore with Adafactor's factored second moment and no first one."""
+
+    rule = "galore"
+    name: Literal["galore_adafactor"] = "galore_adafactor"
+    moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "adafactor"
 
 
 class GaLore(Rule):
