@@ -27,7 +27,7 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
         config.linear,
         seed=config.run.seed,
         device=device,
-        param_dtype=torch.bfloat16 if config.optimizer.weights == "bf16" else torch.float32,
+        param_dtype=torch.bfloat16 if config.optimizer.weights.startswith("bf16") else torch.float32,
         compute_dtype=compute_dtype,
         checkpoint_every=config.train.checkpoint_every_layers,
     )

@@ -21,7 +21,7 @@ def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint |
     if checkpoint:
         dtype = checkpoint.config.train.dtype
     else:
-        dtype = "bf16" if has_bf16(device) or config.optimizer.weights == "bf16" else "fp32"
+        dtype = "bf16" if has_bf16(device) or config.optimizer.weights.startswith("bf16") else "fp32"
     return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 

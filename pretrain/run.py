@@ -16,11 +16,11 @@ from pretrain.console import Console
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
+from pretrain.engine.build import build_engine
 from pretrain.engine.engine import Engine
 from pretrain.engine.tensors import restore, whole_tensors
 from pretrain.kernel_choices import apply, decide
 from pretrain.metrics import Metrics
-from pretrain.optim import build_optimizer
 from pretrain.preflight import require_disk_space
 from pretrain.resume import require_same_run, resolve_dtype
 from pretrain.state import TrainState
@@ -121,5 +121,4 @@ def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine
         raise shared(
             RunFailed(f"the sparse supports differ between processes ({checksums}); are their versions equal?")
         )
-    bf16 = config.train.dtype == "bf16"
-    return Engine(model, build_optimizer(config.optimizer, model), config, world, grad_accum_steps, bf16)
+    return build_engine(model, config, world, grad_accum_steps)

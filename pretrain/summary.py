@@ -13,6 +13,7 @@ from model.counts import count_parameters
 from model.errors import RunFailed
 from pretrain.config.schema import Config
 from pretrain.distributed import World
+from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
 from pretrain.memory import peak_bytes
 from pretrain.metrics import StepClock
@@ -42,7 +43,7 @@ def write_summary(
     state: TrainState,
     clock: StepClock,
     evaluation: Evaluation | None,
-    reduced_bytes_per_step: int,
+    engine: Engine,
     world: World,
 ) -> None:
     """Rewrite `summary.json` at the end of a `train`; figures that do not apply are null. RunFailed on a full disk."""
@@ -62,9 +63,9 @@ def write_summary(
         "planned_memory_bytes": None,
         "growth_stages": state.growth_stage,
         "skipped_steps": state.skipped_steps,
-        "low_rank_matrices": 0,
-        "reduced_bytes_per_step": reduced_bytes_per_step,
-        "full_gradient_bytes": counts["trainable"] * (2 if config.optimizer.weights == "bf16" else 4),
+        "low_rank_matrices": engine.low_rank_matrices(),
+        "reduced_bytes_per_step": engine.reduced_bytes(),
+        "full_gradient_bytes": engine.full_gradient_bytes(),
         "dtype": config.train.dtype,
         "versions": versions(),
         "device": device_name(world.device),

@@ -91,8 +91,7 @@ def _train(run: Run) -> bool:
         # A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
         evaluation = evaluation or _held_out(run)
         stopping = evaluation is None
-    reduced = run.engine.reduced_bytes()
-    on_main(run.world, lambda: write_summary(run.dir, config, state, clock, evaluation, reduced, run.world))
+    on_main(run.world, lambda: write_summary(run.dir, config, state, clock, evaluation, run.engine, run.world))
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
     return stopping
@@ -130,10 +129,11 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     config, engine, state, world = run.config, run.engine, run.state, run.world
     batch_size, size = config.train.global_batch_size, config.train.micro_batch_size
     tokens, targets = run.dataset.count(state.cursor, batch_size)
+    engine.begin(lr)
     nll = torch.zeros((), dtype=torch.float64, device=world.device)
     for index in range(world.rank, engine.micro_batches, world.size):
         nll += engine.micro_step(run.dataset.batch(state.cursor + index * size, size), targets)
-    update = engine.update(lr)
+    update = engine.update()
     total_nll, asked = sum_over_ranks(world, nll.item(), stop.asked())
     state.step += 1
     state.cursor += batch_size
@@ -166,7 +166,7 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
     figures = {
         "train/loss": loss,
         "train/lr": lr,
-        "train/grad_norm": update.grad_norm,
+        f"train/{run.engine.norm_name}": update.grad_norm,
         "train/tokens_seen": run.state.tokens_seen,
         "train/skipped_steps": run.state.skipped_steps,
         "perf/tokens_per_s": config.train.global_batch_size * config.train.seq_len / clock.last,
@@ -181,7 +181,8 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
 
 def _line(figures: dict[str, float]) -> str:
     return (
-        f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}  grad norm {figures['train/grad_norm']:.3f}  "
+        f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}  "
+        f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}  "
         f"{figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
         f"(p99 {figures['perf/step_ms_p99']:.0f})  {figures['mem/peak_gib']:.2f} GiB"
         + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")

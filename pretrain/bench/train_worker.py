@@ -18,25 +18,24 @@ def sparlow_step(config: Config) -> Callable[[], object]:
     """Sparlow's own step, engine and all."""
     from pretrain.build import build
     from pretrain.data.dataset import Batch
-    from pretrain.engine.engine import Engine
+    from pretrain.engine.build import build_engine
     from pretrain.kernel_choices import apply, decide
-    from pretrain.optim import build_optimizer
     from pretrain.resume import resolve_dtype
 
     memory.keep_freed_memory()
     world = distributed.start()
     config = resolve_dtype(config, world.device, None)
     model = build(config, world.device)
-    bf16 = config.train.dtype == "bf16"
     apply(model, decide(model, config, {}, 1, world.device))
-    engine = Engine(model, build_optimizer(config.optimizer, model), config, world, 1, bf16)
+    engine = build_engine(model, config, world, 1)
     tokens = _tokens(config)
     batch = Batch(tokens, tokens)
     n_targets = tokens.numel()
 
     def step() -> None:
+        engine.begin(1e-3)
         engine.micro_step(batch, n_targets)
-        engine.update(1e-3)
+        engine.update()
 
     return step
 

@@ -11,6 +11,8 @@ from model.linear.dense import Dense
 from model.schema import Frozen
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
+from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.targets import find_targets
 from pretrain.schedule import Cosine, ScheduleConfig
 
 
@@ -164,18 +166,42 @@ class Config(Frozen):
             raise ValueError(
                 f"train.max_steps {train.max_steps} is past schedule.total_steps {self.schedule.total_steps}"
             )
-        if self.optimizer.weights == "bf16" and parallel.zero_stage:
+        weights = self.optimizer.weights
+        if isinstance(self.optimizer, MatrixConfig):
+            self._matrix_path(self.optimizer)
+        if weights != "fp32_master" and parallel.zero_stage:
             raise ValueError(
-                'optimizer.weights = "bf16" needs parallel.zero_stage = 0: higher stages keep an fp32 master'
+                f'optimizer.weights = "{weights}" needs parallel.zero_stage = 0: higher stages keep an fp32 master'
             )
-        if self.optimizer.weights == "bf16" and train.dtype == "fp32":
-            raise ValueError('optimizer.weights = "bf16" contradicts train.dtype = "fp32"; change one of them')
+        if weights != "fp32_master" and train.dtype == "fp32":
+            raise ValueError(f'optimizer.weights = "{weights}" contradicts train.dtype = "fp32"; change one of them')
         self._kernels_have_effect()
         if self.model.tie_embeddings and parallel.zero_stage == 3:
             raise ValueError(
                 "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie"
             )
         return self
+
+    def _matrix_path(self, optimizer: MatrixConfig) -> None:
+        """What a matrix optimizer asks of the rest."""
+        train = self.train
+        find_targets(shape_of_model(self.model, self.linear), optimizer)
+        if self.parallel.zero_stage:
+            raise ValueError(
+                f'optimizer.name = "{optimizer.name}" needs parallel.zero_stage = 0, it shards whole matrices itself; '
+                'set that, or optimizer.name = "adamw"'
+            )
+        if optimizer.update == "per_layer":
+            if train.global_batch_size != train.micro_batch_size:
+                raise ValueError(
+                    'optimizer.update = "per_layer" steps inside of the backward pass, so it cannot accumulate: '
+                    'set train.global_batch_size = train.micro_batch_size (one process), or optimizer.update = "step"'
+                )
+            if train.grad_clip:
+                raise ValueError(
+                    'optimizer.update = "per_layer" knows no global gradient norm: set train.grad_clip = 0.0, '
+                    'or optimizer.update = "step"'
+                )
 
     def _kernels_have_effect(self) -> None:
         kernels, linear = self.kernels, self.linear

@@ -27,6 +27,9 @@ class Update:
 class Engine:
     """DeepSpeed around a model and an element-wise optimizer, at ZeRO stage 0 to 3."""
 
+    norm_name = "grad_norm"
+    """Under which `Update.grad_norm` is logged."""
+
     def __init__(
         self,
         model: Transformer,
@@ -71,10 +74,13 @@ class Engine:
             self.deepspeed.step()
         return nll.detach()
 
-    def update(self, lr: float) -> Update:
-        """The optimizer step after the last micro-step, at rate `lr`; skipped when the gradient is not finite."""
+    def begin(self, lr: float) -> None:
+        """Before the first micro-step of an optimizer step at rate `lr`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+    def update(self) -> Update:
+        """The optimizer step after the last micro-step; skipped when the gradient is not finite."""
         update = self._update_unsharded() if self.stage == 0 else self._update_sharded()
         self.parameters_changed()
         return update
@@ -114,6 +120,14 @@ class Engine:
         once = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
         # Stages 2 and 3 shard gradients, so every micro-step reduces; 0 and 1 reduce at the boundary.
         return once * (self.micro_batches // self.world.size if self.stage >= 2 else 1)
+
+    def low_rank_matrices(self) -> int:
+        """Matrices whose update takes the low-rank path."""
+        return 0
+
+    def full_gradient_bytes(self) -> int:
+        """What a rank would reduce in one optimizer step without sharding or projection."""
+        return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.model.parameters())
 
     def _fill_optimizer_state(self) -> None:
         """Give every parameter (stage 1 and 2: every flat partition) its AdamW state before the first step.

@@ -15,6 +15,7 @@ from model.linear.support.base import check_supports
 from pretrain.data.dataset import Batch
 from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.engine import Engine
+from pretrain.engine.matrix import MatrixEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -35,6 +36,10 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, int, Callable[[], Tenso
         yield f"model.{name}", buffer.nbytes, partial(torch.Tensor.detach, buffer)
     for name, parameter in parameters(engine):
         yield f"model.{name}", _master_bytes(engine, parameter), partial(_read_master, engine, parameter)
+    if isinstance(engine, MatrixEngine):
+        for name, size, read in engine.state_tensors():
+            yield f"optimizer.{name}", size, read
+        return
     for name, parameter in parameters(engine):
         for key in MOMENTS:
             read = partial(_read_moment, engine, parameter, key)
@@ -47,6 +52,9 @@ def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up
     `read(name)` gives a whole tensor; `updates` is the number of applied optimizer steps; `warm_up` is any batch of
     the run's shape: sharded state exists only after a first optimizer step, so one is taken at learning rate 0.
     """
+    if isinstance(engine, MatrixEngine):
+        _restore_matrix_engine(engine, read)
+        return
     if engine.stage:
         _materialise(engine, warm_up)
     with torch.no_grad():
@@ -58,11 +66,23 @@ def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up
             _write_master(engine, parameter, weight)
             for key in MOMENTS:
                 _write_moment(engine, parameter, key, read(f"optimizer.{name}.{key}"))
-    check_supports(engine.model)
-    engine.parameters_changed()
+    _weights_were_read(engine)
     for state in engine.deepspeed.basic_optimizer.state.values():
         device = next(iter(engine.model.parameters())).device
         state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
+
+
+def _restore_matrix_engine(engine: MatrixEngine, read: Callable[[str], Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in [*buffers(engine), *parameters(engine)]:
+            tensor.copy_(read(f"model.{name}"))
+    engine.restore_state(lambda name: read(f"optimizer.{name}"))
+    _weights_were_read(engine)
+
+
+def _weights_were_read(engine: Engine) -> None:
+    check_supports(engine.model)
+    engine.parameters_changed()
 
 
 def _materialise(engine: Engine, batch: Batch) -> None:

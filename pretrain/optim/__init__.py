@@ -1,15 +1,44 @@
-"""Optimizers by name. An optimizer is one file and one line here."""
+"""Optimizers by name. A matrix optimizer is a rule's preset (presets.py), any other a file and a line here."""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from torch import nn
+from pydantic import Field
 
+from model.schema import Frozen
+from model.transformer import Transformer
 from pretrain.optim.adamw import AdamW
+from pretrain.optim.exchange import Exchange
+from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.presets import PRESETS
+from pretrain.optim.targets import find_targets
 
-OPTIMIZERS = {"adamw": AdamW}
+OPTIMIZERS: dict[str, type[Frozen]] = {"adamw": AdamW.Config, **PRESETS}
+"""The configuration of each."""
 
-OptimizerConfig = AdamW.Config
+if TYPE_CHECKING:
+    from typing import Any as OptimizerConfig
+else:
+    OptimizerConfig = Annotated[reduce(or_, OPTIMIZERS.values()), Field(discriminator="name")]
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that `config.name` names, over the trainable parameters of `model`."""
-    return OPTIMIZERS[config.name].build(config, model)
+def build_optimizer(
+    config: OptimizerConfig,
+    model: Transformer,
+    *,
+    seed: int = 0,
+    grad_clip: float = 0.0,
+    exchange: Exchange | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer that `config.name` names, over the parameters of `model`.
+
+    `seed`, `grad_clip` and `exchange` are for matrix optimizers, which clip and reduce gradients themselves.
+    """
+    if isinstance(config, MatrixConfig):
+        named: list[tuple[str, Any]] = list(model.named_parameters())
+        targets = find_targets(model, config)
+        return MatrixOptimizer(named, targets, config, seed, grad_clip, model.compute_dtype, exchange)
+    return AdamW.build(config, model)

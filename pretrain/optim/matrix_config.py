@@ -12,6 +12,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class MatrixConfig(Frozen):
     """A matrix optimizer: projector x moments x rule x weights."""
 
+    name: str
     rule: ClassVar[str]
     """The member of RULES that turns a gradient into an update."""
 
@@ -49,5 +50,5 @@ class MatrixConfig(Frozen):
     """Drop the entries of an update whose sign is not the gradient's (arXiv 2411.16085)."""
     factor_lr_ratio: float = Field(1.0, gt=0)
     """Learning rate of the linears' B factors over that of everything else (LoRA+, arXiv 2402.12354)."""
-    targets: tuple[str, ...] = ("*",)
-    """Patterns of the names of the matrices to project, among the linears' dense weights."""
+    targets: tuple[str, ...] = Field(("*.weight",), min_length=1)
+    """Patterns of the names of the linears' parameters to project; the rest takes AdamW."""

@@ -1,16 +1,14 @@
-"""The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices at a time.
+"""The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices shared out over ranks."""
 
-One process for now; the parts that ranks share are in exchange.py.
-"""
-
-import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.seeding import derive_seed, generator
-from pretrain.optim.element import element_step, init_element
+from pretrain.optim.exchange import Exchange, share_out
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import PROJECTORS
@@ -18,25 +16,17 @@ from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import is_due
 from pretrain.optim.rules import RULES
 from pretrain.optim.rules.base import State, Step
-
-
-class Target:
-    """A matrix with its parameter, its basis and what is kept of it."""
-
-    def __init__(self, matrix: Matrix, parameter: nn.Parameter, index: int):
-        self.matrix, self.parameter, self.index = matrix, parameter, index
-        self.P: Tensor | None = None
-        self.state: State = {}
-        self.shared: State = {}
-        self.projected: Tensor | None = None
-        """R summed over the micro-steps so far."""
+from pretrain.optim.target import Element, Target
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
     """Steps the matrices of `targets` (by parameter name) with config's rule, everything else with AdamW.
 
-    `products` is the dtype of products of whole matrices. After `step`, `grad_norm` is the norm of what was clipped:
-    projected gradients for `projected` rules, with those of all other parameters.
+    Each parameter has one owner among the ranks of `exchange`, which keeps its moments. Gradients come as means over
+    micro-steps; `step` takes their mean over ranks. For a `projected` rule a hook projects each gradient as soon as
+    the backward pass has made it and frees it, so that whole gradients do not coexist, and ranks reduce projected ones.
+    `products` is the dtype of products of whole matrices. torch.optim.Optimizer is the interface DeepSpeed expects;
+    state is kept by parameter name, in `tensors`.
     """
 
     def __init__(
@@ -47,96 +37,248 @@ class MatrixOptimizer(torch.optim.Optimizer):
         seed: int,
         grad_clip: float = 0.0,
         products: torch.dtype = torch.float32,
+        exchange: Exchange | None = None,
     ):
         super().__init__([parameter for _, parameter in named_parameters], {"lr": config.lr})
         self.config, self.seed, self.grad_clip, self.products = config, seed, grad_clip, products
+        self.exchange = exchange or Exchange(0, 1)
         self.rule = RULES[config.rule](config)
         self.projector = PROJECTORS[config.projector]()
         self.updates = 0
         """Applied so far."""
         self.grad_norm = 0.0
+        """Of the last step, before clipping: of the projected gradients for a `projected` rule, with all others'."""
+        self.applied = False
+        """Whether the last step was; it is not when a gradient is not finite."""
         self.kept_bases = 0
-        """Refreshes that a zero or non-finite gradient prevented."""
+        """Refreshes so far that a zero or non-finite gradient prevented, on this rank."""
+        self.low_rank_matrices = 0
+        """Matrices that the last step changed by the rule."""
+        self.most_full_gradients = 0
+        """Largest number of whole gradients of targets that were alive at once during the last step."""
+        self._most_full_gradients = self._stepped = 0
+        self._squares: list[Tensor] = []
         parameters = dict(named_parameters)
-        self.targets = [Target(matrix, parameters[name], i) for i, (name, matrix) in enumerate(targets.items())]
-        self.elements = {name: p for name, p in named_parameters if name not in targets}
-        self.element_state = {name: init_element(config, p) for name, p in self.elements.items()}
-        for target in self.targets:
-            device = target.parameter.device
-            target.state = self.rule.init_state(target.matrix, device)
-            target.shared = self.rule.init_shared(target.matrix, device)
-            if self.rule.uses_basis:
-                target.P = initial_basis(target.matrix, generator(seed, "basis", target.matrix.name), device)
-            if self.rule.needs == "projected":
-                target.parameter.register_post_accumulate_grad_hook(lambda _, target=target: self._project(target))
+        self.targets = [Target(name, parameters[name], matrix, i) for i, (name, matrix) in enumerate(targets.items())]
+        self.elements = [Element(name, p) for name, p in named_parameters if name not in targets]
+        self._share_out()
+        self._init_state()
+        self._holding: set[str] = set()
+        if config.update == "per_layer":
+            assert self.exchange.size == 1
+            assert not grad_clip
+            self._hook(self.targets, self._step_target_now)
+            self._hook(self.elements, self._step_element_now)
+        elif self.rule.needs == "projected":
+            self._hook(self.targets, self._project)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Reduce, clip and apply everything accumulated since the last step; nothing when a gradient is not finite."""
-        lr = self.param_groups[0]["lr"]
-        gradients = {target.matrix.name: self._gradient(target) for target in self.targets}
-        elements = {name: p.grad.float() for name, p in self.elements.items() if p.grad is not None}
-        everything = [*gradients.values(), *elements.values()]
-        norm = torch.nn.utils.get_total_norm(everything)
-        self.grad_norm = norm.item()
-        if torch.isfinite(norm):
-            clip = min(1.0, self.grad_clip / (self.grad_norm + 1e-6)) if self.grad_clip else 1.0
-            for target in self.targets:
-                self._step_target(target, gradients[target.matrix.name].mul_(clip), lr)
-            for name, gradient in elements.items():
-                decay = 0.0 if name.endswith("norm.weight") else self.config.weight_decay
-                rate = lr * (self.config.factor_lr_ratio if name.endswith(".B") else 1.0)
-                element_step(
-                    self.config, self.elements[name], gradient.mul_(clip), self.element_state[name], self.updates + 1,
-                    rate, decay, self._key(name),
-                )  # fmt: skip
-            self.updates += 1
-        for target in self.targets:
-            target.projected = target.parameter.grad = None
+        """Reduce, clip and apply what was accumulated since the last step; nothing when a gradient is not finite."""
+        self.exchange.reset()
+        if self.config.update == "per_layer":
+            self._finish()
+        else:
+            self._reduce_and_apply()
+        self.low_rank_matrices, self._stepped = self._stepped, 0
+        self.most_full_gradients, self._most_full_gradients = self._most_full_gradients, 0
+        self.clear()
 
+    def _reduce_and_apply(self) -> None:
+        gradients = self._reduce()
+        owned = [gradients[part.name] for part in self._parts() if part.owner == self.exchange.rank]
+        norm = torch.stack(torch._foreach_norm(owned)).square().sum() if owned else self._zero()
+        self.grad_norm = self.exchange.total(norm).sqrt().item()
+        self.applied = self.grad_norm < float("inf")
+        if self.applied:
+            clip = min(1.0, self.grad_clip / (self.grad_norm + 1e-6)) if self.grad_clip else 1.0
+            if clip < 1:
+                torch._foreach_mul_(list(gradients.values()), clip)
+            self._apply(gradients)
+            self.updates += 1
+
+    def clear(self) -> None:
+        """Let go of all gradients."""
+        self._holding.clear()
+        for part in self._parts():
+            part.parameter.grad = None
+        for target in self.targets:
+            target.projected = None
+
+    def tensors(self) -> Iterator[tuple[str, int, Tensor, Callable[[Tensor], None]]]:
+        """(name, owner, tensor, put) of all state, in a fixed order; elsewhere than on the owner, one like the tensor.
+
+        `put` takes a tensor of the same shape and dtype in its place. Names are <parameter>.<state>. What every rank
+        keeps has owner -1.
+        """
+        for target in self.targets:
+            if target.P is not None:
+                yield f"{target.name}.P", -1, target.P, partial(setattr, target, "P")
+            yield from _entries(target.name, -1, target.shared, target.shared)
+            like = target.state or self.rule.init_state(target.matrix, torch.device("meta"))
+            yield from _entries(target.name, target.owner, like, target.state)
+        for element in self.elements:
+            like = element.state or element.fresh_state(self.config, torch.device("meta"))
+            yield from _entries(element.name, element.owner, like, element.state)
+
+    def _parts(self) -> list[Target | Element]:
+        return [*self.targets, *self.elements]
+
+    def _share_out(self) -> None:
+        costs = [target.cost(self.config) for target in self.targets]
+        costs += [float(element.parameter.numel()) for element in self.elements]
+        for part, owner in zip(self._parts(), share_out(costs, self.exchange.size), strict=True):
+            part.owner = owner
+
+    def _init_state(self) -> None:
+        for target in self.targets:
+            matrix, device = target.matrix, target.parameter.device
+            target.shared = self.rule.init_shared(matrix, device)
+            if target.owner == self.exchange.rank:
+                target.state = self.rule.init_state(matrix, device)
+            if self.rule.uses_basis:
+                target.P = initial_basis(matrix, generator(self.seed, "basis", matrix.name), device).contiguous()
+        for element in self.elements:
+            if element.owner == self.exchange.rank:
+                element.state = element.fresh_state(self.config, element.parameter.device)
+
+    def _hook(self, parts: list[Any], work: Callable[[Any], None]) -> None:
+        for part in parts:
+            part.parameter.register_post_accumulate_grad_hook(partial(_call, work, part))
+
+    @torch.no_grad()
     def _project(self, target: Target) -> None:
         """After a backward pass: keep the projected gradient alone, unless the whole is needed for a new basis."""
+        self._most_full_gradients = max(self._most_full_gradients, len(self._holding | {target.name}))
         if self._due(target):
+            self._holding.add(target.name)
             return
-        gradient = target.parameter.grad
-        assert gradient is not None and target.P is not None
-        R = self._project_with(target.P, target.matrix.left_form(gradient))
+        R = self._projection(target, self._whole(target))
         target.projected = R if target.projected is None else target.projected.add_(R)
         target.parameter.grad = None
 
-    def _gradient(self, target: Target) -> Tensor:
-        """R or G in left form, fp32, of the whole step; with a new basis first where one is due."""
-        if target.projected is not None:
-            return target.projected
-        assert target.parameter.grad is not None, f"{target.matrix.name} received no gradient"
-        G = target.matrix.left_form(target.parameter.grad).float()
-        if self.rule.uses_basis and self._due(target):
-            self._refresh(target, G)
-        if self.rule.needs == "full":
-            return G
-        assert target.P is not None
-        return self._project_with(target.P, G)
+    def _reduce(self) -> dict[str, Tensor]:
+        """The step's gradients by name, fp32, in left form: R or G of targets; the mean over ranks on the owner.
 
-    def _refresh(self, target: Target, G: Tensor) -> None:
-        matrix = target.matrix
-        random = generator(self.seed, "refresh", f"{matrix.name} {self.updates}")
-        new = self.projector.basis(matrix, G, target.P, random)
+        Matrices that are due get their new basis first.
+        """
+        gradients = {e.name: self._whole(e) for e in self.elements}
+        self.exchange.sum_to_owners(((e.owner, gradients[e.name]) for e in self.elements), count=False)
+        wholes = {t.name: self._whole(t) for t in self.targets if t.projected is None}
+        owned = [(t.owner, wholes[t.name]) for t in self.targets if t.name in wholes]
+        if self.rule.gradient_everywhere:
+            self.exchange.sum_everywhere(G for _, G in owned)
+        else:
+            self.exchange.sum_to_owners(owned)
+        self._refresh(wholes)
+        if self.rule.needs == "full":
+            return gradients | wholes
+        for target in self.targets:
+            projected = target.projected
+            gradients[target.name] = self._projection(target, wholes[target.name]) if projected is None else projected
+        kept = [(t.owner, t.projected) for t in self.targets if t.projected is not None]
+        self.exchange.sum_to_owners(kept)
+        return gradients
+
+    def _refresh(self, wholes: dict[str, Tensor]) -> None:
+        """New bases for the matrices that are due, found by their owners."""
+        due = [target for target in self.targets if self.rule.uses_basis and self._due(target)]
+        for target in due:
+            if target.owner == self.exchange.rank:
+                self._new_basis(target, wholes[target.name])
+        self.exchange.send((t.owner, t.P) for t in due if t.P is not None)
+
+    def _new_basis(self, target: Target, G: Tensor) -> None:
+        assert target.P is not None
+        random = generator(self.seed, "refresh", target.name, self.updates)
+        new = self.projector.basis(target.matrix, G, target.P, random)
         if new is None:
             self.kept_bases += 1
             return
+        self.rule.change_basis(target.matrix, target.state, target.P, new)
+        target.P = new.contiguous()
+
+    def _apply(self, gradients: dict[str, Tensor]) -> None:
+        lr, rank = self.param_groups[0]["lr"], self.exchange.rank
+        messages: dict[str, State] = {}
+        for target in self.targets:
+            if target.owner == rank:
+                messages[target.name] = self._message(target, gradients[target.name], lr)
+            else:
+                messages[target.name] = self._empty_message(target)
+        self.exchange.send((t.owner, part) for t in self.targets for _, part in sorted(messages[t.name].items()))
+        for target in self.targets:
+            seen = gradients[target.name] if self.rule.gradient_everywhere else None
+            self._change(target, seen, messages.pop(target.name), lr)
+        for element in self.elements:
+            if element.owner == rank:
+                element.step(self.config, gradients[element.name], self.updates + 1, lr, self._key(element.name))
+        self.exchange.send((element.owner, element.parameter.data) for element in self.elements)
+
+    def _message(self, target: Target, gradient: Tensor, lr: float) -> State:
+        message = self.rule.direct(target.matrix, target.state, target.P, gradient, self._step(target, lr))
+        return {name: part.to(self._wire(name)).contiguous() for name, part in message.items()}
+
+    def _empty_message(self, target: Target) -> State:
+        device = target.parameter.device
+        shapes = self.rule.message_shapes(target.matrix)
+        return {name: torch.empty(shape, dtype=self._wire(name), device=device) for name, shape in shapes.items()}
+
+    def _wire(self, name: str) -> torch.dtype:
+        """The low-rank step N travels in the precision in which it is multiplied; all else in fp32."""
+        return self.products if name == "N" else torch.float32
+
+    def _change(self, target: Target, gradient: Tensor | None, message: State, lr: float) -> None:
+        step = self._step(target, lr)
+        self.rule.apply(target.matrix, target.parameter, target.shared, target.P, gradient, message, step)
+        self._stepped += 1
+
+    def _step(self, target: Target, lr: float) -> Step:
+        return Step(self.updates + 1, lr, self._due(target), self.products, self._key(target.name))
+
+    @torch.no_grad()
+    def _step_target_now(self, target: Target) -> None:
+        """per_layer: the whole step of one matrix, inside of the backward pass."""
+        lr, G = self.param_groups[0]["lr"], self._finite(self._whole(target))
+        if self.rule.uses_basis and self._due(target):
+            self._new_basis(target, G)
+        gradient = self._projection(target, G) if self.rule.needs == "projected" else G
+        self._squares.append(gradient.square().sum())
+        self._change(target, G if self.rule.gradient_everywhere else None, self._message(target, gradient, lr), lr)
+        target.parameter.grad = None
+        self._most_full_gradients = 1
+
+    @torch.no_grad()
+    def _step_element_now(self, element: Element) -> None:
+        gradient = self._finite(self._whole(element))
+        self._squares.append(gradient.square().sum())
+        element.step(self.config, gradient, self.updates + 1, self.param_groups[0]["lr"], self._key(element.name))
+        element.parameter.grad = None
+
+    def _finite(self, gradient: Tensor) -> Tensor:
+        """`gradient`, or zeros in its place: a backward pass cannot be taken back once other weights have moved.
+
+        The norm of the step says that it happened.
+        """
+        finite = torch.isfinite(gradient).all()
+        self._squares.append(torch.where(finite, 0.0, torch.inf))
+        return torch.where(finite, gradient, 0.0)
+
+    def _finish(self) -> None:
+        self.grad_norm = torch.stack(self._squares).sum().sqrt().item()
+        self.applied = self.grad_norm < float("inf")
+        self._squares.clear()
+        self.updates += 1
+
+    def _whole(self, part: Target | Element) -> Tensor:
+        """The gradient in fp32, a target's in left form and contiguous memory of its own shape."""
+        gradient = part.parameter.grad
+        assert gradient is not None, f"{part.name} received no gradient"
+        return part.matrix.left_form(gradient.float()) if isinstance(part, Target) else gradient.float()
+
+    def _projection(self, target: Target, G: Tensor) -> Tensor:
         assert target.P is not None
-        self.rule.change_basis(matrix, target.state, target.P, new)
-        target.P = new
-
-    def _step_target(self, target: Target, gradient: Tensor, lr: float) -> None:
-        matrix = target.matrix
-        step = Step(self.updates + 1, lr, self._due(target), self.products, self._key(matrix.name))
-        message = self.rule.direct(matrix, target.state, target.P, gradient, step)
-        seen = gradient if self.rule.gradient_everywhere else None
-        self.rule.apply(matrix, target.parameter, target.shared, target.P, seen, message, step)
-
-    def _project_with(self, P: Tensor, G: Tensor) -> Tensor:
-        return (P.to(self.products).t() @ G.to(self.products)).float()
+        return (target.P.to(self.products).t() @ G.to(self.products)).float()
 
     def _due(self, target: Target) -> bool:
         return is_due(self.config, target.index, len(self.targets), self.updates)
@@ -144,4 +286,18 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _key(self, name: str) -> int | None:
         if self.config.weights != "bf16_stochastic":
             return None
-        return zlib.crc32(str(derive_seed(self.seed, "rounding", f"{name} {self.updates}")).encode())
+        return derive_seed(self.seed, "rounding", name, self.updates) & 0xFFFFFFFF
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self.param_groups[0]["params"][0].device)
+
+
+def _call(work: Callable[[Any], None], part: Any, parameter: Tensor) -> None:
+    work(part)
+
+
+def _entries(
+    name: str, owner: int, like: State, state: State
+) -> Iterator[tuple[str, int, Tensor, Callable[[Tensor], None]]]:
+    for key, tensor in like.items():
+        yield f"{name}.{key}", owner, tensor, partial(state.__setitem__, key)

@@ -1,49 +1,127 @@
 """Adam's moments of a projected gradient, kept in fp32, bf16, 8 bits or factored."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from kernels.adam8bit import Adam8bitState, adam8bit_direction
+from kernels.adam8bit.reference import dequantise, quantise
 from pretrain.optim.matrix_config import MatrixConfig
 
 State = dict[str, Tensor]
 
+ADAFACTOR_EPS = 1e-30
+"""Added to squared gradients by Adafactor."""
 
-def init_moments(config: MatrixConfig, shape: tuple[int, int], device: torch.device) -> State:
-    """Zero moments of a tensor of `shape`."""
+
+def init_moments(config: MatrixConfig, shape: tuple[int, int], device: torch.device, counted: bool = False) -> State:
+    """Zero moments of a tensor of `shape`.
+
+    With `counted`, which rotation implies, "count" (0-d) holds how many steps they have seen: for rules that reset
+    their moments it is not the step's number, and bias correction follows it.
+    """
+    count = {"count": torch.zeros((), device=device)} if counted or config.rotate_moments else {}
     if config.moments == "8bit":
-        return dict(vars(Adam8bitState.zeros_for(torch.empty(shape, device=device))))
+        return dict(vars(Adam8bitState.zeros_for(torch.empty(shape, device=device)))) | count
     if config.moments == "adafactor":
         return {
             "exp_avg_sq_row": torch.zeros(shape[0], device=device),
             "exp_avg_sq_col": torch.zeros(shape[1], device=device),
-        }
+        } | count
     dtype = torch.bfloat16 if config.moments == "bf16" else torch.float32
-    return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("exp_avg", "exp_avg_sq")}
+    return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("exp_avg", "exp_avg_sq")} | count
 
 
-def direction(config: MatrixConfig, state: State, gradient: Tensor, step: int) -> tuple[Tensor, float]:
+def correction(config: MatrixConfig, count: int | Tensor) -> float | Tensor:
+    """c of `direction` after `count` steps."""
+    if config.moments == "adafactor" or config.eps_mode == "torch":
+        return 1.0
+    beta1, beta2 = config.betas
+    return (1 - beta2**count) ** 0.5 / (1 - beta1**count)
+
+
+def direction(config: MatrixConfig, state: State, gradient: Tensor, step: int) -> tuple[Tensor, float | Tensor]:
     """(N, c): Adam's direction is c N, with everything that depends on the step alone in c; changes `state`.
 
     eps_mode "galore": N = m / (sqrt(v) + eps), c = sqrt(1 - beta2^t) / (1 - beta1^t). "torch": N with both corrections
-    inside, c = 1. `gradient` fp32; step counts from 1.
+    inside, c = 1. Adafactor has no first moment, its update is clipped, and c = 1. `gradient` fp32; step counts from 1.
     """
-    beta1, beta2 = config.betas
-    root2, unbias1 = math.sqrt(1 - beta2**step), 1 - beta1**step
+    count = state["count"].add_(1) if "count" in state else step
     if config.moments == "8bit":
-        N = torch.empty_like(gradient)
-        adam8bit_direction(
-            gradient, Adam8bitState(**state), N, betas=config.betas, eps=config.eps, step=step, eps_mode=config.eps_mode
-        )
-        return (N, 1.0) if config.eps_mode == "torch" else (N * (unbias1 / root2), root2 / unbias1)
-    assert config.moments != "adafactor"
+        N = _adam8bit(config, state, gradient, step)
+    elif config.moments == "adafactor":
+        N = _adafactor(state, gradient, count)
+    else:
+        N = _adam(config, state, gradient, count, step)
+    return cautious(N, gradient) if config.cautious else N, correction(config, count)
+
+
+def cautious(N: Tensor, gradient: Tensor) -> Tensor:
+    """N where its sign is the gradient's, else 0, times the share that stays (at least 1e-3) to the power -1.
+
+    Of Cautious Optimizers (arXiv 2411.16085, algorithm 2, as released). Both are in the projected coordinates: the
+    sign is that of R, and no product of whole matrices is needed.
+    """
+    mask = (N * gradient > 0).to(N.dtype)
+    return N * (mask / mask.mean().clamp(min=1e-3))
+
+
+def load(config: MatrixConfig, state: State) -> tuple[Tensor, Tensor]:
+    """(exp_avg, exp_avg_sq) in fp32: the state itself where that is fp32."""
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    m = exp_avg.float().lerp(gradient, 1 - beta1)
-    v = exp_avg_sq.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    exp_avg.copy_(m)
-    exp_avg_sq.copy_(v)
+    if config.moments == "8bit":
+        m = dequantise(exp_avg, state["exp_avg_absmax"], signed=True).view(exp_avg.shape)
+        return m, dequantise(exp_avg_sq, state["exp_avg_sq_absmax"], signed=False).view(exp_avg.shape)
+    return exp_avg.float(), exp_avg_sq.float()
+
+
+def store(config: MatrixConfig, state: State, m: Tensor, v: Tensor, seed: int = 0) -> None:
+    """Keep fp32 moments (rank, n) as `config.moments` says; v >= 0.
+
+    In bf16, v is rounded stochastically by `seed`: with beta2 = 0.999 it changes by less than half of its last place
+    in a step, so to nearest it would never fall.
+    """
+    if config.moments == "8bit":
+        for name, value, signed in (("exp_avg", m, True), ("exp_avg_sq", v, False)):
+            codes, absmax = quantise(value.flatten(), signed)
+            state[name].copy_(codes.view(value.shape))
+            state[f"{name}_absmax"].copy_(absmax)
+        return
+    state["exp_avg"].copy_(m)
+    if config.moments == "bf16":
+        random = torch.Generator(v.device).manual_seed(seed)
+        low = torch.randint(0, 1 << 16, v.shape, generator=random, dtype=torch.int32, device=v.device)
+        v = (v.view(torch.int32) + low & -0x10000).view(torch.float32)
+    state["exp_avg_sq"].copy_(v)
+
+
+def _adam(config: MatrixConfig, state: State, gradient: Tensor, count: int | Tensor, seed: int) -> Tensor:
+    beta1, beta2 = config.betas
+    m, v = load(config, state)
+    m.lerp_(gradient, 1 - beta1)
+    v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    if config.moments == "bf16":
+        store(config, state, m, v, seed)
     if config.eps_mode == "torch":
-        return (m / unbias1) / (v.sqrt() / root2 + config.eps), 1.0
-    return m / (v.sqrt() + config.eps), root2 / unbias1
+        return m / (v.sqrt().div_((1 - beta2**count) ** 0.5).add_(config.eps)).mul_(1 - beta1**count)
+    return m / v.sqrt().add_(config.eps)
+
+
+def _adam8bit(config: MatrixConfig, state: State, gradient: Tensor, step: int) -> Tensor:
+    """The kernel corrects the bias itself: for "galore" always that of step 1, which is divided out."""
+    galore = config.eps_mode == "galore"
+    moments = Adam8bitState(**{name: value for name, value in state.items() if name != "count"})
+    N = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+    adam8bit_direction(
+        gradient, moments, N, betas=config.betas, eps=config.eps, step=1 if galore else step, eps_mode=config.eps_mode
+    )
+    return N.div_(correction(config, 1)) if galore else N
+
+
+def _adafactor(state: State, gradient: Tensor, count: int | Tensor) -> Tensor:
+    """Adafactor (arXiv 1804.04235, algorithm 4) without first moment: beta2 = 1 - t^-0.8, updates clipped at RMS 1."""
+    row, col = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+    square = gradient.square().add_(ADAFACTOR_EPS)
+    row.lerp_(square.mean(1), count**-0.8)
+    col.lerp_(square.mean(0), count**-0.8)
+    N = gradient * (row / row.mean()).rsqrt()[:, None] * col.rsqrt()
+    return N / N.square().mean().sqrt().clamp(min=1.0)

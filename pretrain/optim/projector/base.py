@@ -1,5 +1,6 @@
 """What every projector offers: a basis for a gradient."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -20,9 +21,15 @@ class Projector(ABC):
         """A new basis (m, rank) fp32 for G (m, n) fp32, on its device; None keeps the old one.
 
         None is the answer to a gradient that is zero or not finite. A gradient of lower rank than `matrix.rank` still
-        gives a full basis (completed by random directions). `old` is the present basis; `random` is seeded from
+        gives a full basis (completed by other directions). `old` is the present basis; `random` is seeded from
         (seed, matrix, step), on the CPU.
         """
+
+
+def scaled(G: Tensor) -> Tensor | None:
+    """G with largest entry 1, so that no square over- or underflows; None if G is zero or not finite."""
+    largest = G.abs().amax()
+    return G / largest if 0 < float(largest) < math.inf else None
 
 
 def align_signs(new: Tensor, old: Tensor | None) -> Tensor:

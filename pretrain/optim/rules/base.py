@@ -45,6 +45,9 @@ class Rule(ABC):
     uses_basis: ClassVar[bool] = True
     """Whether the optimizer keeps a basis "P" for it by its projector and refresh schedule."""
 
+    uses_rank: ClassVar[bool] = True
+    """Whether `rank` means anything to it."""
+
     def __init__(self, config: MatrixConfig):
         self.config = config
 
@@ -80,12 +83,16 @@ class Rule(ABC):
         `gradient`: G (m, n) fp32 in left form where `gradient_everywhere`, else None.
         """
 
-    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:
+    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:  # noqa: B027
         """The basis was refreshed: `rotate_moments` asks to carry the moments over."""
 
 
 def apply_low_rank(matrix: Matrix, weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, step: Step) -> None:
-    """weight -= lr scale P N in left form, then decoupled decay, in one pass over the weight."""
+    """weight -= lr scale P N in left form, then decoupled decay, in one pass over the weight.
+
+    With Adafactor's moments the decay comes before the update, as in the GaLore release.
+    """
+    after = config.moments != "adafactor"
     P, N = P.to(step.products), N.to(step.products)
     left, right = (P, N) if matrix.side == "left" else (N.t().contiguous(), P.t().contiguous())
-    low_rank_update_(weight, left, right, step.lr, config.scale, config.weight_decay, key=step.key, decay_after=True)
+    low_rank_update_(weight, left, right, step.lr, config.scale, config.weight_decay, key=step.key, decay_after=after)

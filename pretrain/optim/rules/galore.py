@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.moments import direction, init_moments
-from pretrain.optim.rules.base import Rule, State, Step, apply_low_rank
+from pretrain.optim.moments import direction
+from pretrain.optim.rules.adam import ProjectedAdam
+from pretrain.optim.rules.base import State, Step, apply_low_rank
 
 
 class GaLoreAdamW(MatrixConfig):
@@ -34,13 +34,10 @@ class GaLoreAdafactor(MatrixConfig):
     moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "adafactor"
 
 
-class GaLore(Rule):
+class GaLore(ProjectedAdam):
     """W <- W - lr c scale P N with (N, c) Adam's direction of R = P^T G, then decoupled decay."""
 
     needs = "projected"
-
-    def init_state(self, matrix: Matrix, device: torch.device) -> State:
-        return init_moments(self.config, (matrix.rank, matrix.n), device)
 
     def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
         return {"N": (matrix.rank, matrix.n)}

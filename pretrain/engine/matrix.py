@@ -1,0 +1,84 @@
+"""The engine of matrix optimizers: DeepSpeed at stage 0, which hands parameters over as they are."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.errors import RunFailed, UserError
+from model.transformer import Transformer
+from pretrain.config.schema import Config
+from pretrain.distributed import World, shared
+from pretrain.engine.engine import Engine, Update
+from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.targets import find_targets
+
+
+class MatrixEngine(Engine):
+    """The optimizer reduces, clips and shards; DeepSpeed counts micro-steps and would only be in its way."""
+
+    optimizer: MatrixOptimizer
+
+    def __init__(
+        self, model: Transformer, optimizer: MatrixOptimizer, config: Config, world: World, grad_accum_steps: int
+    ):
+        super().__init__(model, optimizer, config, world, grad_accum_steps, bf16=False)
+        self.deepspeed.enable_backward_allreduce = False
+        self.planned_matrices = len(find_targets(model, config.optimizer))
+        if optimizer.rule.needs == "projected":
+            self.norm_name = "grad_norm_projected"
+
+    def update(self) -> Update:
+        self.deepspeed.step()
+        self.parameters_changed()
+        if self.optimizer.applied and self.optimizer.low_rank_matrices != self.planned_matrices:
+            raise shared(
+                RunFailed(
+                    f"{self.optimizer.low_rank_matrices} matrices took the low-rank path, {self.planned_matrices} were "
+                    "planned: an error of this program, or a model changed behind its back"
+                )
+            )
+        return Update(self.optimizer.grad_norm, self.optimizer.applied)
+
+    def reduced_bytes(self) -> int:
+        """Bytes of the matrices' gradients that a rank handed to reductions in the last optimizer step."""
+        return self.optimizer.exchange.reduced_bytes
+
+    def low_rank_matrices(self) -> int:
+        return self.planned_matrices
+
+    def full_gradient_bytes(self) -> int:
+        """What these would be if gradients were not projected."""
+        return sum(target.parameter.nbytes for target in self.optimizer.targets)
+
+    def state_tensors(self) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
+        """(name, bytes, read) of the optimizer's state in a fixed order; `read()` is collective."""
+        for name, owner, like, _ in self.optimizer.tensors():
+            yield name, like.numel() * like.element_size(), partial(self._read, owner, like)
+        yield "updates", 8, lambda: torch.tensor(self.optimizer.updates)
+
+    def restore_state(self, read: Callable[[str], Tensor]) -> None:
+        """Put the state back, each rank what it owns here; `read(name)` gives a whole tensor."""
+        for name, owner, like, put in self.optimizer.tensors():
+            if owner in (-1, self.world.rank):
+                stored = read(name)
+                if stored.dtype != like.dtype or stored.shape != like.shape:
+                    raise UserError(
+                        f"optimizer.{name} of the checkpoint is {stored.dtype} {tuple(stored.shape)}, this optimizer "
+                        f"keeps {like.dtype} {tuple(like.shape)}; it is of another optimizer or version"
+                    )
+                put(stored.to(self.world.device))
+        self.optimizer.updates = int(read("updates"))
+
+    def _read(self, owner: int, like: Tensor) -> Tensor:
+        if owner == -1:
+            return like
+        tensor = like if owner == self.world.rank else torch.empty_like(like, device=self.world.device)
+        if self.world.size > 1:
+            dist.broadcast(tensor, src=owner)
+        return tensor
+
+    def _fill_optimizer_state(self) -> None:
+        """Its state exists from the start."""

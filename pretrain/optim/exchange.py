@@ -1,0 +1,88 @@
+"""What the ranks of a matrix optimizer tell each other: in a fixed order, in buckets, and only what is needed."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 64 * 1024**2
+"""Of one message; small tensors travel together."""
+
+Owned = tuple[int, Tensor]
+"""(owner's rank, tensor)."""
+
+
+class Exchange:
+    """Collectives over `size` ranks. All ranks call the same methods with tensors of equal shapes in equal order.
+
+    With one rank nothing is sent and nothing is counted.
+    """
+
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+        self.reduced_bytes = 0
+        """Handed to `sum_to_owners` and `sum_everywhere` as gradients of matrices since the last `reset`."""
+
+    def reset(self) -> None:
+        self.reduced_bytes = 0
+
+    def sum_to_owners(self, tensors: Iterable[Owned], *, count: bool = True) -> None:
+        """Each tensor on its owner becomes the mean over all ranks; elsewhere its contents are lost."""
+        for owner, bucket, flat in self._buckets(tensors):
+            self.reduced_bytes += flat.nbytes if count else 0
+            dist.reduce(flat, dst=owner)
+            if owner == self.rank:
+                _unpack(flat.div_(self.size), bucket)
+
+    def sum_everywhere(self, tensors: Iterable[Tensor]) -> None:
+        """Each tensor becomes the mean over all ranks, on all of them."""
+        for _, bucket, flat in self._buckets((0, tensor) for tensor in tensors):
+            self.reduced_bytes += flat.nbytes
+            dist.all_reduce(flat)
+            _unpack(flat.div_(self.size), bucket)
+
+    def send(self, tensors: Iterable[Owned]) -> None:
+        """Each tensor gets its owner's contents on every rank."""
+        for owner, bucket, flat in self._buckets(tensors):
+            dist.broadcast(flat, src=owner)
+            if owner != self.rank:
+                _unpack(flat, bucket)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a 0-d tensor over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def _buckets(self, tensors: Iterable[Owned]) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+        """(owner, tensors, their contents in one tensor) of up to BUCKET_BYTES with one owner and dtype."""
+        if self.size == 1:
+            return
+        groups: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+        for owner, tensor in tensors:
+            group = groups.setdefault((owner, tensor.dtype), [])
+            if group and sum(t.nbytes for t in group) + tensor.nbytes > BUCKET_BYTES:
+                yield owner, group, _pack(group)
+                group = groups[owner, tensor.dtype] = []
+            group.append(tensor)
+        for (owner, _), group in groups.items():
+            yield owner, group, _pack(group)
+
+
+def _pack(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _unpack(flat: Tensor, tensors: list[Tensor]) -> None:
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def share_out(costs: list[float], size: int) -> list[int]:
+    """An owner in 0 ... size - 1 for each cost: the most expensive first, to whoever has the least (LPT)."""
+    load, owners = [0.0] * size, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owners[index] = min(range(size), key=load.__getitem__)
+        load[owners[index]] += costs[index]
+    return owners

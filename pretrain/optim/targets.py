@@ -1,0 +1,64 @@
+"""Which parameters of a model a matrix optimizer projects."""
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from model.errors import UserError
+from model.linear.base import BaseLinear
+from pretrain.optim.matrix import Matrix, projected_side
+from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.rules import RULES
+
+
+def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
+    """The matrices to project by parameter name, in the model's order; UserError when `config` does not fit the model.
+
+    `config.targets` are patterns over the parameters of the linears. A factor of a linear may be named too, if the
+    subspace holds all of it: below that the product of two ranks would be left, and training suffers.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, BaseLinear)}
+    inside = {f"{name}.{own}": p for name, linear in linears.items() for own, p in linear.named_parameters()}
+    dense = {f"{name}.{own}" for name, linear in linears.items() for own in linear.projectable}
+    outside = [name for name, _ in model.named_parameters() if name not in inside]
+    targets: dict[str, Matrix] = {}
+    for pattern in config.targets:
+        matched = [name for name in inside if fnmatchcase(name, pattern)]
+        if not matched:
+            raise UserError(_no_match(pattern, outside, list(inside)))
+        for name in matched:
+            rows, cols = _shape(name, inside[name])
+            if name not in dense and min(rows, cols) > config.rank:
+                raise UserError(
+                    f"optimizer.targets {pattern!r} matches {name}, a factor of rank {min(rows, cols)}: projecting it to "
+                    f"optimizer.rank {config.rank} would leave less than the linear's own rank; leave it out, so that "
+                    "it takes AdamW"
+                )
+            _require_rank(name, min(rows, cols), config)
+            targets[name] = Matrix(name, (rows, cols), projected_side((rows, cols), config.proj_type), config.rank)
+    return {name: targets[name] for name in inside if name in targets}
+
+
+def _shape(name: str, parameter: nn.Parameter) -> tuple[int, int]:
+    if parameter.dim() != 2:
+        raise UserError(f"optimizer.targets matches {name}, which is no matrix; leave it out")
+    return parameter.shape[0], parameter.shape[1]
+
+
+def _require_rank(name: str, side: int, config: MatrixConfig) -> None:
+    if RULES[config.rule].uses_rank and config.rank > side:
+        raise UserError(
+            f"optimizer.rank {config.rank} exceeds the smaller side of {name} ({side}); set it to at most {side}"
+        )
+
+
+def _no_match(pattern: str, outside: list[str], inside: list[str]) -> str:
+    wrong = [name for name in outside if fnmatchcase(name, pattern)]
+    if wrong:
+        return f"optimizer.targets {pattern!r} matches {wrong[0]}, which is never projected; name linears: {inside[0]}"
+    if pattern == MatrixConfig.model_fields["targets"].default[0]:
+        return (
+            "optimizer.name: there is nothing to project, the linears have no dense weights; their factors take AdamW: "
+            'set optimizer.name = "adamw", or linear.name = "dense"'
+        )
+    return f"optimizer.targets {pattern!r} matches nothing; names look like {inside[0]}"

@@ -1,0 +1,68 @@
+"""Runs with matrix optimizers: what they log, resume, refuse, and how they share work over processes."""
+
+import json
+
+import pytest
+from support import logged, tensor_hashes, train_here
+
+from model.errors import UserError
+from pretrain.config import load_config
+
+DENSE = ["--linear.name=dense"]
+GALORE = [*DENSE, "--optimizer.name=galore_adamw", "--optimizer.rank=8", "--optimizer.update_proj_gap=5"]
+
+
+def test_galore_trains_logs_and_counts(tiny, tmp_path):
+    train_here(tiny, *GALORE, "--train.max_steps=12")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["low_rank_matrices"] == 14
+    assert summary["reduced_bytes_per_step"] == 0  # one process
+    losses = [float(loss) for loss in logged(tmp_path / "run").values()]
+    assert losses[-1] < losses[0] - 0.05
+    assert set(logged(tmp_path / "run", "train/grad_norm_projected")) == set(range(1, 13))
+    assert not logged(tmp_path / "run", "train/grad_norm")
+
+
+@pytest.mark.parametrize("pause", [4, 5, 6])
+def test_resume_across_a_refresh_is_exact(tiny, tmp_path, pause):
+    straight, paused = tmp_path / "straight", tmp_path / "paused"
+    train_here(tiny, *GALORE, f"--run.dir={straight}", "--train.max_steps=8")
+    train_here(tiny, *GALORE, f"--run.dir={paused}", f"--train.max_steps={pause}")
+    train_here(tiny, *GALORE, f"--run.dir={paused}", "--train.max_steps=8")
+    assert tensor_hashes(straight, 8) == tensor_hashes(paused, 8)
+    assert logged(straight) == logged(paused)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--parallel.zero_stage=1"], r"needs parallel\.zero_stage = 0"),
+        (["--optimizer.rank=33"], r"optimizer\.rank 33 exceeds the smaller side"),
+        (['--optimizer.targets=["nothing"]'], r"optimizer\.targets 'nothing' matches nothing"),
+        (['--optimizer.targets=["tok_emb*"]'], r"tok_embeddings\.weight, which is never projected"),
+        (["--model.tie_embeddings=true", '--optimizer.targets=["lm_head*", "tok*"]'], r"matches"),
+        (["--optimizer.update=per_layer"], r"train\.global_batch_size = train\.micro_batch_size"),
+        (["--optimizer.update=per_layer", "--train.global_batch_size=2"], r"train\.grad_clip = 0\.0"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_way_out(tiny, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config(tiny, [*GALORE, *overrides])
+
+
+def test_a_factor_below_its_own_rank_is_refused(tiny):
+    sparse = ["--optimizer.name=galore_adamw", '--optimizer.targets=["*.A"]']
+    with pytest.raises(UserError, match=r"factor of rank 8.*takes AdamW"):
+        load_config(tiny, [*sparse, "--optimizer.rank=4"])
+    load_config(tiny, [*sparse, "--optimizer.rank=8"])
+
+
+def test_factors_alone_leave_nothing_to_project(tiny):
+    with pytest.raises(UserError, match=r"nothing to project.*\"adamw\""):
+        load_config(tiny, [text for text in GALORE if text not in DENSE])
+
+
+def test_another_preset_does_not_go_on_from_here(tiny):
+    train_here(tiny, *GALORE, "--train.max_steps=1")
+    with pytest.raises(UserError, match=r"optimizer\.name was 'galore_adamw', is 'galore_adamw8bit'"):
+        train_here(tiny, *[text.replace("galore_adamw", "galore_adamw8bit") for text in GALORE])
