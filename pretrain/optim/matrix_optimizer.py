@@ -234,7 +234,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._stepped += 1
 
     def _step(self, target: Target, lr: float) -> Step:
-        return Step(self.updates + 1, lr, self._due(target), self.products, self._key(target.name))
+        weight = target.parameter.detach()
+        return Step(self.updates + 1, lr, self._due(target), self.products, self._key(target.name), weight)
 
     @torch.no_grad()
     def _step_target_now(self, target: Target) -> None:

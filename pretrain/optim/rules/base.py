@@ -28,6 +28,8 @@ class Step:
     """In which products of whole matrices are computed: fp32, or bf16 where the run computes in bf16."""
     key: int | None
     """32 bits for stochastic rounding of this matrix at this step; None rounds to nearest."""
+    weight: Tensor
+    """The matrix as stored, before this step, for `direct` to read."""
 
 
 class Rule(ABC):
