@@ -1,5 +1,7 @@
 """Adam's moments of a projected gradient, kept in fp32, bf16, 8 bits or factored."""
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
@@ -109,7 +111,7 @@ def _adam(config: MatrixConfig, state: State, gradient: Tensor, count: int | Ten
 def _adam8bit(config: MatrixConfig, state: State, gradient: Tensor, step: int) -> Tensor:
     """The kernel corrects the bias itself: for "galore" always that of step 1, which is divided out."""
     galore = config.eps_mode == "galore"
-    moments = Adam8bitState(**{name: value for name, value in state.items() if name != "count"})
+    moments = Adam8bitState(*(state[field.name] for field in fields(Adam8bitState)))
     N = torch.empty_like(gradient, memory_format=torch.contiguous_format)
     adam8bit_direction(
         gradient, moments, N, betas=config.betas, eps=config.eps, step=1 if galore else step, eps_mode=config.eps_mode
