@@ -4,15 +4,20 @@ import torch
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.projector.base import Projector, align_signs
+from pretrain.optim.projector.base import Projector, align_signs, scaled
+from pretrain.optim.projector.subspace_iteration import SubspaceIteration
 
 
 class ExactSVD(Projector):
-    """P = U[:, :rank] of G = U S V^T."""
+    """P = U[:, :rank] of G = U S V^T; by subspace iteration where the library's SVD does not converge."""
 
     def basis(self, matrix: Matrix, G: Tensor | None, old: Tensor | None, random: torch.Generator) -> Tensor | None:
         assert G is not None
-        if not bool(torch.isfinite(G).all()) or not bool(G.any()):
+        G = scaled(G)
+        if G is None:
             return None
-        U = torch.linalg.svd(G, full_matrices=False).U
+        try:
+            U = torch.linalg.svd(G, full_matrices=False).U
+        except torch.linalg.LinAlgError:
+            return SubspaceIteration().basis(matrix, G, old, random)
         return align_signs(U[:, : matrix.rank], old).contiguous()
