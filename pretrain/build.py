@@ -16,8 +16,8 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
     """
     backend.configure(config.kernels.backend)
     try:
-        backend.backend()
-    except ValueError as error:
+        backend.uses_triton(torch.empty(0, device=device))
+    except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from None
     if compute_dtype is None:
         assert config.train.dtype != "auto"

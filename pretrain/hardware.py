@@ -29,7 +29,9 @@ def peak_flops(device: torch.device) -> float | None:
 def free_bytes(device: torch.device) -> int:
     """Memory that `device` could still give to this process."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # PyTorch does not give memory back: what it has reserved and does not use is free to this process alone.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

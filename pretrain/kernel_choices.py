@@ -25,11 +25,11 @@ def decide(
 ) -> dict[str, Any]:
     """The record of what is chosen: the device's type and, by shape, the fields of a Choice. Empty without linears.
 
-    `recorded` is that of the checkpoint which the run goes on from, or empty; on the same type of device it stands.
+    `recorded` is that of the checkpoint which the run goes on from, or empty; where it can be followed it stands.
     `micro_steps` is how many backward passes one optimizer step takes in one process.
     """
     linears = _linears(model)
-    if not linears or recorded.get("device") == device.type:
+    if not linears or can_follow(recorded, device):
         return recorded if linears else {}
     choices = {_shape(linear): _choose(linear, model.compute_dtype, config, device) for linear in linears}
     built = [linear for linear in linears if choices[_shape(linear)].path == "dense"]
@@ -39,6 +39,12 @@ def decide(
         for shape, choice in choices.items()
     }
     return {"device": device.type, "shapes": {shape: choice.to_json() for shape, choice in choices.items()}}
+
+
+def can_follow(record: dict[str, Any], device: torch.device) -> bool:
+    """Whether a record, or an empty one, is of this type of device, and this build of PyTorch has what it asks for."""
+    csr = any(fields["path"] == "csr" for fields in record.get("shapes", {}).values())
+    return record.get("device") == device.type and (not csr or csr_available())
 
 
 def apply(model: Transformer, record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from model.transformer import Transformer
 from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.kernel_choices import apply
+from pretrain.kernel_choices import apply, can_follow
 
 
 def best_device() -> torch.device:
@@ -21,7 +21,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torc
         for name, tensor in model.state_dict().items():
             tensor.copy_(checkpoint.read(f"model.{name}"))
     check_supports(model)
-    if checkpoint.state.kernels.get("device") == device.type and compute_dtype is None:
+    if compute_dtype is None and can_follow(checkpoint.state.kernels, device):
         apply(model, checkpoint.state.kernels)
     return model.eval()
 

@@ -7,12 +7,15 @@ import pytest
 import torch
 from support import logged, tensor_hashes, train_here
 
-from kernels.sparse_low_rank_linear import Choice, dense
+from kernels.sparse_low_rank_linear import Choice, choose, csr, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
 from pretrain import kernel_choices
+from pretrain.checkpoint.load import load_model
+from pretrain.checkpoint.read import Checkpoint
 from pretrain.config import load_config
+from pretrain.hardware import free_bytes
 
 CPU = torch.device("cpu")
 
@@ -153,3 +156,46 @@ def test_a_wrong_backend_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setenv("SPARLOW_KERNELS", "cuda")
     with pytest.raises(UserError, match="auto, triton or reference"):
         train_here(tiny, "--train.max_steps=1")
+
+
+def test_triton_without_a_gpu_is_one_sentence(tiny):
+    with pytest.raises(UserError, match=r"kernels\.backend is triton, but .* cpu"):
+        train_here(tiny, "--kernels.backend=triton", "--train.max_steps=1")
+
+
+@pytest.fixture
+def recorded_csr(tiny, tmp_path, monkeypatch):
+    """A run that chose csr, on a machine without sparse matmuls."""
+    monkeypatch.setattr(choose, "CSR_SMALLEST_SIDE", 1)
+    train_here(tiny, *CSR_BY_RULE, "--train.max_steps=2")
+    state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
+    assert {fields["path"] for fields in state["kernels"]["shapes"].values()} == {"csr"}
+
+    def missing(*args, **options):
+        raise RuntimeError("no MKL")
+
+    monkeypatch.setattr(torch.sparse, "sampled_addmm", missing)
+    csr.available.cache_clear()
+    yield tmp_path / "run"
+    csr.available.cache_clear()
+
+
+CSR_BY_RULE = ["--linear.rank=2", "--linear.density=0.02"]
+
+
+def test_a_resume_without_sparse_matmuls_chooses_anew(tiny, recorded_csr):
+    train_here(tiny, *CSR_BY_RULE, "--train.max_steps=3")
+    state = json.loads((recorded_csr / "checkpoints/step-00000003/state.json").read_text())
+    assert {fields["path"] for fields in state["kernels"]["shapes"].values()} == {"dense"}
+
+
+def test_a_checkpoint_is_read_without_sparse_matmuls(recorded_csr):
+    model = load_model(Checkpoint(recorded_csr / "checkpoints/step-00000002"), CPU)
+    assert model(torch.arange(16).view(1, 16)).isfinite().all()
+
+
+def test_memory_that_pytorch_has_reserved_is_free(monkeypatch):
+    figures = {"mem_get_info": (5, 80), "memory_reserved": 60, "memory_allocated": 10}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert free_bytes(torch.device("cuda")) == 55
