@@ -62,6 +62,16 @@ class TileSupport:
         if bool((rows >= self.shape[0]).any()) or bool((columns >= self.shape[1]).any()):
             raise ValueError(f"the support has positions outside of a {self.shape[0]} x {self.shape[1]} matrix")
 
+    def check_factors(self, A: Tensor, B: Tensor, values: Tensor) -> None:
+        """ValueError unless A (rank, in), B (out, rank) and values (nnz,) fit: kernels read and write what it says."""
+        shapes = tuple(A.shape), tuple(B.shape), tuple(values.shape)
+        (n_out, n_in), rank = self.shape, A.shape[0]
+        if shapes != ((rank, n_in), (n_out, rank), (self.nnz,)):
+            raise ValueError(
+                f"A {shapes[0]}, B {shapes[1]} and values {shapes[2]} do not fit a support of {self.nnz} entries in a "
+                f"{n_out} x {n_in} matrix"
+            )
+
     def flat(self) -> Tensor:
         """Flat row-major positions (nnz,) int32 of the entries, in tile order."""
         return self.derived("flat", self._flat)

@@ -17,8 +17,9 @@ def decompress(
 
     A (rank, in), B (out, rank) and values in one dtype. `fused`, where Triton runs: one kernel that writes W once;
     else a matmul by the vendor's library and a kernel that adds S. Not differentiable. ValueError when the dtypes
-    differ.
+    differ, or the shapes do not fit the support.
     """
+    support.check_factors(A, B, values)
     if not A.dtype == B.dtype == values.dtype:
         raise ValueError(f"A, B and values must have one dtype, not {A.dtype}, {B.dtype} and {values.dtype}")
     W = empty_weight(support.shape, B)

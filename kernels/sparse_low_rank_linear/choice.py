@@ -38,19 +38,24 @@ class StepCache:
         """Whether the next backward pass ends the step, and hands out the gradients of the parameters."""
         self.dense_grad: Tensor | None = None
         self._weight: Tensor | None = None
+        self._parameters: tuple[Tensor, ...] = ()
         self._versions: tuple[int, ...] = ()
 
     def weight(self, parameters: tuple[Tensor, ...], dtype: Any) -> Tensor | None:
-        """The kept W if it was built in `dtype` from these very values of the parameters."""
+        """The kept W if it was built in `dtype` from these very parameters, and they have not changed."""
         kept = self._weight
-        return kept if kept is not None and kept.dtype == dtype and self._versions == _versions(parameters) else None
+        if kept is None or kept.dtype != dtype or self._versions != _versions(parameters):
+            return None
+        same = all(one is other for one, other in zip(self._parameters, parameters, strict=True))
+        return kept if same else None
 
     def keep(self, weight: Tensor, parameters: tuple[Tensor, ...]) -> None:
-        self._weight, self._versions = weight, _versions(parameters)
+        self._weight, self._parameters, self._versions = weight, parameters, _versions(parameters)
 
     def clear(self) -> None:
         """The parameters have changed (behind the back of PyTorch's version counters, too)."""
         self._weight = self.dense_grad = None
+        self._parameters = ()
 
 
 def _versions(parameters: tuple[Tensor, ...]) -> tuple[int, ...]:

@@ -24,7 +24,11 @@ def sparse_low_rank_linear(
 
     x (..., in), A (rank, in), B (out, rank), values (nnz,), bias (out,). Everything is computed in the dtype of x; each
     gradient has the dtype of its tensor. `cache` is where a choice with keep = "step" keeps W. Differentiable once.
+    ValueError when the shapes do not belong together.
     """
+    support.check_factors(A, B, values)
+    if x.shape[-1:] != A.shape[1:]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last side must be {A.shape[1]}")
     if choice.path == "csr":
         return CSRPath.apply(x, A, B, values, support, scale, bias)
     return DensePath.apply(x, A, B, values, support, scale, bias, choice, cache)

@@ -8,7 +8,12 @@ from kernels.support import TileSupport
 
 
 def tile_gather(dense: Tensor, support: TileSupport, dtype: torch.dtype | None = None) -> Tensor:
-    """The entries (nnz,) of `dense` (out, in) at `support`, in tile order, as `dtype` (default: that of dense)."""
+    """The entries (nnz,) of `dense` (out, in) at `support`, in tile order, as `dtype` (default: that of dense).
+
+    ValueError when `dense` has another shape than the support's matrix.
+    """
+    if tuple(dense.shape) != support.shape:
+        raise ValueError(f"dense has shape {tuple(dense.shape)}; the support's matrix is {support.shape}")
     dtype = dtype or dense.dtype
     if not uses_triton(dense):
         return dense.flatten().index_select(0, support.flat()).to(dtype)

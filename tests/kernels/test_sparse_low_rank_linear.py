@@ -215,6 +215,24 @@ def test_a_kept_weight_follows_its_parameters():
     assert relative(output(), before) < 1e-14
 
 
+def test_a_kept_weight_is_of_these_parameters_alone():
+    tensors, support, _ = inputs(SHAPES[0])
+    others, _, _ = inputs(SHAPES[0], seed=1)
+    cache, choice = StepCache(), Choice(keep="step")
+    for weights in (tensors, others):
+        found = sparse_low_rank_linear(tensors[0], *weights[1:4], support, 0.25, choice=choice, cache=cache)
+        assert relative(found, definition([tensors[0], *weights[1:4]], support)) < 1e-13
+
+
+@pytest.mark.parametrize("choice", [Choice(), Choice(path="csr")], ids=["dense", "csr"])
+@pytest.mark.parametrize("wrong", range(4), ids=NAMES[:4])
+def test_shapes_that_do_not_belong_together_are_refused(wrong, choice):
+    tensors, support, _ = inputs(SHAPES[0])
+    tensors[wrong] = tensors[wrong][..., :-1].detach()
+    with pytest.raises(ValueError, match="x has shape" if wrong == 0 else "do not fit a support of 30 entries"):
+        sparse_low_rank_linear(*tensors[:4], support, 0.25, choice=choice)
+
+
 @every_choice
 def test_never_reads_uninitialised_memory(monkeypatch, choice):
     tensors, support, grad_y = inputs(SHAPES[0])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from kernels.support import TileSupport, count_tiles
+from kernels.tile_gather import tile_gather
 
 
 def draw(n_out, n_in, nnz, seed=0):
@@ -64,3 +65,9 @@ def test_another_matrix_is_found():
     support = TileSupport.from_flat(draw(129, 130, 500), (129, 130))
     with pytest.raises(ValueError, match="tiles"):
         TileSupport(support.loc, support.tile_ptr, (128, 128)).check()
+
+
+def test_a_gather_from_another_matrix_is_refused():
+    support = TileSupport.from_flat(torch.tensor([3, 7]), (4, 5))
+    with pytest.raises(ValueError, match=r"\(5, 4\); the support's matrix is \(4, 5\)"):
+        tile_gather(torch.zeros(5, 4), support)
