@@ -6,6 +6,7 @@ of 256 elements, steps them all in one call with the same result.
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kernels.adam8bit import reference
 from kernels.adam8bit.hyper import EpsMode, hyper_parameters
@@ -48,6 +49,7 @@ def adam8bit_(
     from kernels.adam8bit.kernel import launch_adam8bit
 
     launch_adam8bit(param, grad.contiguous(), state, hyper, direction=False, key=key)
+    increment_version(param)
 
 
 @torch.no_grad()
@@ -76,6 +78,7 @@ def adam8bit_direction(
     from kernels.adam8bit.kernel import launch_adam8bit
 
     launch_adam8bit(out, grad.contiguous(), state, hyper, direction=True)
+    increment_version(out)
 
 
 def _check(target: Tensor, grad: Tensor, state: Adam8bitState) -> None:

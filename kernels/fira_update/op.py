@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kernels.backend import uses_triton
 from kernels.checks import check_matrix, check_same
@@ -13,6 +14,7 @@ from kernels.rounding import check_key, round_to
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+@torch.no_grad()
 def fira_update_(
     W: Tensor,
     G: Tensor,
@@ -55,7 +57,9 @@ def fira_update_(
         from kernels.fira_update.launch import launch_fira_update
 
         parameters = hyper(lr, scale, weight_decay, device=W.device)
-        return launch_fira_update(W, G, P, R, N, before, parameters, side, key, decay_after)
+        state = launch_fira_update(W, G, P, R, N, before, parameters, side, key, decay_after)
+        increment_version(W)
+        return state
     new, state = reference.fira_update(
         W.float(), G.float(), P.float(), R.float(), N.float(), before, lr, scale, weight_decay, side, decay_after
     )

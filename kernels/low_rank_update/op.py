@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kernels.backend import uses_triton
 from kernels.checks import check_matrix, check_same
@@ -14,6 +15,7 @@ from kernels.rounding import check_key, round_to
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+@torch.no_grad()
 def low_rank_update_(
     W: Tensor | Quantized,
     P: Tensor | Quantized,
@@ -51,6 +53,7 @@ def low_rank_update_(
         launch_low_rank_update_quantized(W, P, N, parameters, key, decay_after)
     else:
         launch_low_rank_update(W, P, N, parameters, key, decay_after)
+        increment_version(W)
 
 
 def _check(W: Tensor | Quantized, P: Tensor | Quantized, N: Tensor | Quantized, key: int | None) -> None:

@@ -82,3 +82,12 @@ def test_refuses(change, message):
     arguments = dict(zip("WGPRN", matrices(), strict=True)) | {"previous": None, "lr": LR, "scale": SCALE}
     with pytest.raises(ValueError, match=message):
         fira_update_(**(arguments | change))
+
+
+def test_changes_a_parameter_without_a_graph():
+    W, *others = matrices()
+    parameter = torch.nn.Parameter(W.clone())
+    fira_update_(W, *others, None, LR, SCALE)
+    fira_update_(parameter, *others, None, LR, SCALE)
+    assert torch.equal(parameter, W)
+    assert parameter.is_leaf

@@ -112,3 +112,12 @@ def test_refuses(change, message):
 def test_refuses_a_key(key, message):
     with pytest.raises(ValueError, match=message):
         low_rank_update_(*matrices(), 0.1, 1.0, key=key)
+
+
+def test_changes_a_parameter_without_a_graph():
+    W, P, N = matrices()
+    parameter = torch.nn.Parameter(W.clone())
+    low_rank_update_(W, P, N, 0.1, 0.25)
+    low_rank_update_(parameter, P, N, 0.1, 0.25)
+    assert torch.equal(parameter, W)
+    assert parameter.is_leaf

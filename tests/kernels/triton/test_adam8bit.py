@@ -87,3 +87,13 @@ def test_rows_per_program_change_nothing(device, monkeypatch):
     monkeypatch.setattr(kernel, "ROWS", 1)
     results.append(both(monkeypatch, device, (3000,), torch.bfloat16, torch.float32, step_)[0])
     assert_equal(results)
+
+
+def test_autograd_learns_of_the_change(device):
+    tensor, grad = torch.ones(300, device=device), torch.ones(300, device=device)
+    state, before = Adam8bitState.zeros_for(tensor), tensor._version
+    adam8bit_(tensor, grad, state, lr=0.1, betas=(0.9, 0.99), eps=1e-8, step=1)
+    between = tensor._version
+    assert between > before
+    adam8bit_direction(grad, state, tensor, betas=(0.9, 0.99), eps=1e-8, step=2)
+    assert tensor._version > between

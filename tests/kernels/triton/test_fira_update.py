@@ -103,3 +103,10 @@ def test_three_steps_carry_the_state(side, device):
         expected, wanted = reference(expected, *exact, wanted, LR, 1.0, 0.0, side)
     torch.testing.assert_close(state.cpu(), wanted, rtol=1e-5, atol=0)
     assert (found.cpu() - expected).norm() <= 1e-5 * (expected - W).norm()
+
+
+def test_autograd_learns_of_the_change(device):
+    W, *others = (matrix.to(device) for matrix in matrices("left"))
+    before = W._version
+    fira_update_(W, *others, None, LR, 0.25)
+    assert W._version > before

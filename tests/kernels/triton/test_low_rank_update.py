@@ -109,3 +109,10 @@ def test_hyper_parameters_as_tensors(device):
     lr, scale, decay = (torch.tensor(value, device=device) for value in (LR, SCALE, DECAY))
     low_rank_update_(tensors, P.to(device), N.to(device), lr, scale, decay)
     assert torch.equal(floats, tensors)
+
+
+def test_autograd_learns_of_the_change(device):
+    W, P, N = (matrix.to(device) for matrix in matrices(40, 40, 8))
+    before = W._version
+    low_rank_update_(W, P, N, LR, SCALE)
+    assert W._version > before
