@@ -138,8 +138,11 @@ def choose_block(shape: tuple[int, int], density: float) -> tuple[int, int]:
 
     k is density * in / b, rounded to at least one; the density that results is k * b / in. Of the sizes that reach
     every block-column, or of all where none does, the largest whose density is within a fifth of the one asked for, or
-    the nearest. ValueError when no block divides both sides, or when one of the smallest is more than half too many.
+    the nearest. ValueError when no block divides both sides, when one of the smallest is more than half too many, or
+    when the density is not above 0 and at most 1.
     """
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; it must be above 0 and at most 1")
     dividing = [b for b in BLOCKS if shape[0] % b == 0 and shape[1] % b == 0]
     if not dividing:
         side = next(side for side in shape if side % BLOCKS[-1])

@@ -17,14 +17,14 @@ from kernels.bench import store
 def fastest(op: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], default: str) -> str:
     """The implementation of `op` that was fastest at the measured sizes nearest to `sizes`, else `default`.
 
-    Near is by ratio: the sum of squared logarithms. Sizes are at least 1.
+    Near is by ratio: the sum of squared logarithms. A size of 0 counts as 1.
     """
     rows = [row for row in _alternatives(device) if row["op"] == op and row["dtype"] == str(dtype)[6:]]
     if not rows:
         return default
 
     def distance(row: dict[str, Any]) -> float:
-        return sum(math.log(there / here) ** 2 for there, here in zip(row["sizes"], sizes, strict=True))
+        return sum(math.log(max(there, 1) / max(here, 1)) ** 2 for there, here in zip(row["sizes"], sizes, strict=True))
 
     times = min(rows, key=distance)["ms"]
     return min(times, key=times.__getitem__)

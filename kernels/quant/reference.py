@@ -24,7 +24,7 @@ def quantize(W: Tensor, bits: int, group: int, key: int | None = None) -> Quanti
     else:
         carry = _in_groups(random_fractions(random_bits(key, q.shape, W.device)), group)
     codes = (grouped * inverse[..., None] + (zeros[..., None] + carry)).clamp(0, levels).nan_to_num(0)
-    q.codes.copy_(pack(codes.to(torch.uint8).view(rows, -1)[:, :cols], bits))
+    q.codes.copy_(pack(codes.to(torch.uint8).flatten(1)[:, :cols], bits))
     return q
 
 
@@ -32,7 +32,7 @@ def dequantize(q: Quantized, dtype: torch.dtype) -> Tensor:
     """The matrix (rows, cols) of `q` in `dtype`, rounded to nearest even from fp32."""
     codes = _in_groups(unpack(q.codes, q.bits)[:, : q.shape[1]].float(), q.group)
     values = (codes - q.zeros[..., None].float()) * q.scales[..., None]
-    return values.view(q.shape[0], -1)[:, : q.shape[1]].to(dtype)
+    return values.flatten(1)[:, : q.shape[1]].to(dtype)
 
 
 def random_fractions(bits: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     codes = F.pad(codes, (0, width * 8 // bits - codes.shape[1]))
     if bits == 8:
         return codes
-    even, odd = codes.view(codes.shape[0], -1, 2).unbind(-1)
+    even, odd = codes[:, ::2], codes[:, 1::2]
     return even | odd << 4
 
 
@@ -56,4 +56,5 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 
 def _in_groups(W: Tensor, group: int) -> Tensor:
-    return F.pad(W, (0, -W.shape[1] % group)).view(W.shape[0], -1, group)
+    groups = -(-W.shape[1] // group)
+    return F.pad(W, (0, groups * group - W.shape[1])).view(W.shape[0], groups, group)

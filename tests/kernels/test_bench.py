@@ -117,6 +117,7 @@ def test_alternatives_are_what_dispatch_reads(tmp_path, monkeypatch):
         store.save(CPU, [], [row])
         dispatch._alternatives.cache_clear()
         assert dispatch.fastest("op", CPU, torch.float32, (9, 4), "slow") == "fast"
+        assert dispatch.fastest("op", CPU, torch.float32, (9, 0), "slow") == "fast"  # e.g. no tokens
     finally:
         dispatch._alternatives.cache_clear()
 

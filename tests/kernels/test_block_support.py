@@ -133,3 +133,13 @@ def test_no_block_fits():
         choose_block((2048, 5461), 0.03)
     with pytest.raises(ValueError, match=r"density 0\.01 leaves no 16 x 16 block .* 0\.03125"):
         choose_block((512, 512), 0.01)
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.1, float("nan")])
+def test_a_density_that_is_none_is_refused(density):
+    with pytest.raises(ValueError, match=r"above 0 and at most 1"):
+        choose_block((128, 256), density)
+
+
+def test_full_density():
+    assert choose_block((128, 256), 1.0) == (128, 2)

@@ -112,3 +112,10 @@ def test_writes_to_out_with_a_row_stride():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0)], ids=str)
+def test_an_empty_matrix(shape, bits):
+    q = quantize(torch.zeros(shape), bits, 64, key=1)
+    assert dequantize(q, torch.bfloat16).shape == shape
