@@ -1,0 +1,43 @@
+"""What the rules that find and move their own basis share."""
+
+import torch
+from torch import Tensor
+
+from pretrain.optim.matrix import Matrix
+from pretrain.optim.rules.adam import ProjectedAdam
+from pretrain.optim.rules.base import State, Step, apply_low_rank
+
+
+class OwnBasis(ProjectedAdam):
+    """The owner alone keeps P (m, rank); each message carries it with the step N, so no other rank stores it."""
+
+    needs = "full"
+    uses_basis = False
+
+    def init_state(self, matrix: Matrix, device: torch.device) -> State:
+        return super().init_state(matrix, device) | empty_basis(matrix, device)
+
+    def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
+        return {"P": (matrix.m, matrix.rank), "N": (matrix.rank, matrix.n)}
+
+    def apply(
+        self,
+        matrix: Matrix,
+        weight: Tensor,
+        shared: State,
+        P: Tensor | None,
+        gradient: Tensor | None,
+        message: State,
+        step: Step,
+    ) -> None:
+        apply_low_rank(matrix, weight, message["P"], message["N"], self.config, step)
+
+
+def empty_basis(matrix: Matrix, device: torch.device) -> State:
+    """A place for P, until the first gradient."""
+    return {"P": torch.zeros(matrix.m, matrix.rank, device=device)}
+
+
+def first_basis(matrix: Matrix, G: Tensor) -> Tensor:
+    """The leading left singular vectors (m, rank) of the first gradient; any orthonormal ones where it is zero."""
+    return torch.linalg.svd(G, full_matrices=False).U[:, : matrix.rank].contiguous()
