@@ -74,7 +74,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Reduce, clip and apply what was accumulated since the last step; nothing when a gradient is not finite."""
+        """Reduce, clip and apply what was accumulated since the last step.
+
+        When a gradient is not finite nothing is applied; a matrix that was due may still have its new basis.
+        """
         self.exchange.reset()
         if self.config.update == "per_layer":
             self._finish()

@@ -30,9 +30,9 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
             rows, cols = _shape(name, inside[name])
             if name not in dense and min(rows, cols) > config.rank:
                 raise UserError(
-                    f"optimizer.targets {pattern!r} matches {name}, a factor of rank {min(rows, cols)}: projecting it to "
-                    f"optimizer.rank {config.rank} would leave less than the linear's own rank; leave it out, so that "
-                    "it takes AdamW"
+                    f"optimizer.targets {pattern!r} matches {name}, a factor of rank {min(rows, cols)}: projecting it "
+                    f"to optimizer.rank {config.rank} would leave less than the linear's own rank; leave it out, so "
+                    "that it takes AdamW"
                 )
             _require_rank(name, min(rows, cols), config)
             targets[name] = Matrix(name, (rows, cols), projected_side((rows, cols), config.proj_type), config.rank)
@@ -53,12 +53,12 @@ def _require_rank(name: str, side: int, config: MatrixConfig) -> None:
 
 
 def _no_match(pattern: str, outside: list[str], inside: list[str]) -> str:
-    wrong = [name for name in outside if fnmatchcase(name, pattern)]
-    if wrong:
-        return f"optimizer.targets {pattern!r} matches {wrong[0]}, which is never projected; name linears: {inside[0]}"
-    if pattern == MatrixConfig.model_fields["targets"].default[0]:
+    if pattern in MatrixConfig.model_fields["targets"].default:
         return (
             "optimizer.name: there is nothing to project, the linears have no dense weights; their factors take AdamW: "
             'set optimizer.name = "adamw", or linear.name = "dense"'
         )
+    wrong = [name for name in outside if fnmatchcase(name, pattern)]
+    if wrong:
+        return f"optimizer.targets {pattern!r} matches {wrong[0]}, which is never projected; name linears: {inside[0]}"
     return f"optimizer.targets {pattern!r} matches nothing; names look like {inside[0]}"

@@ -1,0 +1,39 @@
+"""Run by test_matrix_world.py under torchrun: trains with one matrix optimizer after the other in this process group.
+
+Arguments: the configuration file, a folder for the runs, steps, preset names. Each run pauses half-way, in the middle of
+a refresh period. At the end of each, the weights of all ranks are compared bit by bit.
+"""
+
+import sys
+import zlib
+
+import pretrain.run
+from pretrain import distributed
+from pretrain.checkpoint import save
+from pretrain.config import load_config
+from pretrain.distributed import gather_outcomes
+from pretrain.engine.build import build_engine
+from pretrain.train import train
+
+path, folder, steps, *presets = sys.argv[1:]
+save.SHARD_BYTES = 8192
+engines = []
+pretrain.run.build_engine = lambda *arguments: engines.append(build_engine(*arguments)) or engines[-1]
+
+
+def checksum(model):
+    total = 0
+    for parameter in model.parameters():
+        total = zlib.crc32(parameter.detach().float().cpu().numpy().tobytes(), total)
+    return total
+
+
+with distributed.processes() as world:
+    for preset in presets:
+        name, _, weights = preset.partition("-")
+        for last in (int(steps) // 2, int(steps)):
+            options = [f"--optimizer.name={name}", f"--run.dir={folder}/{preset}", f"--train.max_steps={last}"]
+            if weights:
+                options += [f"--optimizer.weights={weights}", "--train.dtype=bf16"]
+            assert train(load_config(path, options), world) == 0
+            assert len(set(gather_outcomes(world, checksum(engines[-1].model)))) == 1, f"{preset}: ranks differ"
