@@ -63,7 +63,8 @@ def rope(q: Tensor, k: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     tables [2, T, E/2]: cos and sin (arXiv 2104.09864). The rotation is in place, in the memory of q and k and of the
     gradients that come back: the caller gives them up. Differentiable once.
     """
-    cos, sin = tables.float().repeat(1, 1, 2)  # [T, E]; in fp32 the kernel rounds only its result
+    # [1, T, E]: Liger 0.8.0 takes the first side for a batch. In fp32 the kernel rounds only its result.
+    cos, sin = tables.float().repeat(1, 1, 2).unsqueeze(1)
     return _Rope.apply(q, k, cos, sin)
 
 

@@ -113,6 +113,20 @@ def test_swiglu_works_in_a_checkpointed_model(fake, monkeypatch):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_rope_hands_over_one_table_for_the_whole_batch(monkeypatch):
+    """Liger 0.8.0 reads a table without a batch side as one table per sequence, and past its end."""
+    given = []
+
+    def rope_forward(q, k, cos, sin):
+        given.extend((cos.shape, sin.shape))
+        return q, k, cos, sin
+
+    for name in ("liger_kernel", "liger_kernel.ops", "liger_kernel.ops.rope"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(rope_forward=rope_forward))
+    liger.rope(torch.zeros(2, 11, 4, 8), torch.zeros(2, 11, 2, 8), torch.zeros(2, 11, 4))
+    assert given == [(1, 11, 8)] * 2
+
+
 def test_a_cpu_run_does_not_import_it():
     code = (
         "import sys, torch\n"
