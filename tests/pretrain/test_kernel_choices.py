@@ -7,6 +7,8 @@ import pytest
 import torch
 from support import logged, tensor_hashes, train_here
 
+from kernels import dispatch
+from kernels.bench import store
 from kernels.sparse_low_rank_linear import Choice, choose, csr, dense
 from model.build import build_model
 from model.errors import UserError
@@ -199,3 +201,14 @@ def test_memory_that_pytorch_has_reserved_is_free(monkeypatch):
     for name, figure in figures.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
     assert free_bytes(torch.device("cuda")) == 55
+
+
+def test_damaged_measurements_are_one_sentence(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    store.path_for(CPU).write_text("{")
+    dispatch._alternatives.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"is not JSON; delete it"):
+            train_here(tiny, "--train.max_steps=1")
+    finally:
+        dispatch._alternatives.cache_clear()

@@ -51,7 +51,10 @@ class ElementSparse(BaseSupport):
         return sparse_low_rank_linear(x, A, B, values, self.tiles(), scale, choice=choice, cache=self.cache)
 
     def choose(self, tokens: int, rank: int, dtype: torch.dtype, device: torch.device) -> Choice:
-        return choose(self.shape, rank, self.values_shape[0], tokens, dtype, device)
+        try:
+            return choose(self.shape, rank, self.values_shape[0], tokens, dtype, device)
+        except ValueError as error:  # in the device's measurements
+            raise UserError(str(error)) from None
 
     def tiles(self) -> TileSupport:
         """The support as the kernels take it, with what they have derived from it."""
