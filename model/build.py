@@ -47,6 +47,8 @@ def initialise(model: nn.Module, seed: int) -> None:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters(seed)  # type: ignore[operator]
         else:
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            assert not own, f"{type(module).__name__} has tensors and no reset_parameters"
             initialise(module, seed)
 
 

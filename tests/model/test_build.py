@@ -94,3 +94,10 @@ def test_support_checksum_tells_models_apart():
 def test_modules_have_the_names_that_seed_them():
     for name, module in build().named_modules():
         assert getattr(module, "name", name) == name
+
+
+def test_a_module_that_cannot_initialise_its_own_tensors_is_noticed():
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.empty(2))
+    with pytest.raises(AssertionError, match="has tensors and no reset_parameters"):
+        initialise(torch.nn.Sequential(module), 0)
