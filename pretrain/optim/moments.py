@@ -18,10 +18,10 @@ ADAFACTOR_EPS = 1e-30
 def init_moments(config: MatrixConfig, shape: tuple[int, int], device: torch.device, counted: bool = False) -> State:
     """Zero moments of a tensor of `shape`.
 
-    With `counted`, which rotation implies, "count" (0-d) holds how many steps they have seen: for rules that reset
+    With `counted`, which rotation implies, "count" (0-d fp64) holds how many steps they have seen: for rules that reset
     their moments it is not the step's number, and bias correction follows it.
     """
-    count = {"count": torch.zeros((), device=device)} if counted or config.rotate_moments else {}
+    count = {"count": torch.zeros((), dtype=torch.float64, device=device)} if counted or config.rotate_moments else {}
     if config.moments == "8bit":
         return dict(vars(Adam8bitState.zeros_for(torch.empty(shape, device=device)))) | count
     if config.moments == "adafactor":
@@ -123,7 +123,8 @@ def _adafactor(state: State, gradient: Tensor, count: int | Tensor) -> Tensor:
     """Adafactor (arXiv 1804.04235, algorithm 4) without first moment: beta2 = 1 - t^-0.8, updates clipped at RMS 1."""
     row, col = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
     square = gradient.square().add_(ADAFACTOR_EPS)
-    row.lerp_(square.mean(1), count**-0.8)
-    col.lerp_(square.mean(0), count**-0.8)
+    weight = count**-0.8
+    row.add_((square.mean(1) - row) * weight)
+    col.add_((square.mean(0) - col) * weight)
     N = gradient * (row / row.mean()).rsqrt()[:, None] * col.rsqrt()
     return N / N.square().mean().sqrt().clamp(min=1.0)

@@ -1,0 +1,22 @@
+"""The definitions of the scaled update and of the limiter."""
+
+import torch
+from torch import Tensor
+
+from kernels.fira_update.reference import GROWTH
+
+
+def limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
+    """(scaling / limiter, the limiter's new state): see `kernels.scaled_update.op.limit_growth_`."""
+    norm = torch.linalg.vector_norm(G * scaling)
+    limiter = (norm / (state + 1e-8)).clamp(min=GROWTH) / GROWTH
+    return scaling / limiter, torch.where(norm > 0, norm / limiter, state)
+
+
+def scaled_update(
+    W: Tensor, G: Tensor, scaling: Tensor, lr: float | Tensor, weight_decay: float | Tensor, decay_after: bool
+) -> Tensor:
+    """(1 - lr weight_decay) W - lr scaling G; with `decay_after`, (1 - lr weight_decay) (W - lr scaling G)."""
+    decay = 1 - lr * weight_decay
+    update = lr * scaling * G
+    return decay * (W - update) if decay_after else decay * W - update

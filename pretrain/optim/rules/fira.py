@@ -1,0 +1,80 @@
+"""Fira (arXiv 2410.01623): GaLore, plus what the projection leaves out, scaled as Adam scaled the projection."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from kernels.fira_update import fira_update_
+from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.moments import correction, direction
+from pretrain.optim.rules.adam import ProjectedAdam, project
+from pretrain.optim.rules.base import State, Step
+
+
+class FiraAdamW(MatrixConfig):
+    """Fira (arXiv 2410.01623) with AdamW; the defaults are the paper's for 60M parameters."""
+
+    rule = "fira"
+    name: Literal["fira"] = "fira"
+    residual: Literal["code", "paper"] = "code"
+    """code: residual G - scale P R, added to scale P N, as released and published. paper: scale (P N + (G - P R))."""
+
+    @model_validator(mode="after")
+    def _orthonormal(self) -> Self:
+        if self.projector == "gaussian":
+            raise ValueError("fira needs an orthonormal basis, which projector gaussian does not give; choose another")
+        return self
+
+
+class Fira(ProjectedAdam):
+    """W <- W - lr c (scale P N + E / limiter), then decay: see `kernels.fira_update.fira_update_`.
+
+    E's columns are scaled by |N| / |R| with N before bias correction, which is in the step size. The limiter's state
+    is one number per matrix, on every rank.
+    """
+
+    needs = "full"
+    gradient_everywhere = True
+    config: FiraAdamW
+
+    def init_shared(self, matrix: Matrix, device: torch.device) -> State:
+        return {"limiter": torch.full((), torch.inf, device=device)}
+
+    def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
+        return {"R": (matrix.rank, matrix.n), "N": (matrix.rank, matrix.n)}
+
+    def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
+        assert P is not None
+        R = project(P, gradient, step.products)
+        return {"R": R, "N": direction(self.config, state, R, step.number)[0]}
+
+    def apply(
+        self,
+        matrix: Matrix,
+        weight: Tensor,
+        shared: State,
+        P: Tensor | None,
+        gradient: Tensor | None,
+        message: State,
+        step: Step,
+    ) -> None:
+        assert P is not None
+        assert gradient is not None
+        low_rank = (factor.to(step.products) for factor in (P, message["R"], message["N"]))
+        P, R, N = (matrix.left_form(factor).contiguous() for factor in low_rank)
+        factor, scale = correction(self.config, step.number), self.config.scale
+        if self.config.residual == "paper":
+            factor, scale = factor * scale, 1.0
+        limiter = fira_update_(
+            weight, matrix.left_form(gradient).contiguous(), P, R, N, shared["limiter"], step.lr * factor, scale,
+            self.config.weight_decay / factor, side=matrix.side, key=step.key, decay_after=True,
+        )  # fmt: skip
+        keep_limiter(shared["limiter"], limiter)
+
+
+def keep_limiter(state: Tensor, new: Tensor) -> None:
+    """Remember `new`, unless it is 0: an update after a zero gradient would then be limited to 1e-8 for good."""
+    state.copy_(torch.where(new > 0, new, state))

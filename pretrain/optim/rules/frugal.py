@@ -1,0 +1,88 @@
+"""FRUGAL (arXiv 2411.07837): Adam inside of the subspace, the sign of the gradient outside."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kernels.scaled_update import scaled_update_
+from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.moments import direction, init_moments
+from pretrain.optim.rules.adam import ProjectedAdam, project
+from pretrain.optim.rules.base import State, Step
+
+
+class Frugal(MatrixConfig):
+    """FRUGAL (arXiv 2411.07837); the defaults are the paper's, rank its density of 0.25 of 60M parameters' width."""
+
+    rule = "frugal"
+    name: Literal["frugal"] = "frugal"
+    lr: float = Field(1e-3, gt=0)
+    eps: float = Field(1e-8, gt=0)
+    scale: float = Field(1.0, gt=0)
+    projector: str = "random_orthogonal"
+    inactive_lr_scale: float = Field(1.0, ge=0)
+    """Learning rate of signSGD over that of Adam."""
+
+    @model_validator(mode="after")
+    def _correctable(self) -> Self:
+        if self.moments == "8bit" and self.eps_mode == "torch":
+            raise ValueError("frugal's moments restart: in 8 bits their bias is corrected only with eps_mode galore")
+        return self
+
+
+class FrugalRule(ProjectedAdam):
+    """W <- (1 - lr decay) W - lr (c scale P N + inactive_lr_scale sign(G - P R)).
+
+    The moments, and the count that corrects their bias, restart with each basis, unless `rotate_moments` carries them
+    over. A basis of full rank leaves nothing outside.
+    """
+
+    needs = "full"
+    gradient_everywhere = True
+    config: Frugal
+
+    def init_state(self, matrix: Matrix, device: torch.device) -> State:
+        return init_moments(self.config, (matrix.rank, matrix.n), device, counted=True)
+
+    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:
+        if self.config.rotate_moments:
+            super().change_basis(matrix, state, old, new)
+            return
+        for name, fresh in self.init_state(matrix, new.device).items():
+            state[name].copy_(fresh)
+
+    def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
+        return {"R": (matrix.rank, matrix.n), "N": (matrix.rank, matrix.n)}
+
+    def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
+        assert P is not None
+        R = project(P, gradient, step.products)
+        N, correction = direction(self.config, state, R, step.number)
+        return {"R": R, "N": N.mul_(correction)}
+
+    def apply(
+        self,
+        matrix: Matrix,
+        weight: Tensor,
+        shared: State,
+        P: Tensor | None,
+        gradient: Tensor | None,
+        message: State,
+        step: Step,
+    ) -> None:
+        assert P is not None
+        assert gradient is not None
+        P, R, N = (factor.to(step.products) for factor in (P, message["R"], message["N"]))
+
+        def back(low_rank: Tensor) -> tuple[Tensor, Tensor]:
+            return (P, low_rank) if matrix.side == "left" else (low_rank.t(), P.t())
+
+        # G is rounded like R, so that what P selects exactly leaves exactly nothing, which has no sign.
+        outside = torch.addmm(matrix.left_form(gradient).to(step.products), *back(R), alpha=-1).sign_()
+        inactive = self.config.inactive_lr_scale if matrix.rank < matrix.m else 0.0
+        update = torch.addmm(outside, *back(N), beta=inactive, alpha=self.config.scale)
+        one = torch.ones(1, 1, device=weight.device)
+        scaled_update_(weight, update, one, step.lr, self.config.weight_decay, key=step.key)
