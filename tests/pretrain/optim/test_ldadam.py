@@ -8,7 +8,7 @@ from toy_problem import remaining_error
 
 from pretrain.optim.rules.ldadam import LDAdam, LDAdamW, power_step
 
-SETTINGS = {"lr": 0.001, "betas": (0.908, 0.99), "eps": 1e-8, "weight_decay": 0.1, "rho": 0.908}
+SETTINGS = {"lr": 0.001, "betas": (0.908, 0.99), "eps": 1e-8, "weight_decay": 10.0, "rho": 0.908}
 
 
 def reference(start, grads, rank, feedback, lr, betas, eps, weight_decay, rho):

@@ -75,7 +75,9 @@ def test_a_move_lessens_what_the_basis_leaves_out_and_keeps_it_orthonormal(rank)
 def test_a_gradient_within_the_basis_leaves_it(rank):
     P = torch.linalg.qr(gradients((8, rank), 1)[0]).Q
     held = P @ gradients((rank, 12), 1, seed=1)[0]
-    torch.testing.assert_close(geodesic(P, held, 10.0, torch.float32), P, rtol=0, atol=1e-3)
+    new = geodesic(P, held, 10.0, torch.float32)
+    torch.testing.assert_close(new, P, rtol=0, atol=1e-3)
+    torch.testing.assert_close(new.T @ new, torch.eye(rank), rtol=0, atol=1e-6)
     assert torch.equal(geodesic(P, torch.zeros(8, 12), 10.0, torch.float32), P)
 
 
