@@ -1,7 +1,7 @@
 """Run by test_matrix_world.py under torchrun: trains with one matrix optimizer after the other in this process group.
 
-Arguments: the configuration file, a folder for the runs, steps, preset names. Each run pauses half-way, in the middle of
-a refresh period. At the end of each, the weights of all ranks are compared bit by bit.
+Arguments: the configuration file, a folder for the runs, steps, preset names. Each run pauses half-way, in the middle
+of a refresh period. At the end of each, the weights of all ranks are compared bit by bit.
 """
 
 import sys

@@ -58,7 +58,7 @@ def test_a_factor_below_its_own_rank_is_refused(tiny):
 
 
 def test_factors_alone_leave_nothing_to_project(tiny):
-    with pytest.raises(UserError, match="nothing to project.*adamw"):
+    with pytest.raises(UserError, match=r"nothing to project.*adamw"):
         load_config(tiny, [text for text in GALORE if text not in DENSE])
 
 
