@@ -6,7 +6,7 @@ from torch.autograd.graph import increment_version
 
 from kernels.backend import uses_triton
 from kernels.checks import check_matrix, check_same
-from kernels.fira_update import reference
+from kernels.fira_update import cpu
 from kernels.fira_update.reference import Side
 from kernels.hyper import hyper
 from kernels.rounding import check_key, round_to
@@ -60,9 +60,11 @@ def fira_update_(
         state = launch_fira_update(W, G, P, R, N, before, parameters, side, key, decay_after)
         increment_version(W)
         return state
-    new, state = reference.fira_update(
-        W.float(), G.float(), P.float(), R.float(), N.float(), before, lr, scale, weight_decay, side, decay_after
-    )
+    settings = before, float(lr), float(scale), float(weight_decay), side, decay_after
+    if W.dtype == torch.float32:
+        return cpu.fira_update_(W, G, P, R, N, *settings)
+    new = W.float()
+    state = cpu.fira_update_(new, G, P.float(), R.float(), N.float(), *settings)  # so that only the result is rounded
     W.copy_(round_to(new, W.dtype, key))
     return state
 

@@ -8,6 +8,7 @@ from kernels.backend import uses_triton
 from kernels.checks import check_matrix, check_same
 from kernels.hyper import hyper
 from kernels.low_rank_update import reference
+from kernels.low_rank_update.cpu import add_product_
 from kernels.quant import Quantized, dequantize
 from kernels.quant.reference import quantize
 from kernels.rounding import check_key, round_to
@@ -32,7 +33,8 @@ def low_rank_update_(
     The step of GaLore (arXiv 2403.03507, algorithm 1) and Q-GaLore (arXiv 2407.08296). W (rows, cols) fp32, bf16, or
     quantised to 8 bits, whose groups get a new range; P (rows, rank), N (rank, cols) both fp32 or both bf16, or one of
     them quantised and taken in the other's dtype. For a projection from the right, P is the low-rank step (rows, rank)
-    and N the projector (rank, cols). fp32 factors are multiplied in fp32, sums are fp32 always.
+    and N the projector (rank, cols). fp32 factors are multiplied in fp32, sums are fp32 always. (Without a
+    GPU the product of bf16 factors is rounded to bf16 before it is added to an fp32 W.)
 
     `lr`, `scale`, `weight_decay`: floats or 0-d tensors; nothing waits for the device. With a 32-bit `key`, a bf16 or
     quantised W is rounded stochastically by `kernels.rounding.random_bits`, else to nearest. `decay_after` decays the
@@ -89,12 +91,14 @@ def _update_in_pytorch(
     key: int | None,
     decay_after: bool,
 ) -> None:
-    dtype = next(factor.dtype for factor in (P, N) if isinstance(factor, Tensor))
-    old, left, right = (
-        (dequantize(matrix, kind) if isinstance(matrix, Quantized) else matrix).float()
-        for matrix, kind in ((W, torch.float32), (P, dtype), (N, dtype))
-    )
-    new = reference.low_rank_update(old, left, right, lr, scale, weight_decay, decay_after)
+    dtype = next(F.dtype for F in (P, N) if isinstance(F, Tensor))
+    left, right = (dequantize(F, dtype) if isinstance(F, Quantized) else F for F in (P, N))
+    if isinstance(W, Tensor) and W.dtype == torch.float32:
+        decay = 1 - float(lr) * float(weight_decay)
+        add_product_(W, left, right, decay, -float(lr) * float(scale) * (decay if decay_after else 1.0))
+        return
+    old = dequantize(W, torch.float32) if isinstance(W, Quantized) else W.float()
+    new = reference.low_rank_update(old, left.float(), right.float(), lr, scale, weight_decay, decay_after)
     if isinstance(W, Quantized):
         q = quantize(new, 8, W.group, key)
         W.codes.copy_(q.codes)

@@ -1,0 +1,18 @@
+"""The low-rank weight update on a processor: in place, in as few passes as BLAS allows."""
+
+import torch
+from torch import Tensor
+
+
+def add_product_(W: Tensor, P: Tensor, N: Tensor, decay: float, factor: float) -> None:
+    """W <- decay W + factor P N for an fp32 W (rows, cols), P (rows, rank) and N (rank, cols) in one dtype.
+
+    fp32 factors in one pass over W. The product of bf16 ones is summed in fp32 and comes rounded to bf16: half the
+    time where the processor has bf16 instructions.
+    """
+    if P.dtype == W.dtype:
+        W.addmm_(P, N, beta=decay, alpha=factor)
+        return
+    if decay != 1:
+        W.mul_(decay)
+    W.add_(torch.mm(P, N), alpha=factor)
