@@ -1,5 +1,6 @@
 """Triton kernels of decompression. A tile of W belongs to one program: no atomics, equal bits every time."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -123,7 +124,8 @@ def launch_decompress(A: Tensor, B: Tensor, values: Tensor, support: TileSupport
         W.stride(0),
         TILE_ROWS=rows,
         TILE_COLS=cols,
-        RANK_BLOCK=min(RANK_BLOCK, max(16, triton.next_power_of_2(rank))),
+        # fp32 operands of 64 would not fit the shared memory of sm_86, 89 and 120.
+        RANK_BLOCK=16 if A.dtype == torch.float32 else min(RANK_BLOCK, max(16, triton.next_power_of_2(rank))),
         ENTRIES=ENTRIES,
         num_warps=8,
         num_stages=3,

@@ -40,7 +40,9 @@ def compile_all(path, capability):
     for launch in launches:
         numbers[launch.name] = numbers.get(launch.name, -1) + 1
         key = f"{launch.name}/{numbers[launch.name]}/sm_{capability}"
-        found[key] = asdict(compile_launch(launch, capability)) | {"dot": launch.name in module.DOTS}
+        # No tensor core multiplies fp32.
+        dot = launch.name in module.DOTS and any(kind in ("*bf16", "*fp16") for _, kind in launch.signature)
+        found[key] = asdict(compile_launch(launch, capability)) | {"dot": dot}
     return found
 
 
