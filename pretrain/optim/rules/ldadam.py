@@ -97,4 +97,5 @@ def power_step(P: Tensor, mean: Tensor, A: Tensor, rho: float, products: torch.d
     """
     reached = rho * mean + (1 - rho) * project(P, A, products)  # (B^T P)^T
     image = (A.to(products) @ reached.to(products).t()).float()
-    return torch.linalg.qr(rho * P @ (mean @ reached.t()) + (1 - rho) * image).Q
+    Q = torch.linalg.qr(rho * P @ (mean @ reached.t()) + (1 - rho) * image).Q
+    return Q.contiguous()  # QR gives columns; ranks send each other rows

@@ -68,7 +68,8 @@ class OnlineSubspace(OwnBasis):
             P = P - lr * slope
         if config.reorth_every and step.number % config.reorth_every == 0:
             Q, triangle = torch.linalg.qr(P)
-            P = Q * torch.where(triangle.diagonal() < 0, -1.0, 1.0)  # columns keep their sides: moments stay valid
+            # Columns keep their sides, so that moments stay valid. QR gives columns; ranks send each other rows.
+            P = (Q * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).contiguous()
         return P
 
 
