@@ -2,7 +2,10 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 EXAMPLE = "sparlow bench train configs/quickstart.toml --json; sparlow bench kernels --only decompress"
 
@@ -23,13 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument(
         "--store", action="store_true", help="keep the rows as this device's, with times of what can be chosen from"
     )
-    for parser in (train, kernels):
+    optimizers = what.add_parser("optimizers", help="each method's step against its release", allow_abbrev=False)
+    optimizers.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
+    optimizers.add_argument("--size", choices=("60m", "1b", "7b"), default="60m", help="shipped shape (default 60m)")
+    optimizers.add_argument(
+        "--dtype", nargs="+", choices=("fp32", "bf16"), help="of products; default: both where there is bf16"
+    )
+    for parser in (train, kernels, optimizers):
         parser.add_argument("--turns", type=int, default=7, metavar="N", help="slices per contestant (default 7)")
         parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    return _run_train(args) if args.what == "train" else _run_kernels(args)
+    return {"train": _run_train, "kernels": _run_kernels, "optimizers": _run_optimizers}[args.what](args)
 
 
 def _run_train(args: argparse.Namespace) -> int:
@@ -58,6 +67,37 @@ def _run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_optimizers(args: argparse.Namespace) -> int:
+    import json
+
+    from pretrain.bench.optimizers import bench_optimizers
+    from pretrain.hardware import has_bf16
+
+    device = _device(args)
+    dtypes = args.dtype or (["fp32", "bf16"] if has_bf16(device) else ["fp32"])
+    rows = bench_optimizers(device, args.size, dtypes, args.turns, lambda line: print(line, file=sys.stderr))
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(f"on {rows[0]['device']}; a ratio below 1 means that ours is faster")
+    _print_table(rows)
+    return 0
+
+
+def _device(args: argparse.Namespace) -> "torch.device":
+    """What --device asks for; --turns is checked too."""
+    import torch
+
+    from model.errors import UserError
+
+    has_gpu = torch.cuda.is_available()
+    if args.device == "cuda" and not has_gpu:
+        raise UserError("--device cuda: torch finds no GPU on this machine; see sparlow doctor")
+    if args.turns < 1:
+        raise UserError("--turns must be at least 1")
+    return torch.device(args.device or ("cuda" if has_gpu else "cpu"))
+
+
 def _run_kernels(args: argparse.Namespace) -> int:
     import json
 
@@ -69,16 +109,11 @@ def _run_kernels(args: argparse.Namespace) -> int:
     from model.errors import UserError
     from pretrain.hardware import has_bf16
 
-    has_gpu = torch.cuda.is_available()
-    if args.device == "cuda" and not has_gpu:
-        raise UserError("--device cuda: torch finds no GPU on this machine; see sparlow doctor")
+    device = _device(args)
     if unknown := [op for op in args.only or () if op not in CASES]:
         raise UserError(f"--only {unknown[0]}: there is no such operation; choose from {', '.join(CASES)}")
-    if args.turns < 1:
-        raise UserError("--turns must be at least 1")
     if args.store and args.only:
         raise UserError("--store replaces all measurements of this device, so it does not go with --only")
-    device = torch.device(args.device or ("cuda" if has_gpu else "cpu"))
     both = ["fp32", "bf16"] if has_bf16(device) else ["fp32"]
     dtypes = args.dtype or (["bf16"] if device.type == "cuda" else both)
 
@@ -93,7 +128,7 @@ def _run_kernels(args: argparse.Namespace) -> int:
         return 0
     print(f"on {rows[0]['device']}; a ratio below 1 means that ours is faster")
     _print_table(rows)
-    if not has_gpu:
+    if not torch.cuda.is_available():
         print("There is no GPU here; on a machine with one, sparlow bench kernels --device cuda measures its ratios.")
     return 0
 
