@@ -9,6 +9,7 @@ from pretrain.optim.rules.gradnormlorp import GradNormLoRPAdamW
 from pretrain.optim.rules.ldadam import LDAdamW
 from pretrain.optim.rules.muon import Muon
 from pretrain.optim.rules.online_subspace import OnlineSubspaceDescent
+from pretrain.optim.rules.sara import Sara
 from pretrain.optim.rules.subtrack import SubTrackAdamW
 
 PRESETS: dict[str, type[MatrixConfig]] = {
@@ -23,5 +24,6 @@ PRESETS: dict[str, type[MatrixConfig]] = {
     "ldadam": LDAdamW,
     "muon": Muon,
     "online_subspace": OnlineSubspaceDescent,
+    "sara": Sara,
     "subtrack": SubTrackAdamW,
 }

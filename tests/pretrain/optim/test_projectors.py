@@ -11,8 +11,10 @@ from model.build import build_model
 from model.config import ModelConfig
 from model.linear.dense import Dense
 from pretrain.optim.matrix import Matrix, projected_side
-from pretrain.optim.projector import PROJECTORS
+from pretrain.optim.presets import PRESETS
+from pretrain.optim.projector import PROJECTORS, projector_at
 from pretrain.optim.projector.base import initial_basis
+from pretrain.optim.rules.golore import GoLore
 
 CPU = torch.device("cpu")
 OF_THE_GRADIENT = [name for name, projector in PROJECTORS.items() if projector.needs_gradient]
@@ -225,6 +227,13 @@ def test_sampled_svd_draws_in_proportion_to_singular_values():
     P = find("sampled_svd", G, 3).double()  # three different ones, largest first
     order = (U.t() @ P).abs().argmax(0).tolist()
     assert order == sorted(set(order))
+
+
+def test_golore_turns_random_late_and_others_never():
+    config = GoLore(random_from_step=7)
+    names = [projector_at(config, step).__class__.__name__ for step in (0, 6, 7, 100)]
+    assert names == ["SubspaceIteration"] * 2 + ["RandomOrthogonal"] * 2
+    assert isinstance(projector_at(PRESETS["sara"](), 10**9), PROJECTORS["sampled_svd"])
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
