@@ -11,8 +11,11 @@ from torch import Tensor
 from kernels.fira_update.reference import GROWTH
 from kernels.low_rank_update.tile import decayed, store_weight
 from kernels.rounding import signed_key
+from kernels.scaled_update.reference import TINY
 
 LIMIT = tl.constexpr(GROWTH)
+
+SMALLEST = tl.constexpr(TINY)
 
 ROWS, COLS = 4, 512
 
@@ -32,9 +35,9 @@ def limit_growth_kernel(norms, scaling, state, limited, n_vectors, BLOCK: tl.con
         acc += b_norm * b_norm
     norm = tl.sqrt_rn(tl.sum(acc, 0))
     previous = tl.load(state)
-    growth = tl.div_rn(norm, previous + 1e-8)
+    growth = tl.div_rn(norm, previous + SMALLEST)
     c = tl.div_rn(LIMIT, tl.where(growth < LIMIT, LIMIT, growth))  # NaN stays NaN
-    tl.store(state, tl.where(norm == 0.0, previous, norm * c))
+    tl.store(state, tl.where(norm > SMALLEST, norm * c, previous))
     for i_vector in range(0, n_vectors, BLOCK):
         o_vector = i_vector + tl.arange(0, BLOCK)
         m_vector = o_vector < n_vectors

@@ -19,7 +19,7 @@ def limit_growth_(state: Tensor, G: Tensor, scaling: Tensor) -> Tensor:
 
     The norm-growth limiter of Fira (arXiv 2410.01623, equation 8) and APOLLO (arXiv 2412.05270): limiter =
     max(|scaling G| / (state + 1e-8), 1.01) / 1.01, and `state` becomes |scaling G| / limiter, in place: 0-d fp32,
-    infinity before the first call. A norm of 0 leaves it as it was: every later one would be limited to 1e-8.
+    infinity before the first call. A norm of at most 1e-8 leaves it as it was: it would shut out every later one.
 
     G (rows, cols) fp32 or bf16; scaling (rows, 1), (1, cols) or (1, 1), fp32. ValueError for other shapes or dtypes.
     """

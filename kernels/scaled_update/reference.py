@@ -5,12 +5,15 @@ from torch import Tensor
 
 from kernels.fira_update.reference import GROWTH
 
+TINY = 1e-8
+"""Guards the limiter's division."""
+
 
 def limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
     """(scaling / limiter, the limiter's new state): see `kernels.scaled_update.op.limit_growth_`."""
     norm = torch.linalg.vector_norm(G * scaling)
-    limiter = (norm / (state + 1e-8)).clamp(min=GROWTH) / GROWTH
-    return scaling / limiter, torch.where(norm > 0, norm / limiter, state)
+    limiter = (norm / (state + TINY)).clamp(min=GROWTH) / GROWTH
+    return scaling / limiter, torch.where(norm > TINY, norm / limiter, state)
 
 
 def scaled_update(

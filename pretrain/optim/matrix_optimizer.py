@@ -140,10 +140,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if target.owner == self.exchange.rank:
                 target.state = self.rule.init_state(matrix, device)
             if self.rule.uses_basis:
-                target.P = initial_basis(matrix, generator(self.seed, "basis", matrix.name), device).contiguous()
+                target.P = self._initial_basis(matrix).to(device).contiguous()
         for element in self.elements:
             if element.owner == self.exchange.rank:
                 element.state = element.fresh_state(self.config, element.parameter.device)
+
+    def _initial_basis(self, matrix: Matrix) -> Tensor:
+        """By the projector where it needs no gradient: until the first refresh, P has the scale of later ones."""
+        random = generator(self.seed, "basis", matrix.name)
+        drawn = None if self.projector.needs_gradient else self.projector.basis(matrix, None, None, random)
+        return initial_basis(matrix, random, torch.device("cpu")) if drawn is None else drawn
 
     def _hook(self, parts: list[Any], work: Callable[[Any], None]) -> None:
         for part in parts:

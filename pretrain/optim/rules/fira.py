@@ -76,5 +76,5 @@ class Fira(ProjectedAdam):
 
 
 def keep_limiter(state: Tensor, new: Tensor) -> None:
-    """Remember `new`, unless it is 0: an update after a zero gradient would then be limited to 1e-8 for good."""
-    state.copy_(torch.where(new > 0, new, state))
+    """Remember `new`, unless it is at most 1e-8, as after a zero gradient: it would shut out every later residual."""
+    state.copy_(torch.where(new > 1e-8, new, state))

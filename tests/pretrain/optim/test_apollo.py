@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from optim_drive import SHAPES, drive, gradients
+from optim_drive import SHAPES, drive, gradients, optimizer_of
 
 from model.seeding import generator
 from pretrain.optim.rules.apollo import Apollo, ApolloMini
@@ -50,6 +50,12 @@ def test_equals_the_equations(shape, rank, scale_type, scale_front):
     expected = reference(start, grads, gap=5, **options)
     for found, right in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
+
+
+def test_the_basis_before_the_first_refresh_is_gaussian_too():
+    """An orthonormal one would make the factors of staggered matrices larger by the root of m / rank."""
+    optimizer = optimizer_of(Apollo(rank=8), torch.nn.Parameter(torch.zeros(64, 96)))
+    torch.testing.assert_close(optimizer.targets[0].P.square().mean(), torch.tensor(1 / 8), rtol=0.2, atol=0)
 
 
 def test_mini_is_rank_one_with_one_factor():

@@ -1,0 +1,103 @@
+"""What every preset must do, whatever its rule: a new preset is tested here from the day it is in PRESETS."""
+
+import pytest
+import torch
+from optim_drive import SHAPES, drive, gradients, optimizer_of
+from torch import nn
+
+from pretrain.optim.presets import PRESETS
+
+EVERY = pytest.mark.parametrize("name", PRESETS)
+
+
+def small(name, shape=(16, 16), **settings):
+    """The preset at a rank that fits, with a new basis every three steps."""
+    rank = min(PRESETS[name]().rank, 4, *shape)
+    return PRESETS[name](**{"rank": rank, "update_proj_gap": 3} | settings)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_same_bits_again_and_a_change_at_every_step(name, shape):
+    start, grads = gradients(shape, 1, seed=1)[0], gradients(shape, 7)
+    first, second = (drive(small(name, shape), start, grads) for _ in range(2))
+    for before, now, again in zip([start, *first], first, second, strict=False):
+        assert torch.equal(now, again)
+        assert now.isfinite().all()
+        assert not torch.equal(now, before)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24)], ids=str)
+def test_least_squares(name, shape):
+    """A tenth of the loss or less, of a matrix in noise-free data, at a rate that falls to 0."""
+    X, target = gradients((64, shape[1]), 1, seed=2)[0], gradients(shape, 1, seed=3)[0]
+    weight, steps = nn.Parameter(torch.zeros(shape)), 400
+    optimizer = optimizer_of(small(name, shape, lr=0.2, weight_decay=0.0, update_proj_gap=20), weight)
+    losses = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / steps)
+        loss = (X @ (weight - target).t()).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+
+
+@EVERY
+@pytest.mark.parametrize("moments", ["fp32", "bf16", "8bit"])
+def test_state_keeps_its_shapes(name, moments):
+    weight = nn.Parameter(torch.zeros(16, 24))
+    optimizer = optimizer_of(small(name, (16, 24), moments=moments), weight)
+    fresh = {key: (owner, tensor.shape, tensor.dtype) for key, owner, tensor, _ in optimizer.tensors()}
+    for gradient in gradients((16, 24), 7):
+        (weight * gradient).sum().backward()
+        optimizer.step()
+        assert fresh == {key: (owner, tensor.shape, tensor.dtype) for key, owner, tensor, _ in optimizer.tensors()}
+    assert all(tensor.isfinite().all() for _, _, tensor, _ in optimizer.tensors() if tensor.is_floating_point())
+
+
+WEAK = {
+    "zero": lambda G: torch.zeros_like(G),
+    "rank 1": lambda G: torch.outer(G[:, 0], G[0]),
+    "one entry": lambda G: torch.zeros_like(G).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(1.0)),
+    "tiny": lambda G: 1e-30 * G,
+}
+
+
+@EVERY
+@pytest.mark.parametrize("weak", WEAK)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_gradient_makes_a_weight_that_is_not_finite(name, shape, weak):
+    start, grads = gradients(shape, 1, seed=1)[0], gradients(shape, 8)
+    for order in ([0, 1, 2, 3], [2, 3, 0, 1]):  # first of all, or after proper ones; then proper ones again
+        chosen = [WEAK[weak](grads[i]) if i < 2 else grads[i] for i in order] + grads[4:]
+        seen = drive(small(name, shape), start, chosen)
+        assert all(weight.isfinite().all() for weight in seen)
+        assert not torch.equal(seen[-1], seen[-2])
+
+
+@EVERY
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_gradients_order_in_memory_is_nothing_to_it(name, shape):
+    found = []
+    for layout in (lambda G: G, lambda G: G.t().contiguous().t()):
+        weight = nn.Parameter(gradients(shape, 1, seed=1)[0])
+        optimizer = optimizer_of(small(name, shape), weight)
+        for gradient in gradients(shape, 7):
+            weight.grad = layout(gradient)
+            optimizer.step()
+        found.append(weight.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24)], ids=str)
+def test_a_bf16_weight_is_rounded_by_key(name, shape):
+    start, grads = gradients(shape, 1, seed=1)[0].bfloat16(), gradients(shape, 7)
+    config = small(name, shape, weights="bf16_stochastic")
+    first, second = (drive(config, start, grads)[-1] for _ in range(2))
+    exact = drive(small(name, shape), start.float(), [G.bfloat16().float() for G in grads])[-1]
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, second)
+    assert (first.float() - exact).norm() < 0.02 * exact.norm()
