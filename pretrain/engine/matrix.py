@@ -75,7 +75,9 @@ class MatrixEngine(Engine):
     def _read(self, owner: int, like: Tensor) -> Tensor:
         if owner == -1:
             return like
-        tensor = like if owner == self.world.rank else torch.empty_like(like, device=self.world.device)
+        # Contiguous on both sides: what is sent is memory.
+        mine = owner == self.world.rank
+        tensor = like.contiguous() if mine else torch.empty(like.shape, dtype=like.dtype, device=self.world.device)
         if self.world.size > 1:
             dist.broadcast(tensor, src=owner)
         return tensor
