@@ -4,6 +4,8 @@ Many small tensors cost a launch each. An optimizer that lays them out in one fl
 of 256 elements, steps them all in one call with the same result.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -22,7 +24,7 @@ def adam8bit_(
     state: Adam8bitState,
     *,
     lr: float,
-    betas: tuple[float, float],
+    betas: Sequence[float],
     eps: float,
     step: int,
     weight_decay: float = 0.0,
@@ -58,7 +60,7 @@ def adam8bit_direction(
     state: Adam8bitState,
     out: Tensor,
     *,
-    betas: tuple[float, float],
+    betas: Sequence[float],
     eps: float,
     step: int,
     eps_mode: EpsMode = "torch",

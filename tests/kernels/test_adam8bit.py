@@ -237,6 +237,16 @@ def test_takes_two_bytes_per_element_and_scales():
     assert sum(t.nbytes for t in tensors) == 2 * 3000 + 2 * 4 * 12
 
 
+def test_betas_may_be_a_list_as_optimizers_have_them_after_loading():
+    results = []
+    for betas in ((0.9, 0.99), [0.9, 0.99]):
+        param = torch.ones(300)
+        state = Adam8bitState.zeros_for(param)
+        adam8bit_(param, torch.linspace(-1, 1, 300), state, lr=0.1, betas=betas, eps=1e-8, step=1)
+        results.append(param)
+    assert torch.equal(*results)
+
+
 def test_hyper_parameters_are_shared_by_the_tensors_of_a_step():
     device = torch.device("cpu")
     arguments = (1e-3, (0.9, 0.999), 1e-8, 5, 0.0, "torch", device)
