@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.backend import uses_triton
 from kernels.block_support import BlockSupport
+from kernels.scaled_mm import scaled_mm
 
 
 def block_low_rank_linear(
@@ -56,9 +57,9 @@ class _BlockLowRankLinear(torch.autograd.Function):
             factor = A.to(x.dtype).t()
             grad_x = _combine(g, u, factor, values.to(x.dtype), support, scale, None, transposed=True).view_as(x)
         if need_A:
-            grad_A = _scaled_mm(u.t(), flat, scale).to(A.dtype)
+            grad_A = scaled_mm(u.t(), flat, scale).to(A.dtype)
         if need_B:
-            grad_B = _scaled_mm(g.t(), z, scale).to(B.dtype)
+            grad_B = scaled_mm(g.t(), z, scale).to(B.dtype)
         if need_values:
             grad_values = _gradient(g, flat, support, values.dtype)
         if need_bias:
@@ -119,9 +120,3 @@ def _gather(x: Tensor, blocks: Tensor, b: int) -> Tensor:
     """The columns of x (N, in) that each row of `blocks` (rows, count) names, as (rows, N, count b)."""
     gathered = x.view(len(x), x.shape[1] // b, b).index_select(1, blocks.flatten())
     return gathered.view(len(x), len(blocks), blocks.shape[1] * b).transpose(0, 1)
-
-
-def _scaled_mm(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale * left @ right in one kernel; beta = 0 ignores what is in the output's memory, NaN included."""
-    out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
-    return out.addmm_(left, right, beta=0, alpha=scale)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.decompress import decompress
 from kernels.decompress.op import empty_weight
+from kernels.scaled_mm import scaled_mm
 from kernels.sparse_low_rank_linear.choice import Choice, StepCache
 from kernels.support import TileSupport
 from kernels.tile_gather import tile_gather
@@ -52,8 +53,8 @@ class DensePath(torch.autograd.Function):
             dense = _dense_grad(g, flat, choice, cache, scratch)  # [O, I], or None while it is being summed
             if dense is not None:
                 narrow = dense.to(x.dtype)
-                grad_A = _scaled_mm(B.to(x.dtype).t(), narrow, scale).to(A.dtype) if need_A else None
-                grad_B = _scaled_mm(narrow, A.to(x.dtype).t(), scale).to(B.dtype) if need_B else None
+                grad_A = scaled_mm(B.to(x.dtype).t(), narrow, scale).to(A.dtype) if need_A else None
+                grad_B = scaled_mm(narrow, A.to(x.dtype).t(), scale).to(B.dtype) if need_B else None
                 grad_values = tile_gather(dense, support, values.dtype) if need_values else None
         grad_bias = g.sum(0).to(ctx.bias_dtype) if need_bias else None
         return grad_x, grad_A, grad_B, grad_values, None, None, grad_bias, None, None
@@ -97,9 +98,3 @@ def _dense_grad(g: Tensor, x: Tensor, choice: Choice, cache: StepCache | None, s
         total += g.t() @ x
     cache.dense_grad = None if cache.last_micro_step else total
     return total if cache.last_micro_step else None
-
-
-def _scaled_mm(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale * left @ right in one kernel; beta = 0 ignores what is in the output's memory, NaN included."""
-    out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
-    return out.addmm_(left, right, beta=0, alpha=scale)
