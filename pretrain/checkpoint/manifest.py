@@ -50,6 +50,8 @@ def read_manifest(folder: Path) -> Manifest:
         data = json.loads((folder / "manifest.json").read_text())
         files = tuple(FileEntry(**entry) for entry in data.pop("files"))
         manifest = Manifest(**data, files=files)
+        if not isinstance(manifest.support_layouts, dict) or not all(isinstance(f.name, str) for f in files):
+            raise TypeError
     except FileNotFoundError:
         raise BrokenCheckpoint("manifest.json is missing") from None
     except OSError as error:

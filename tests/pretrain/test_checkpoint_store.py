@@ -104,7 +104,14 @@ def test_links_duplicates_and_other_formats_are_refused(store, tmp_path):
     edit(folder, format_version=2, support_layouts={"element": "tiles 64x64"})
     with pytest.raises(UserError, match="tiles 64x64"):
         read_manifest(folder)
-    edit(folder, support_layouts={})
+    for damaged in ([], "tiles 128x128", None):
+        edit(folder, support_layouts=damaged)
+        with pytest.raises(BrokenCheckpoint, match="cannot be read"):
+            read_manifest(folder)
+    edit(folder, support_layouts={}, files=[entry | {"name": 7}])
+    with pytest.raises(BrokenCheckpoint, match="cannot be read"):
+        read_manifest(folder)
+    edit(folder, files=[entry])
     outside = tmp_path / "outside"
     outside.write_bytes(b"weights")
     (folder / entry["name"]).unlink()
