@@ -82,11 +82,23 @@ def test_csr_where_it_cannot_work_is_refused(tiny, monkeypatch):
     assert decided(tiny, "--kernels.path=csr", monkeypatch=monkeypatch, dtype=torch.float32).path == "csr"
 
 
+BUDGET = ["--kernels.cache_budget=0.5"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["--kernels.sum_gradients=factors"], ["--kernels.keep_weight=step"]])
+def test_a_budget_that_decides_something_is_taken(tiny, overrides):
+    assert load_config(tiny, BUDGET + overrides).kernels.cache_budget == 0.5
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["--linear.name=dense", "--kernels.keep_weight=step"], r"kernels\.keep_weight has no effect"),
         (["--kernels.path=csr", "--kernels.keep_weight=layer"], r"builds no W"),
+        ([*BUDGET, "--kernels.path=csr"], r"kernels\.cache_budget has no effect"),
+        ([*BUDGET, "--kernels.keep_weight=layer"], r"kernels\.cache_budget has no effect"),
+        ([*BUDGET, "--kernels.keep_weight=step", "--kernels.sum_gradients=dense"], r"cache_budget has no effect"),
+        ([*BUDGET, "--kernels.keep_weight=step", "--parallel.zero_stage=1"], r"cache_budget has no effect"),
         (["--kernels.sum_gradients=dense"], r"needs kernels\.keep_weight"),
         (["--kernels.keep_weight=step", "--parallel.zero_stage=3"], r"zero_stage = 3"),
     ],
