@@ -12,7 +12,8 @@ from pretrain.optim.matrix_optimizer import MatrixOptimizer
 
 def build_engine(model: Transformer, config: Config, world: World, grad_accum_steps: int) -> Engine:
     """DeepSpeed around `model` and its optimizer; `config.train.dtype` must be resolved."""
-    seed, clip, exchange = config.run.seed, config.train.grad_clip, Exchange(world.rank, world.size)
+    seed, clip = config.run.seed, config.train.grad_clip
+    exchange = Exchange(world.rank, world.size, wire=next(model.parameters()).dtype)
     optimizer = build_optimizer(config.optimizer, model, seed=seed, grad_clip=clip, exchange=exchange)
     if isinstance(optimizer, MatrixOptimizer):
         return MatrixEngine(model, optimizer, config, world, grad_accum_steps)

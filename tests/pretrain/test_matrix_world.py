@@ -72,6 +72,9 @@ def test_projected_gradients_are_what_travels(both):
     full = 2 * (4 * 32 * 32 + 3 * 32 * 53) * 4
     assert summary["full_gradient_bytes"] == full
     assert 0.25 * full <= summary["reduced_bytes_per_step"] <= 0.25 * full + 2 * 32 * 53 * 4
+    half = json.loads((both / "two/galore_adamw-bf16_stochastic/summary.json").read_text())
+    assert half["full_gradient_bytes"] == full / 2
+    assert half["reduced_bytes_per_step"] == summary["reduced_bytes_per_step"] / 2
     whole = json.loads((both / "two/fira/summary.json").read_text())
     assert whole["reduced_bytes_per_step"] == full
 
