@@ -85,8 +85,9 @@ def quantize_kernel(
     ROWS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Grid (groups of a row, blocks of rows)."""
-    i_group, i_row = tl.program_id(0), tl.program_id(1)
+    """Grid (blocks of rows * groups of a row,)."""
+    n_groups = tl.cdiv(n_cols, GROUP)
+    i_group, i_row = tl.program_id(0) % n_groups, tl.program_id(0) // n_groups
     o_row = i_row * ROWS + tl.arange(0, ROWS)
     o_col = i_group * GROUP + tl.arange(0, GROUP)
     m_row = o_row < n_rows
@@ -98,7 +99,7 @@ def quantize_kernel(
         carry = 0.5
     b_code, b_scale, b_zero = quantize_groups(b_w, carry, (1 << BITS) - 1)
     store_codes(codes, b_code, o_row, m_row, i_group * GROUP, n_cols, BITS, GROUP)
-    o_scale = o_row * tl.num_programs(0) + i_group
+    o_scale = o_row * n_groups + i_group
     tl.store(scales + o_scale, b_scale, mask=m_row)
     tl.store(zeros + o_scale, b_zero.to(tl.uint8), mask=m_row)
 
@@ -116,13 +117,14 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Grid (groups of a row, blocks of rows)."""
-    i_group, i_row = tl.program_id(0), tl.program_id(1)
+    """Grid (blocks of rows * groups of a row,)."""
+    n_groups = tl.cdiv(n_cols, GROUP)
+    i_group, i_row = tl.program_id(0) % n_groups, tl.program_id(0) // n_groups
     o_row = i_row * ROWS + tl.arange(0, ROWS)
     o_col = i_group * GROUP + tl.arange(0, GROUP)
     m_row = o_row < n_rows
     b_code = load_codes(codes, o_row, m_row, i_group * GROUP, n_cols, BITS, GROUP)  # [ROWS, GROUP]
-    o_scale = o_row * tl.num_programs(0) + i_group
+    o_scale = o_row * n_groups + i_group
     b_scale = tl.load(scales + o_scale, mask=m_row, other=0.0)
     b_zero = tl.load(zeros + o_scale, mask=m_row, other=0).to(tl.int32)
     b_w = (b_code - b_zero[:, None]).to(tl.float32) * b_scale[:, None]
@@ -134,7 +136,7 @@ def launch_quantize(W: Tensor, q: Quantized, key: int | None) -> None:
     """Fill `q` with the codes of W (rows, cols)."""
     rows, n_groups = q.scales.shape
     block = TILE // q.group
-    quantize_kernel[(n_groups, triton.cdiv(rows, block))](
+    quantize_kernel[(triton.cdiv(rows, block) * n_groups,)](
         W,
         q.codes,
         q.scales,
@@ -155,7 +157,7 @@ def launch_dequantize(q: Quantized, W: Tensor) -> None:
     """Fill W (rows, cols) with the matrix of `q`."""
     rows, n_groups = q.scales.shape
     block = TILE // q.group
-    dequantize_kernel[(n_groups, triton.cdiv(rows, block))](
+    dequantize_kernel[(triton.cdiv(rows, block) * n_groups,)](
         q.codes,
         q.scales,
         q.zeros,
