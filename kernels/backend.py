@@ -5,12 +5,16 @@ PyTorch. The environment variable SPARLOW_KERNELS overrides what `configure` was
 Triton's interpreter (TRITON_INTERPRET=1, set before anything imports triton), which is for tests: it is slow.
 """
 
+import functools
 import importlib.util
 import os
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast, get_args
 
+import torch
 from torch import Tensor
 
+Op = TypeVar("Op", bound=Callable[..., Any])
 Backend = Literal["auto", "triton", "reference"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,3 +51,17 @@ def uses_triton(tensor: Tensor) -> bool:
             "use a GPU or set kernels.backend (SPARLOW_KERNELS) to auto"
         )
     return tensor.is_cuda and runnable if choice == "auto" else runnable
+
+
+def on_its_device(op: Op) -> Op:
+    """A decorator: `op` runs with the GPU of its first argument as the current one, on which Triton launches."""
+
+    @functools.wraps(op)
+    def run(*arguments: Any, **options: Any) -> Any:
+        device = (arguments[0] if arguments else next(iter(options.values()))).device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return op(*arguments, **options)
+        with torch.cuda.device(device):
+            return op(*arguments, **options)
+
+    return cast(Op, run)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-from kernels.backend import backend
+from kernels.backend import backend, on_its_device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The kernels calculate in fp32."""
@@ -29,6 +29,7 @@ def _installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("triton", "liger_kernel"))
 
 
+@on_its_device
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up for tensors of one shape (arXiv 2002.05202).
 
@@ -57,6 +58,7 @@ class _SwiGLU(torch.autograd.Function):
         return grads
 
 
+@on_its_device
 def rope(q: Tensor, k: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     """q [B, T, H, E] and k [B, T, K, E], each pair (x[i], x[i + E/2]) turned by its position's angle.
 

@@ -13,10 +13,11 @@ from torch.autograd.graph import increment_version
 from kernels.adam8bit import reference
 from kernels.adam8bit.hyper import EpsMode, hyper_parameters
 from kernels.adam8bit.state import Adam8bitState
-from kernels.backend import uses_triton
+from kernels.backend import on_its_device, uses_triton
 from kernels.rounding import check_key, round_to
 
 
+@on_its_device
 @torch.no_grad()
 def adam8bit_(
     param: Tensor,
@@ -54,6 +55,7 @@ def adam8bit_(
     increment_version(param)
 
 
+@on_its_device
 @torch.no_grad()
 def adam8bit_direction(
     grad: Tensor,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from kernels.backend import uses_triton
+from kernels.backend import on_its_device, uses_triton
 from kernels.checks import check_matrix, check_same
 from kernels.fira_update import cpu
 from kernels.fira_update.reference import Side
@@ -14,6 +14,7 @@ from kernels.rounding import check_key, round_to
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+@on_its_device
 @torch.no_grad()
 def fira_update_(
     W: Tensor,

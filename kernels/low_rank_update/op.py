@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from kernels.backend import uses_triton
+from kernels.backend import on_its_device, uses_triton
 from kernels.checks import check_matrix, check_same
 from kernels.hyper import hyper
 from kernels.low_rank_update import reference
@@ -16,6 +16,7 @@ from kernels.rounding import check_key, round_to
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+@on_its_device
 @torch.no_grad()
 def low_rank_update_(
     W: Tensor | Quantized,

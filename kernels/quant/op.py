@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import uses_triton
+from kernels.backend import on_its_device, uses_triton
 from kernels.checks import check_matrix
 from kernels.quant import reference
 from kernels.quant.format import Quantized
@@ -12,6 +12,7 @@ from kernels.rounding import check_key
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@on_its_device
 def quantize(W: Tensor, bits: int, group: int = 256, key: int | None = None) -> Quantized:
     """W (rows, cols) in affine codes of `bits` 8 or 4, by groups of 64, 128 or 256 elements of a row.
 
@@ -42,6 +43,7 @@ def quantize(W: Tensor, bits: int, group: int = 256, key: int | None = None) -> 
     return q
 
 
+@on_its_device
 def dequantize(q: Quantized, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """The matrix (rows, cols) of `q` in `dtype`, rounded once from fp32; written to `out` when given.
 

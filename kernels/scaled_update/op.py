@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from kernels.backend import uses_triton
+from kernels.backend import on_its_device, uses_triton
 from kernels.checks import check_matrix, check_same
 from kernels.hyper import hyper
 from kernels.rounding import check_key, round_to
@@ -13,6 +13,7 @@ from kernels.scaled_update import reference
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+@on_its_device
 @torch.no_grad()
 def limit_growth_(state: Tensor, G: Tensor, scaling: Tensor) -> Tensor:
     """scaling / limiter, so that |scaling G| / limiter grows by at most 1 % from call to call; one pass over G.
@@ -37,6 +38,7 @@ def limit_growth_(state: Tensor, G: Tensor, scaling: Tensor) -> Tensor:
     return limited
 
 
+@on_its_device
 @torch.no_grad()
 def scaled_update_(
     W: Tensor,
