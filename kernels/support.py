@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import LARGEST_OFFSET
+
 TILE = (128, 128)
 """Rows and columns of a tile; at most 2^16 places. Part of the checkpoint's format: values are stored in this order."""
+
+ROW_ALIGNMENT = 64
+"""Elements. Rows of an odd width (5461 in the 1B model) would start where neither cuBLAS nor a kernel loads fast."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class TileSupport:
     shape: tuple[int, int]
     tile: tuple[int, int] = TILE
     _derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_size(self.shape)
 
     @property
     def nnz(self) -> int:
@@ -86,6 +94,20 @@ class TileSupport:
         tiles = _tile_of_entry(self.tile_ptr.long(), self.nnz)
         rows, columns = _coordinates(tiles, self.loc.to(torch.int64), self.shape, self.tile)
         return (rows * self.shape[1] + columns).to(torch.int32)
+
+
+def padded_width(n_in: int) -> int:
+    """From one row of W to the next where Triton runs, in elements."""
+    return -(-n_in // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+
+def check_size(shape: tuple[int, int]) -> None:
+    """ValueError for a matrix (out, in) that kernels cannot address."""
+    if shape[0] * padded_width(shape[1]) >= LARGEST_OFFSET:
+        raise ValueError(
+            f"a {shape[0]} x {shape[1]} matrix, its rows padded to multiples of {ROW_ALIGNMENT}, has 2^31 elements or "
+            "more, too many for a support"
+        )
 
 
 def count_tiles(shape: tuple[int, int], tile: tuple[int, int] = TILE) -> int:

@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import uses_triton
-from kernels.support import TileSupport
-
-ROW_ALIGNMENT = 64
-"""Elements. Rows of an odd width (5461 in the 1B model) would start where neither cuBLAS nor a kernel loads fast."""
+from kernels.backend import on_its_device, uses_triton
+from kernels.support import TileSupport, padded_width
 
 
+@on_its_device
 def decompress(
     A: Tensor, B: Tensor, values: Tensor, support: TileSupport, scale: float, *, fused: bool = False
 ) -> Tensor:
@@ -38,6 +36,6 @@ def decompress(
 
 
 def empty_weight(shape: tuple[int, int], like: Tensor) -> Tensor:
-    """An uninitialised matrix; where Triton runs, its rows start at multiples of ROW_ALIGNMENT."""
-    width = -(-shape[1] // ROW_ALIGNMENT) * ROW_ALIGNMENT if uses_triton(like) else shape[1]
+    """An uninitialised matrix; where Triton runs, its rows are padded."""
+    width = padded_width(shape[1]) if uses_triton(like) else shape[1]
     return torch.empty(shape[0], width, dtype=like.dtype, device=like.device)[:, : shape[1]]

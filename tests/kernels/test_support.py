@@ -29,6 +29,15 @@ def test_holds_the_same_positions_in_tile_order(n_out, n_in, nnz, tile):
     assert torch.equal(within, support.loc.long())
 
 
+def test_kernels_address_rows_that_are_padded():
+    """65536 x 32767 elements are fewer than 2^31; with rows of 32768 they are not."""
+    loc, tile_ptr = torch.empty(0, dtype=torch.uint16), torch.zeros(1, dtype=torch.int32)
+    TileSupport(loc, tile_ptr, (65535, 32767))
+    for shape in ((65536, 32767), (65536, 32768)):
+        with pytest.raises(ValueError, match=r"padded to multiples of 64, has 2\^31 elements or more"):
+            TileSupport(loc, tile_ptr, shape)
+
+
 @pytest.mark.parametrize(
     ("indices", "message"),
     [([3, 1, 2], "sorted"), ([1, 1, 2], "without repetition"), ([1, 2, 20], "outside"), ([-1, 2, 3], "outside")],

@@ -68,3 +68,8 @@ def test_support_is_saved_and_is_no_parameter():
 def test_density_without_entries_is_refused():
     with pytest.raises(UserError, match=r"linear\.density 0\.001 .*v_proj"):
         build_linear(SparseLowRank.Config(rank=2, density=0.001), 20, 30, "layers.0.attention.v_proj")
+
+
+def test_a_matrix_whose_padded_rows_kernels_cannot_address_is_refused():
+    with pytest.raises(UserError, match=r"^q: a 65536 x 32767 matrix, .* has 2\^31 elements or more"):
+        ElementSparse(1e-6, 32767, 65536, "q.support")

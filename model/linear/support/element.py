@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear import Choice, StepCache, sparse_low_rank_linear
 from kernels.sparse_low_rank_linear.choose import choose
-from kernels.support import TILE, TileSupport, count_tiles
+from kernels.support import TILE, TileSupport, check_size, count_tiles
 from model.errors import UserError
 from model.linear.support.base import BaseSupport
 from model.seeding import generator
@@ -21,8 +21,10 @@ class ElementSparse(BaseSupport):
 
     def __init__(self, density: float, in_features: int, out_features: int, name: str):
         matrix = f"{name.removesuffix('.support')} ({out_features} x {in_features})"
-        if in_features * out_features >= 2**31:
-            raise UserError(f"{matrix} has 2^31 entries or more, too many for a support")
+        try:
+            check_size((out_features, in_features))
+        except ValueError as error:
+            raise UserError(f"{name.removesuffix('.support')}: {error}") from None
         size = self.count(density, in_features, out_features)
         if size == 0:
             raise UserError(

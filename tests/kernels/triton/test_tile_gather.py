@@ -18,3 +18,9 @@ def test_gathers_in_tile_order(shape, dtype, out_dtype, device):
     assert found.dtype == (out_dtype or dtype)
     assert torch.equal(found, wide[:, :n_in].flatten()[support.flat().cpu()].to(found.dtype))
     assert torch.equal(found.sort().values, wide[:, :n_in].flatten()[flat].to(found.dtype).sort().values)
+
+
+def test_refuses_rows_that_are_not_contiguous(device):
+    support = TileSupport.from_flat(torch.arange(3, device=device), (4, 4), (16, 16))
+    with pytest.raises(ValueError, match="rows must be contiguous"):
+        tile_gather(torch.ones(4, 4, device=device).t(), support)
