@@ -216,8 +216,8 @@ class Config(Frozen):
             may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not self.parallel.zero_stage
             if kernels.path == "csr" or (kernels.keep_weight != "auto" and not may_sum):
                 raise ValueError(
-                    "kernels.cache_budget has no effect where path, keep_weight and sum_gradients leave nothing to decide; "
-                    'remove it, or set kernels.keep_weight = "auto"'
+                    "kernels.cache_budget has no effect where path, keep_weight and sum_gradients leave it nothing to "
+                    'decide; remove it, or set kernels.keep_weight = "auto"'
                 )
         if kernels.path == "csr" and kernels.keep_weight not in ("auto", "none"):
             raise ValueError('kernels.keep_weight has no effect with kernels.path = "csr", which builds no W')
