@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels.backend import backend, on_its_device
 
@@ -62,12 +63,24 @@ class _SwiGLU(torch.autograd.Function):
 def rope(q: Tensor, k: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     """q [B, T, H, E] and k [B, T, K, E], each pair (x[i], x[i + E/2]) turned by its position's angle.
 
-    tables [2, T, E/2]: cos and sin (arXiv 2104.09864). The rotation is in place, in the memory of q and k and of the
-    gradients that come back: the caller gives them up. Differentiable once.
+    tables [2, T, E/2]: cos and sin (arXiv 2104.09864); must not change. The rotation is in place, in the memory of
+    q and k and of the gradients that come back: the caller gives them up. Differentiable once.
     """
-    # [1, T, E]: Liger 0.8.0 takes the first side for a batch. In fp32 the kernel rounds only its result.
-    cos, sin = tables.float().repeat(1, 1, 2).unsqueeze(1)
-    return _Rope.apply(q, k, cos, sin)
+    return _Rope.apply(q, k, *_wide(tables))
+
+
+def _wide(tables: Tensor) -> Tensor:
+    """cos and sin [2, 1, T, E] in fp32, made once: every layer uses the same, and keeps them for its backward pass."""
+    wide = _wide_tables.get(tables)
+    if wide is None:
+        with torch.inference_mode(False), torch.no_grad():
+            # [1, T, E]: Liger 0.8.0 takes the first side for a batch. In fp32 the kernel rounds only its result.
+            wide = _wide_tables[tables] = tables.float().repeat(1, 1, 2).unsqueeze(1)
+    return wide
+
+
+_wide_tables = WeakTensorKeyDictionary()
+"""By the tables, by identity, for as long as those live."""
 
 
 class _Rope(torch.autograd.Function):

@@ -113,18 +113,45 @@ def test_swiglu_works_in_a_checkpointed_model(fake, monkeypatch):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_rope_hands_over_one_table_for_the_whole_batch(monkeypatch):
-    """Liger 0.8.0 reads a table without a batch side as one table per sequence, and past its end."""
+@pytest.fixture
+def given_tables(monkeypatch):
+    """What a stand-in for Liger's RoPE receives."""
     given = []
 
     def rope_forward(q, k, cos, sin):
-        given.extend((cos.shape, sin.shape))
+        given.extend((cos, sin))
         return q, k, cos, sin
 
     for name in ("liger_kernel", "liger_kernel.ops", "liger_kernel.ops.rope"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(rope_forward=rope_forward))
-    liger.rope(torch.zeros(2, 11, 4, 8), torch.zeros(2, 11, 2, 8), torch.zeros(2, 11, 4))
-    assert given == [(1, 11, 8)] * 2
+    return given
+
+
+def turn(tables):
+    liger.rope(torch.zeros(2, 11, 4, 8), torch.zeros(2, 11, 2, 8), tables)
+
+
+def test_rope_hands_over_one_table_for_the_whole_batch(given_tables):
+    """Liger 0.8.0 reads a table without a batch side as one table per sequence, and past its end."""
+    turn(torch.zeros(2, 11, 4))
+    assert [table.shape for table in given_tables] == [(1, 11, 8)] * 2
+
+
+def test_rope_makes_wide_tables_once_and_drops_them_with_the_tables(given_tables):
+    tables = torch.rand(2, 11, 4, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        turn(tables)
+    for _ in range(2):
+        turn(tables)
+    cos, sin = given_tables[:2]
+    assert torch.equal(torch.stack([cos, sin]), tables.float().repeat(1, 1, 2).unsqueeze(1))
+    assert not cos.is_inference()  # a backward pass may use them later
+    assert {table.data_ptr() for table in given_tables} == {cos.data_ptr(), sin.data_ptr()}
+    turn(tables.clone())
+    assert given_tables[-1].data_ptr() != sin.data_ptr()
+    before = len(liger._wide_tables)
+    del tables
+    assert len(liger._wide_tables) == before - 1
 
 
 def test_a_cpu_run_does_not_import_it():
