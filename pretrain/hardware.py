@@ -1,5 +1,6 @@
 """What the device is and can do."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -27,16 +28,17 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that `device` could still give to this process."""
+    """Memory that `device` could still give to this process; of a CPU's, which all of a machine share, its part."""
     if device.type == "cuda":
         # PyTorch does not give memory back: what it has reserved and does not use is free to this process alone.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return 4 * 1024**3  # not Linux: enough for a small model's weights
+        free = 4 * 1024**3  # not Linux: enough for a small model's weights
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -71,21 +71,24 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
 @contextlib.contextmanager
 def weights_kept(model: Transformer) -> Iterator[None]:
     """Inside, where parameters do not change, every W is built once, if all of them fit half of the free memory."""
-    supports = [_support(linear) for linear in _linears(model)]
     device = next(model.parameters()).device
-    weights = sum(shape[0] * shape[1] for shape in (s.shape for s in supports)) * model.compute_dtype.itemsize
+    built = []  # supports whose W is built, each with its choice so far and the one in force
+    for linear in _linears(model):
+        support = _support(linear)
+        choice = support.choice or support.choose(1, linear.config.rank, model.compute_dtype, device)
+        if choice.path == "dense":
+            built.append((support, support.choice, choice))
+    weights = sum(support.shape[0] * support.shape[1] for support, *_ in built) * model.compute_dtype.itemsize
     if weights > free_bytes(device) / 2:
         yield
         return
-    before = [support.choice for support in supports]
-    for support, linear in zip(supports, _linears(model), strict=True):
-        choice = support.choice or support.choose(1, linear.config.rank, model.compute_dtype, device)
-        support.choice = replace(choice, keep="step") if choice.path == "dense" else choice
+    for support, _, choice in built:
+        support.choice = replace(choice, keep="step")
     try:
         yield
     finally:
-        for support, old in zip(supports, before, strict=True):
-            support.choice = old
+        for support, before, _ in built:
+            support.choice = before
             support.cache.clear()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,6 +165,33 @@ def test_evaluation_builds_every_weight_once_if_there_is_room(tiny, monkeypatch,
     with torch.no_grad():
         assert torch.equal(outputs[2], model(tokens))
     assert len(built) == builds + 14  # nothing is kept any more
+
+
+def test_linears_that_build_no_weight_take_no_room(tiny, monkeypatch):
+    """With half of the memory for the W of all but one linear, which goes without."""
+    config = load_config(tiny)
+    model = build_model(
+        config.model, config.linear, seed=0, device="cpu", param_dtype=torch.float32, compute_dtype=torch.float32
+    )
+    first, *others = [m for m in model.modules() if isinstance(m, SparseLowRank)]
+    for linear in others:
+        linear.support.choice = Choice()
+    first.support.choice = Choice(path="csr")
+    room = 4 * sum(linear.in_features * linear.out_features for linear in others)
+    for free, keep in ((2 * room, "step"), (2 * room - 2, "none")):
+        monkeypatch.setattr(kernel_choices, "free_bytes", lambda device, free=free: free)
+        with kernel_choices.weights_kept(model):
+            assert {linear.support.choice.keep for linear in others} == {keep}
+            assert first.support.choice == Choice(path="csr")
+        assert {linear.support.choice for linear in others} == {Choice()}
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda path: "MemTotal: 900 kB\nMemAvailable: 600 kB\n")
+    assert free_bytes(CPU) == 600 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_bytes(CPU) == 150 * 1024
 
 
 def test_a_wrong_backend_is_one_sentence(tiny, monkeypatch):
