@@ -4,10 +4,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
-from kernels.adam8bit import Adam8bitState, adam8bit_
+from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
 from kernels.rounding import round_to
 from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.moments import cautious
 
 State = dict[str, Tensor]
 
@@ -33,23 +35,43 @@ def element_step(
     key: int | None,
 ) -> None:
     """One step of AdamW in place, decoupled decay after the update as in the GaLore release; step counts from 1."""
-    if state["exp_avg"].dtype == torch.uint8:
+    if not config.cautious and state["exp_avg"].dtype == torch.uint8:
         adam8bit_(
             parameter, gradient, Adam8bitState(**state), lr=lr, betas=config.betas, eps=config.eps, step=step,
             weight_decay=weight_decay, eps_mode=config.eps_mode, key=key,
         )  # fmt: skip
         return
+    if not config.cautious and parameter.dtype == torch.float32 and not weight_decay:
+        _fused(config, parameter, gradient, state, step, lr)
+        return
+    N = _direction(config, gradient.float(), state, step)
+    if config.cautious:
+        N = cautious(N, gradient)
+    new = parameter.float().sub(N, alpha=lr).mul_(1 - lr * weight_decay)
+    parameter.copy_(round_to(new.view(1, -1), parameter.dtype, key).view_as(parameter))
+
+
+def _fused(config: MatrixConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float) -> None:
+    """PyTorch's kernel, one pass. sqrt(c2) / (sqrt(v) + eps) is 1 / (sqrt(v) / sqrt(c2) + eps / sqrt(c2))."""
+    beta1, beta2 = config.betas
+    eps = config.eps if config.eps_mode == "torch" else config.eps / math.sqrt(1 - beta2**step)
+    count = torch.tensor(float(step - 1), device=parameter.device)  # it adds one itself
+    adamw(
+        [parameter], [gradient], [state["exp_avg"]], [state["exp_avg_sq"]], [], [count], fused=True, amsgrad=False,
+        beta1=beta1, beta2=beta2, lr=lr, weight_decay=0.0, eps=eps, maximize=False,
+    )  # fmt: skip
+
+
+def _direction(config: MatrixConfig, gradient: Tensor, state: State, step: int) -> Tensor:
+    if state["exp_avg"].dtype == torch.uint8:
+        N = torch.empty_like(gradient)
+        kept = Adam8bitState(**state)
+        adam8bit_direction(gradient, kept, N, betas=config.betas, eps=config.eps, step=step, eps_mode=config.eps_mode)
+        return N
     beta1, beta2 = config.betas
     root2, unbias1 = math.sqrt(1 - beta2**step), 1 - beta1**step
-    gradient = gradient.float()
     m = state["exp_avg"].lerp_(gradient, 1 - beta1)
     v = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     if config.eps_mode == "torch":
-        size, denominator = lr / unbias1, v.sqrt().div_(root2).add_(config.eps)
-    else:
-        size, denominator = lr * root2 / unbias1, v.sqrt().add_(config.eps)
-    new = parameter.float().addcdiv_(m, denominator, value=-size) if parameter.dtype != torch.float32 else None
-    if new is None:
-        parameter.addcdiv_(m, denominator, value=-size).mul_(1 - lr * weight_decay)
-    else:
-        parameter.copy_(round_to(new.mul_(1 - lr * weight_decay).view(1, -1), parameter.dtype, key).view_as(parameter))
+        return (m / unbias1).div_(v.sqrt().div_(root2).add_(config.eps))
+    return (m * (root2 / unbias1)).div_(v.sqrt().add_(config.eps))

@@ -234,8 +234,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return {name: torch.empty(shape, dtype=self._wire(name), device=device) for name, shape in shapes.items()}
 
     def _wire(self, name: str) -> torch.dtype:
-        """The low-rank step N travels in the precision in which it is multiplied; all else in fp32."""
-        return self.products if name == "N" else torch.float32
+        """R and N travel in the precision in which they are multiplied; all else in fp32."""
+        return self.products if name in ("R", "N") else torch.float32
 
     def _change(self, target: Target, gradient: Tensor | None, message: State, lr: float) -> None:
         step = self._step(target, lr)
