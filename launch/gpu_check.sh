@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proof on a GPU, in one command and under 8 minutes: the kernels' tests with real launches, equal bits over 1,000 repeats,
-# timings against the peers, 200 steps of configs/llama_60m_sltrain.toml with kernels, without and with dense linears, a
-# stop and a resume, and compute-sanitizer. Writes a dated JSON under kernels/bench/results/ (or the folder given).
+# 200 steps of configs/llama_60m_sltrain.toml with kernels, without and with dense linears, a stop and a resume,
+# compute-sanitizer, and in what time is left, timings of kernels and optimizers against their peers. Writes a dated JSON under kernels/bench/results/ (or the folder given).
 # Installs nothing and needs no network: it uses the active environment, .venv or python3, and says what it skipped.
 # On a machine without a GPU it says so and exits 0; a GPU that could not be checked, or a part that failed, is status 1.
 set -euo pipefail

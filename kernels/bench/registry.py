@@ -1,4 +1,7 @@
-"""The operations that `sparlow bench kernels` times. A new one is a file in kernels/bench/cases and a line here."""
+"""The operations that `sparlow bench kernels` times, those that matter most first: time may end before the last.
+
+A new one is a file in kernels/bench/cases and a line here.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -17,13 +20,13 @@ from kernels.bench.cases import (
 )
 
 CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
-    "adam8bit": adam8bit.cases,
-    "block_low_rank_linear": block_low_rank_linear.cases,
-    "decompress": decompress.cases,
-    "fira_update": fira_update.cases,
-    "low_rank_update": low_rank_update.cases,
-    "quant": quant.cases,
     "sparse_low_rank_linear": sparse_low_rank_linear.cases,
+    "block_low_rank_linear": block_low_rank_linear.cases,
+    "low_rank_update": low_rank_update.cases,
+    "adam8bit": adam8bit.cases,
+    "fira_update": fira_update.cases,
+    "decompress": decompress.cases,
+    "quant": quant.cases,
     "tile_gather": tile_gather.cases,
 }
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,29 @@ import torch
 
 from kernels.bench.environment import environment
 from pretrain.bench import gpu_kernels, gpu_training
-from pretrain.bench.part import Check, Failed, Skipped
+from pretrain.bench.part import Check, Failed, Part, Skipped
 
-PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
-    "triton tests": gpu_kernels.triton_tests,
-    "equal bits": gpu_kernels.repeats,
-    "timings": gpu_kernels.timings,
-    "training": gpu_training.parity,
-    "resume": gpu_training.resume,
-    "compute-sanitizer": gpu_kernels.sanitizer,
-}
+PARTS = [
+    Part("triton tests", gpu_kernels.triton_tests),
+    Part("equal bits", gpu_kernels.repeats),
+    Part("training", gpu_training.parity),
+    Part("resume", gpu_training.resume),
+    Part("compute-sanitizer", gpu_kernels.sanitizer),
+    Part("timings", gpu_kernels.timings, proof=False),
+    Part("optimizer timings", gpu_kernels.optimizer_timings, proof=False),
+]
+"""In this order: proofs first, then what takes whatever time is left."""
 
 
-def run_parts(check: Check, parts: dict[str, Callable[[Check], dict[str, Any]]], results: Path) -> int:
+def run_parts(check: Check, parts: list[Part], results: Path) -> int:
     """Run all of `parts` and keep the record in `results`; 1 when one failed, else 0."""
     record: dict[str, Any] = {"command": "bash launch/gpu_check.sh", **environment(torch.device(check.device))}
     record |= {"seconds": 0.0, "failures": {}, "skipped": {}, "parts": {}}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
     path = results / f"{now}_{re.sub(r'[^A-Za-z0-9]+', '-', record['hardware']['name'])}.json"
     started = time.monotonic()
-    for name, part in parts.items():
+    for part in parts:
+        name = part.name
         print(f"== {name}", flush=True)
         begun = time.monotonic()
         outcome, why, figures = _attempt(part, check)
@@ -54,12 +56,12 @@ def run_parts(check: Check, parts: dict[str, Callable[[Check], dict[str, Any]]],
     return 1 if record["failures"] else 0
 
 
-def _attempt(part: Callable[[Check], dict[str, Any]], check: Check) -> tuple[str, str, dict[str, Any]]:
+def _attempt(part: Part, check: Check) -> tuple[str, str, dict[str, Any]]:
     """Outcome (passed, failed or skipped), why, and figures."""
-    if time.monotonic() > check.deadline:
-        return "failed", "no time was left for it", {}
+    if check.seconds_left <= 0:
+        return "failed" if part.proof else "skipped", "no time was left for it", {}
     try:
-        return "passed", "", part(check)
+        return "passed", "", part.run(check)
     except Skipped as reason:
         return "skipped", str(reason), reason.figures
     except Failed as error:

@@ -14,6 +14,12 @@ TESTS = "tests/kernels/triton"
 SANITIZED = ["-k", "(136 or shape0) and bfloat16", f"{TESTS}/test_decompress.py", f"{TESTS}/test_tile_gather.py"]
 """A matrix of several tiles with ragged edges."""
 
+KERNELS_SHARE = 2 / 3
+"""Of the time that is left for timings; the optimizers have the rest."""
+
+USAGE_ERROR = 2
+"""argparse's status for an unknown command."""
+
 
 def triton_tests(check: Check) -> dict[str, Any]:
     """The tests of the kernels, launched for real."""
@@ -59,7 +65,7 @@ def repeats(check: Check) -> dict[str, Any]:
     """Equal inputs give equal bits, many times over."""
     size = ["--tiny"] if check.small else []
     arguments = ["--device", check.device, "--repeats", str(check.repeats), *size]
-    output = check.python("-m", "kernels.bench.repeat", *arguments, limit=90).require("kernels.bench.repeat")
+    output = check.python("-m", "kernels.bench.repeat", *arguments, limit=120).require("kernels.bench.repeat")
     different = json.loads(output)
     figures = {"repeats": check.repeats, "different": different}
     if wrong := [name for name, count in different.items() if count]:
@@ -68,21 +74,44 @@ def repeats(check: Check) -> dict[str, Any]:
 
 
 def timings(check: Check) -> dict[str, Any]:
-    """`sparlow bench kernels`, one process per operation, so that one that fails leaves the others."""
+    """`sparlow bench kernels`, one process per operation, so that one that fails leaves the others.
+
+    All of them share KERNELS_SHARE of the time that is left; those that it does not suffice for are named.
+    """
     from kernels.bench.registry import CASES
 
     rows: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
+    untimed: list[str] = []
+    reserved = (1 - KERNELS_SHARE) * check.seconds_left
     for op in CASES:
+        limit = check.seconds_left - reserved
         options = ["--device", check.device, "--only", op, "--turns", str(check.turns), "--json"]
-        try:
-            output = check.python("-m", "pretrain", "bench", "kernels", *options, limit=60).require(op)
-            rows += json.loads(output)
-        except Failed as error:
-            failures[op] = f"{error}: {error.figures['output']}"
+        done = check.python("-m", "pretrain", "bench", "kernels", *options, limit=limit) if limit > 0 else None
+        if done is None or done.status is None:
+            untimed.append(op)
+        elif done.status:
+            failures[op] = f"status {done.status}: {(done.stdout + done.stderr)[-TAIL:]}"
+        else:
+            rows += json.loads(done.stdout)
     if failures:
-        raise Failed(f"bench kernels failed for {', '.join(failures)}", rows=rows, failures=failures)
+        why = f"bench kernels failed for {', '.join(failures)}"
+        raise Failed(why, rows=rows, failures=failures, untimed=untimed)
+    if untimed:
+        raise Skipped(f"the time did not suffice for {', '.join(untimed)}", rows=rows, untimed=untimed)
     return {"rows": rows}
+
+
+def optimizer_timings(check: Check) -> dict[str, Any]:
+    """`sparlow bench optimizers`, where there is such a command."""
+    command = ["-m", "pretrain", "bench", "optimizers"]
+    if check.python(*command, "--help", limit=30).status == USAGE_ERROR:
+        raise Skipped("this version has no bench optimizers")
+    options = ["--device", check.device, "--turns", str(check.turns), "--json"]
+    done = check.python(*command, *options, limit=check.seconds_left)
+    if done.status is None:
+        raise Skipped("the time did not suffice", output=done.stderr[-TAIL:])
+    return {"rows": json.loads(done.require("bench optimizers"))}
 
 
 def _require_pytest() -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ class Done:
         raise Failed(f"{what} {why}", output=(self.stdout + self.stderr)[-TAIL:])
 
 
+@dataclass(frozen=True)
+class Part:
+    """`run` returns figures, or raises Skipped or Failed."""
+
+    name: str
+    run: Callable[["Check"], dict[str, Any]]
+    proof: bool = True
+    """Whether the check fails when no time is left for it; a timing is then skipped."""
+
+
 @dataclass
 class Check:
     """What the parts share. The defaults are those of a real check; a test makes everything small."""
@@ -61,6 +72,10 @@ class Check:
     data: Path | None = None
     """A prepared corpus; made from the standard library when None."""
     deadline: float = field(default_factory=lambda: time.monotonic() + 440)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
 
     def python(self, *arguments: str, limit: float, **environment: str) -> Done:
         """Run Python from the repository's root; `limit` in seconds, less where the whole check has less left."""
@@ -79,7 +94,7 @@ class Check:
             start_new_session=True,
         )
         try:
-            stdout, stderr = process.communicate(timeout=max(1.0, min(limit, self.deadline - time.monotonic())))
+            stdout, stderr = process.communicate(timeout=max(1.0, min(limit, self.seconds_left)))
             return Done(process.returncode, stdout, stderr)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)

@@ -10,8 +10,8 @@ import torch
 
 from kernels.bench.registry import CASES
 from pretrain.bench import gpu_kernels, gpu_training
-from pretrain.bench.gpu_check import run_parts
-from pretrain.bench.part import ROOT, Check, Done, Failed, Skipped
+from pretrain.bench.gpu_check import PARTS, run_parts
+from pretrain.bench.part import ROOT, Check, Done, Failed, Part, Skipped
 
 SMALL = ["--model.dim=32", "--model.n_layers=1", "--model.n_heads=2", "--model.ffn_dim=53", "--model.vocab_size=320"]
 SMALL += ["--linear.rank=4", "--linear.density=0.1", "--train.micro_batch_size=2", "--train.global_batch_size=4"]
@@ -31,7 +31,7 @@ def record(folder) -> dict:
 
 def test_repeats_and_training_pass_on_a_cpu(check, corpus, tmp_path):
     check.data = corpus
-    parts = {"equal bits": gpu_kernels.repeats, "training": gpu_training.parity}
+    parts = [Part("equal bits", gpu_kernels.repeats), Part("training", gpu_training.parity)]
     assert run_parts(check, parts, tmp_path / "results") == 0
     found = record(tmp_path / "results")
     assert found["failures"] == found["skipped"] == {}
@@ -52,7 +52,7 @@ def test_repeats_and_training_pass_on_a_cpu(check, corpus, tmp_path):
 @pytest.mark.slow
 def test_a_resume_passes_on_a_cpu(check, corpus, tmp_path):
     check.data = corpus
-    assert run_parts(check, {"resume": gpu_training.resume}, tmp_path / "results") == 0
+    assert run_parts(check, [Part("resume", gpu_training.resume)], tmp_path / "results") == 0
     assert record(tmp_path / "results")["parts"]["resume"]["bit_exact"]
 
 
@@ -66,7 +66,8 @@ def test_a_failing_part_is_recorded_and_the_rest_runs(check, tmp_path):
     def skips(check):
         raise Skipped("a package is missing", figure=5)
 
-    parts = {"fails": fails, "breaks": breaks, "skips": skips, "passes": lambda check: {"figure": 7}}
+    parts = [Part("fails", fails), Part("breaks", breaks), Part("skips", skips)]
+    parts.append(Part("passes", lambda check: {"figure": 7}))
     assert run_parts(check, parts, tmp_path) == 1
     found = record(tmp_path)
     assert found["failures"] == {"fails": "a sentence", "breaks": "KeyError: 'unforeseen'"}
@@ -74,13 +75,22 @@ def test_a_failing_part_is_recorded_and_the_rest_runs(check, tmp_path):
     assert found["parts"]["fails"]["figure"] == 3
     assert found["parts"]["skips"]["figure"] == 5
     assert found["parts"]["passes"]["figure"] == 7
-    assert run_parts(check, {"skips": skips}, tmp_path / "other") == 0
+    assert run_parts(check, [Part("skips", skips)], tmp_path / "other") == 0
 
 
 def test_a_part_without_time_is_a_failure(check, tmp_path):
     check.deadline = time.monotonic() - 1
-    assert run_parts(check, {"late": lambda check: {}}, tmp_path) == 1
+    late = [Part("late", lambda check: {}), Part("late timing", lambda check: {}, proof=False)]
+    assert run_parts(check, late, tmp_path) == 1
     assert "no time" in record(tmp_path)["failures"]["late"]
+    assert "no time" in record(tmp_path)["skipped"]["late timing"]
+
+
+def test_timings_come_after_every_proof():
+    proofs = [part.proof for part in PARTS]
+    assert proofs == sorted(proofs, reverse=True)
+    assert [part.name for part in PARTS if not part.proof] == ["timings", "optimizer timings"]
+    assert list(CASES)[:3] == ["sparse_low_rank_linear", "block_low_rank_linear", "low_rank_update"]
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(check):
@@ -121,6 +131,46 @@ def test_one_operation_that_fails_leaves_the_timings_of_the_others(check, monkey
         gpu_kernels.timings(check)
     assert [row["name"] for row in raised.value.figures["rows"]] == [op for op in CASES if op != "decompress"]
     assert "it broke" in raised.value.figures["failures"]["decompress"]
+
+
+def test_operations_share_the_time_that_is_left(check, monkeypatch):
+    """300 s, of which the optimizers have a third. Each operation takes 60 s; the fourth is cut off."""
+    now, limits = [0.0], []
+    monkeypatch.setattr(Check, "seconds_left", property(lambda self: 300 - now[0]))
+
+    def python(self, *arguments, limit):
+        limits.append(limit)
+        now[0] += min(60, limit)
+        return Done(0, '[{"ratio": 1}]', "") if limit >= 60 else Done(None, "", "")
+
+    monkeypatch.setattr(Check, "python", python)
+    with pytest.raises(
+        Skipped, match=r"did not suffice for adam8bit, fira_update, decompress, quant, tile_gather$"
+    ) as raised:
+        gpu_kernels.timings(check)
+    assert limits == pytest.approx([200, 140, 80, 20])
+    assert len(raised.value.figures["rows"]) == 3
+    assert check.seconds_left == pytest.approx(100)
+
+
+def test_optimizers_are_timed_where_there_is_such_a_command(check, monkeypatch):
+    outcomes = {}
+    monkeypatch.setattr(Check, "python", lambda self, *a, limit: outcomes["help" if "--help" in a else "run"])
+    outcomes["help"] = Done(2, "", "invalid choice: 'optimizers'")
+    with pytest.raises(Skipped, match="has no bench optimizers"):
+        gpu_kernels.optimizer_timings(check)
+    outcomes |= {"help": Done(0, "usage", ""), "run": Done(0, '[{"ratio": 1}]', "")}
+    assert gpu_kernels.optimizer_timings(check) == {"rows": [{"ratio": 1}]}
+    outcomes["run"] = Done(None, "", "galore")
+    with pytest.raises(Skipped, match="time did not suffice"):
+        gpu_kernels.optimizer_timings(check)
+    outcomes["run"] = Done(1, "", "it broke")
+    with pytest.raises(Failed, match="bench optimizers ended with status 1"):
+        gpu_kernels.optimizer_timings(check)
+
+
+def test_the_command_that_times_optimizers_exists(check):
+    assert check.python("-m", "pretrain", "bench", "optimizers", "--help", limit=60).status == 0
 
 
 def test_pytest_outcomes_are_counted(check, monkeypatch, tmp_path):
