@@ -70,6 +70,12 @@ def scaled_update_(
         launch_scaled_update(W, G, scaling, hyper(lr, 1.0, weight_decay, device=W.device), key, decay_after)
         increment_version(W)
         return
+    if W.dtype == torch.float32:
+        decay = 1 - float(lr) * float(weight_decay)
+        if decay != 1:
+            W.mul_(decay)
+        W.addcmul_(G.float(), scaling, value=-float(lr) * (decay if decay_after else 1.0))
+        return
     new = reference.scaled_update(W.float(), G.float(), scaling, lr, weight_decay, decay_after)
     W.copy_(round_to(new, W.dtype, key))
 

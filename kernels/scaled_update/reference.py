@@ -11,7 +11,11 @@ TINY = 1e-8
 
 def limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
     """(scaling / limiter, the limiter's new state): see `kernels.scaled_update.op.limit_growth_`."""
-    norm = torch.linalg.vector_norm(G * scaling)
+    if scaling.numel() == 1:
+        norm = torch.linalg.vector_norm(G) * scaling.reshape(()).abs()
+    else:  # by channel, without a matrix G * scaling
+        by_channel = G.square().sum(0 if scaling.shape[0] == 1 else 1)
+        norm = torch.dot(by_channel, scaling.flatten().square()).sqrt()
     limiter = (norm / (state + TINY)).clamp(min=GROWTH) / GROWTH
     return scaling / limiter, torch.where(norm > TINY, norm / limiter, state)
 

@@ -18,7 +18,7 @@ def to_toml(config: Config, comments: bool = False) -> str:
         lines = [f"[{section}]"]
         for key, field in type(table).model_fields.items():
             if comments and field.description:
-                lines.append(f"# {field.description}")
+                lines += [f"# {line}" for line in field.description.splitlines()]
             lines.append(f"{key} = {_value(getattr(table, key))}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"

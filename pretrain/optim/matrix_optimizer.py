@@ -11,7 +11,7 @@ from model.seeding import derive_seed, generator
 from pretrain.optim.exchange import Exchange, share_out
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.projector import PROJECTORS
+from pretrain.optim.projector import PROJECTORS, projector_at
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import is_due
 from pretrain.optim.rules import RULES
@@ -200,7 +200,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _new_basis(self, target: Target, G: Tensor) -> None:
         assert target.P is not None
         random = generator(self.seed, "refresh", target.name, self.updates)
-        new = self.projector.basis(target.matrix, G, target.P, random)
+        new = projector_at(self.config, self.updates).basis(target.matrix, G, target.P, random)
         if new is None:
             self.kept_bases += 1
             return
@@ -270,7 +270,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
         The norm of the step says that it happened.
         """
-        finite = torch.isfinite(gradient).all()
+        finite = torch.isfinite(gradient.norm())  # one reduction, where isfinite(...).all() would write a matrix first
         self._squares.append(torch.where(finite, 0.0, torch.inf))
         return torch.where(finite, gradient, 0.0)
 

@@ -5,6 +5,7 @@ from pretrain.optim.rules.apollo import Apollo, ApolloMini
 from pretrain.optim.rules.fira import FiraAdamW
 from pretrain.optim.rules.frugal import Frugal
 from pretrain.optim.rules.galore import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit
+from pretrain.optim.rules.golore import GoLore
 from pretrain.optim.rules.gradnormlorp import GradNormLoRPAdamW
 from pretrain.optim.rules.ldadam import LDAdamW
 from pretrain.optim.rules.muon import Muon
@@ -20,6 +21,7 @@ PRESETS: dict[str, type[MatrixConfig]] = {
     "galore_adamw": GaLoreAdamW,
     "galore_adamw8bit": GaLoreAdamW8bit,
     "galore_adafactor": GaLoreAdafactor,
+    "golore": GoLore,
     "gradnormlorp": GradNormLoRPAdamW,
     "ldadam": LDAdamW,
     "muon": Muon,
