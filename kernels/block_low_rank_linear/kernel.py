@@ -14,9 +14,10 @@ from kernels.block_support import BlockSupport
 from kernels.triton_helpers import convert, dot
 
 TILE = 64
-"""Least outputs of a tile, and inputs that one product reads of the blocks."""
+"""Least outputs of a tile, and what one product reads at once: inputs of the blocks, or ranks."""
 
-RANK_BLOCK = 64
+FP32_DEPTH = 16
+"""The same of fp32."""
 
 PROGRAMS = 2 * 132
 """A GPU is busy with this many programs; with fewer blocks, their gradient is split over the tokens. Constant, so that
@@ -157,14 +158,16 @@ def launch_block_low_rank(
 ) -> None:
     """y (T, n) = scale z factor^T + x S^T + bias; S for S^T when `transposed`.
 
-    x (T, in), or (T, out) when `transposed`; z (T, rank) and factor (n, rank) of any strides. x, z, y and values have
-    rows of stride 1; x, z, factor and values one dtype.
+    x (T, in), or (T, out) when `transposed`; z (T, rank); x, z and y have rows of stride 1. factor (n, rank) of any
+    strides. values and bias (n,) are contiguous. x, z, factor and values have one dtype.
     """
     index = support.index(transposed)
     (n_tokens, n_out), rank = y.shape, z.shape[1]
     outs = max(TILE, support.block)
-    # 64 accumulators a thread; half as many with fp32 operands, which take twice the shared memory.
+    # 64 accumulators a thread; half as many with fp32 operands, which take twice the shared memory. No tensor core
+    # multiplies those: deep products of them would keep more operands than there are registers.
     tokens = 128 * 128 // outs * 2 // x.element_size()
+    deep = FP32_DEPTH if x.dtype == torch.float32 else TILE
     grid = (triton.cdiv(n_tokens, tokens), triton.cdiv(n_out, outs))
     block_low_rank_kernel[grid](
         x,
@@ -187,8 +190,8 @@ def launch_block_low_rank(
         BLOCK=support.block,
         TOKENS=tokens,
         OUTS=outs,
-        INS=TILE,
-        RANK_BLOCK=min(RANK_BLOCK, max(16, triton.next_power_of_2(rank))),
+        INS=deep,
+        RANK_BLOCK=min(deep, max(16, triton.next_power_of_2(rank))),
         num_warps=8,
         num_stages=3,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.backend import uses_triton
+from kernels.backend import on_its_device, uses_triton
 from kernels.block_support import BlockSupport
 from kernels.scaled_mm import scaled_mm
 
@@ -73,6 +73,7 @@ def _rows(x: Tensor, width: int) -> Tensor:
     return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
+@on_its_device
 def _combine(
     x: Tensor,
     z: Tensor,
@@ -88,6 +89,7 @@ def _combine(
         from kernels.block_low_rank_linear.kernel import launch_block_low_rank
 
         y = torch.empty(x.shape[0], factor.shape[0], dtype=x.dtype, device=x.device)
+        bias = None if bias is None else bias.contiguous()
         launch_block_low_rank(x, z, factor, values.contiguous(), support, scale, bias, transposed, y)
         return y
     b = support.block
@@ -102,6 +104,7 @@ def _combine(
     return y if bias is None else y.add_(bias.to(y.dtype))
 
 
+@on_its_device
 def _gradient(g: Tensor, x: Tensor, support: BlockSupport, dtype: torch.dtype) -> Tensor:
     """The blocks (n_blocks, b, b) of g^T x at the support, as `dtype`."""
     (n_rows, _), b = support.grid, support.block

@@ -71,6 +71,13 @@ def test_parameters_in_fp32_and_strided_activations(device):
         assert relative(a, b) <= 6e-3, name  # the parameters are rounded as well
 
 
+def test_a_bias_with_gaps(device):
+    tensors, support, grad_y = inputs(SHAPES[0], torch.float32, device)
+    expected = run(block_low_rank_linear, tensors, support, grad_y)[0]
+    tensors[-1] = tensors[-1].detach().repeat_interleave(2)[::2].requires_grad_()
+    assert torch.equal(run(block_low_rank_linear, tensors, support, grad_y)[0], expected)
+
+
 @pytest.mark.parametrize("wanted", NAMES)
 def test_one_gradient_alone(wanted, device):
     tensors, support, grad_y = inputs(SHAPES[0], torch.float32, device)
