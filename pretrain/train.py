@@ -173,7 +173,7 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "perf/step_ms_p50": clock.percentile_ms(50),
         "perf/step_ms_p99": clock.percentile_ms(99),
         "mem/peak_gib": peak_bytes(world.device) / 2**30,
-    }
+    } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
         figures["perf/mfu"] = flops_per_update(config, "executed") / world.size / clock.steady_seconds() / peak
     return figures

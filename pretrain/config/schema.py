@@ -191,6 +191,10 @@ class Config(Frozen):
                 f'optimizer.name = "{optimizer.name}" needs parallel.zero_stage = 0, it shards whole matrices itself; '
                 'set that, or optimizer.name = "adamw"'
             )
+        if optimizer.factor_lr_ratio != 1 and self.linear.name == "dense":
+            raise ValueError(
+                'optimizer.factor_lr_ratio has no effect with linear.name = "dense", which has no factors; remove it'
+            )
         if optimizer.update == "per_layer":
             if train.global_batch_size != train.micro_batch_size:
                 raise ValueError(

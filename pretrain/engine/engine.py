@@ -121,6 +121,10 @@ class Engine:
         # Stages 2 and 3 shard gradients, so every micro-step reduces; 0 and 1 reduce at the boundary.
         return once * (self.micro_batches // self.world.size if self.stage >= 2 else 1)
 
+    def figures(self) -> dict[str, float]:
+        """What else is logged of a step, by TensorBoard tag."""
+        return {}
+
     def low_rank_matrices(self) -> int:
         """Matrices whose update takes the low-rank path."""
         return 0

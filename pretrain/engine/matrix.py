@@ -53,11 +53,15 @@ class MatrixEngine(Engine):
         """What these would be if gradients were not projected."""
         return sum(target.parameter.nbytes for target in self.optimizer.targets)
 
+    def figures(self) -> dict[str, float]:
+        return {"train/kept_bases": self.optimizer.kept_bases, "comm/reduced_bytes": self.reduced_bytes()}
+
     def state_tensors(self) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
         """(name, bytes, read) of the optimizer's state in a fixed order; `read()` is collective."""
         for name, owner, like, _ in self.optimizer.tensors():
             yield name, like.numel() * like.element_size(), partial(self._read, owner, like)
         yield "updates", 8, lambda: torch.tensor(self.optimizer.updates)
+        yield "kept_bases", 8, lambda: torch.tensor(self.optimizer.kept_bases)
 
     def restore_state(self, read: Callable[[str], Tensor]) -> None:
         """Put the state back, each rank what it owns here; `read(name)` gives a whole tensor."""
@@ -70,7 +74,7 @@ class MatrixEngine(Engine):
                         f"keeps {like.dtype} {tuple(like.shape)}; it is of another optimizer or version"
                     )
                 put(stored.to(self.world.device))
-        self.optimizer.updates = int(read("updates"))
+        self.optimizer.updates, self.optimizer.kept_bases = int(read("updates")), int(read("kept_bases"))
 
     def _read(self, owner: int, like: Tensor) -> Tensor:
         if owner == -1:

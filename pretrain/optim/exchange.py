@@ -51,7 +51,7 @@ class Exchange:
                 _unpack(flat, bucket)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of a 0-d tensor over all ranks."""
+        """The sum of a small tensor over all ranks."""
         if self.size > 1:
             dist.all_reduce(value)
         return value

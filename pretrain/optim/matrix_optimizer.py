@@ -51,7 +51,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self.applied = False
         """Whether the last step was; it is not when a gradient is not finite."""
         self.kept_bases = 0
-        """Refreshes so far that a zero or non-finite gradient prevented, on this rank."""
+        """Refreshes so far that a zero or non-finite gradient prevented."""
+        self._kept_bases = 0  # by this rank in this step
         self.low_rank_matrices = 0
         """Matrices that the last step changed by the rule."""
         self.most_full_gradients = 0
@@ -91,7 +92,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
         gradients = self._reduce()
         owned = [gradients[part.name] for part in self._parts() if part.owner == self.exchange.rank]
         norm = torch.stack(torch._foreach_norm(owned)).square().sum() if owned else self._zero()
-        self.grad_norm = self.exchange.total(norm).sqrt().item()
+        kept = norm.new_tensor(self._kept_bases)
+        square, total_kept = self.exchange.total(torch.stack((norm, kept))).tolist()
+        self.grad_norm, self.kept_bases, self._kept_bases = square**0.5, self.kept_bases + int(total_kept), 0
         self.applied = self.grad_norm < float("inf")
         if self.applied:
             clip = min(1.0, self.grad_clip / (self.grad_norm + 1e-6)) if self.grad_clip else 1.0
@@ -202,7 +205,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         random = generator(self.seed, "refresh", target.name, self.updates)
         new = projector_at(self.config, self.updates).basis(target.matrix, G, target.P, random)
         if new is None:
-            self.kept_bases += 1
+            self._kept_bases += 1
             return
         self.rule.change_basis(target.matrix, target.state, target.P, new)
         target.P = new.contiguous()
@@ -275,6 +278,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return torch.where(finite, gradient, 0.0)
 
     def _finish(self) -> None:
+        self.kept_bases, self._kept_bases = self.kept_bases + self._kept_bases, 0
         self.grad_norm = torch.stack(self._squares).sum().sqrt().item()
         self.applied = self.grad_norm < float("inf")
         self._squares.clear()

@@ -84,13 +84,16 @@ def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny
     assert "Traceback (most recent call last)" not in odd.stderr.split("sparlow train:")[0]
 
 
-def test_the_deepspeed_launcher(tiny, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "galore_adamw"])
+def test_the_deepspeed_launcher(tiny, tmp_path, optimizer):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     env = os.environ | {"NPROC": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     prefix = Path(sys.executable).parents[1]
     command = ["bash", "launch/deepspeed.sh", str(tiny), "--train.max_steps=3"]
+    if optimizer != "adamw":
+        command += ["--linear.name=dense", f"--optimizer.name={optimizer}", "--optimizer.rank=8"]
     result = subprocess.run(
         command,
         cwd=ROOT,
