@@ -15,6 +15,8 @@ class BaseLinear(nn.Module, ABC):
 
     projectable: ClassVar[tuple[str, ...]] = ()
     """Own parameters whose gradient a matrix optimizer may project to low rank; factors are small already."""
+    silent_at_zero: ClassVar[tuple[str, ...]]
+    """Own parameters that make the map zero when they are, and then receive gradient at once if the others are not."""
 
     def __init__(self, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__()

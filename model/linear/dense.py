@@ -20,6 +20,7 @@ class Dense(BaseLinear):
         name: Literal["dense"] = "dense"
 
     projectable = ("weight",)
+    silent_at_zero = ("weight",)
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)

@@ -34,6 +34,8 @@ class LowRank(BaseLinear):
         alpha: float = Field(32.0, gt=0)
         """Numerator of the scale alpha / rank of the product."""
 
+    silent_at_zero = ("B",)
+
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)

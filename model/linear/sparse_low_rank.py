@@ -30,6 +30,8 @@ class SparseLowRank(BaseLinear):
         """How the sparse entries are drawn. element: every set of single entries is equally likely, as in the paper.
         block: square blocks of 16 to 128, evenly spread: another method, and faster than dense linears on a GPU."""
 
+    silent_at_zero = ("B", "values")
+
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)

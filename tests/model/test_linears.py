@@ -104,6 +104,17 @@ def test_projectable_names_own_parameters(kind):
     assert set(linear.projectable) <= {name for name, _ in linear.named_parameters()}
 
 
+def test_silent_at_zero_makes_the_map_zero_but_not_dead(kind):
+    linear = make(kind)
+    parameters = dict(linear.named_parameters())
+    with torch.no_grad():
+        for name in linear.silent_at_zero:
+            parameters[name].zero_()
+    assert not linear.dense_weight().any()
+    linear(torch.randn(4, IN, generator=torch.Generator().manual_seed(0))).sum().backward()
+    assert all(parameters[name].grad.any() for name in linear.silent_at_zero)
+
+
 def test_config_is_found_by_its_name_and_refuses_unknown_keys(kind):
     adapter = TypeAdapter(LinearConfig)
     assert adapter.validate_python({"name": kind, **CONFIGS[kind]}) == config_of(kind)
