@@ -69,6 +69,8 @@ def processes() -> Iterator[World]:
     world = start()
     try:
         yield world
+        if world.size > 1:
+            dist.barrier()  # nobody takes the group apart while another is still in it
     except Exception as error:
         if not world.is_main and not getattr(error, "on_all_ranks", False):
             print(f"process {world.rank}: {error}", file=sys.stderr)

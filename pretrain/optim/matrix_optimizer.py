@@ -11,7 +11,7 @@ from model.seeding import derive_seed, generator
 from pretrain.optim.exchange import Exchange, share_out
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.projector import PROJECTORS, projector_at
+from pretrain.optim.projector import PROJECTORS, is_late
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import is_due
 from pretrain.optim.rules import RULES
@@ -44,6 +44,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self.exchange = exchange or Exchange(0, 1)
         self.rule = RULES[config.rule](config)
         self.projector = PROJECTORS[config.projector]()
+        self.late_projector = PROJECTORS["random_orthogonal"]()
         self.updates = 0
         """Applied so far."""
         self.grad_norm = 0.0
@@ -203,7 +204,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _new_basis(self, target: Target, G: Tensor) -> None:
         assert target.P is not None
         random = generator(self.seed, "refresh", target.name, self.updates)
-        new = projector_at(self.config, self.updates).basis(target.matrix, G, target.P, random)
+        projector = self.late_projector if is_late(self.config, self.updates) else self.projector
+        new = projector.basis(target.matrix, G, target.P, random)
         if new is None:
             self._kept_bases += 1
             return

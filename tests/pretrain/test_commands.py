@@ -203,11 +203,13 @@ def test_bench_kernels_refuses_in_a_sentence(arguments, sentence, capsys):
 def test_bench_kernels_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
     import torch
 
+    import kernels.bench.run
     from kernels.bench import registry, store
+    from kernels.bench.cases import tile_gather
 
     monkeypatch.setattr(store, "FOLDER", tmp_path)
-    for op in [op for op in registry.CASES if op != "tile_gather"]:
-        monkeypatch.delitem(registry.CASES, op)
+    for module in (kernels.bench.run, registry):
+        monkeypatch.setattr(module, "CASES", {"tile_gather": tile_gather.cases})
     monkeypatch.setattr("kernels.bench.run.ALTERNATIVES", [])
     assert main(["bench", "kernels", "--device", "cpu", "--dtype", "fp32", "--turns", "1", "--store", "--json"]) == 0
     stored = store.load(torch.device("cpu"))

@@ -17,8 +17,7 @@ PROJECTORS: dict[str, type[Projector]] = {
 }
 
 
-def projector_at(config: MatrixConfig, step: int) -> Projector:
-    """The projector of a refresh after `step` applied updates: GoLore's preset changes it late in training."""
+def is_late(config: MatrixConfig, step: int) -> bool:
+    """Whether bases are random from here on: GoLore's preset says when, counting applied updates."""
     random_from: int | None = getattr(config, "random_from_step", None)
-    late = random_from is not None and step >= random_from
-    return PROJECTORS["random_orthogonal" if late else config.projector]()
+    return random_from is not None and step >= random_from

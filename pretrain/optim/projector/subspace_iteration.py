@@ -9,7 +9,7 @@ from pretrain.optim.projector.base import Projector, align_signs, scaled
 OVERSAMPLING = 8
 """Further random directions: they speed up convergence, and find what the old basis misses."""
 
-MOST_ITERATIONS = 12
+MOST_ITERATIONS = 16
 
 GAIN = 2e-3
 """Iterations end when half of one raises the captured energy by less than this fraction."""

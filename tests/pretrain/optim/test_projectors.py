@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim_drive import optimizer_of
+from torch import nn
 
 from model.build import build_model
 from model.config import ModelConfig
 from model.linear.dense import Dense
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.presets import PRESETS
-from pretrain.optim.projector import PROJECTORS, projector_at
+from pretrain.optim.projector import PROJECTORS, is_late
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.rules.golore import GoLore
 
@@ -231,9 +233,19 @@ def test_sampled_svd_draws_in_proportion_to_singular_values():
 
 def test_golore_turns_random_late_and_others_never():
     config = GoLore(random_from_step=7)
-    names = [projector_at(config, step).__class__.__name__ for step in (0, 6, 7, 100)]
-    assert names == ["SubspaceIteration"] * 2 + ["RandomOrthogonal"] * 2
-    assert isinstance(projector_at(PRESETS["sara"](), 10**9), PROJECTORS["sampled_svd"])
+    assert [is_late(config, step) for step in (0, 6, 7, 100)] == [False, False, True, True]
+    assert not is_late(PRESETS["sara"](), 10**9)
+    weight = nn.Parameter(torch.zeros(24, 16))
+    optimizer = optimizer_of(GoLore(random_from_step=1, rank=1, update_proj_gap=1), weight)
+    spike = torch.outer(torch.arange(1.0, 25), torch.ones(16))
+    kept = []
+    for _ in range(3):
+        (weight * spike).sum().backward()
+        optimizer.step()
+        P = optimizer.targets[0].P
+        kept.append(float((P.t() @ torch.ones(16, 1) / 4).square()))
+    assert kept[0] > 0.99  # the gradient's own direction
+    assert max(kept[1:]) < 0.9
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
