@@ -115,7 +115,6 @@ def test_no_two_blocks_share_memory_when_read_gives_new_memory():
     small = trained(linear, 2).state_dict()
     grown = dict(grow_tensors(small, lambda name: small[name].clone(), plan_of("stack"), linear))
     assert len({tensor.data_ptr() for tensor in grown.values()}) == len(grown)
-    assert list(grown) != sorted(grown)
     assert set(grown) == set(empty(linear, 4).state_dict())
 
 
