@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.errors import UserError
-from model.initialise import fill_uniform
+from model.initialise import fill_normal, fill_uniform
 from model.linear.base import BaseLinear
 from model.schema import Frozen
 
@@ -49,9 +49,15 @@ class LowRank(BaseLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """A uniform in +-1/sqrt(in), B zero: the map starts at 0 and B receives gradient at once (arXiv 2406.02214)."""
-        fill_uniform(self.A, self.in_features**-0.5, seed, f"{self.name}.A")
-        self.B.zero_()
+        """A uniform in +-1/sqrt(in), B normal, so that the product's entries have standard deviation init_std.
+
+        B cannot start at zero, as beside a sparse part: with every projection the zero map, attention and feed-forward
+        put out zeros, and no factor would ever receive a gradient.
+        """
+        bound = self.in_features**-0.5
+        fill_uniform(self.A, bound, seed, f"{self.name}.A")
+        rank = self.A.shape[0]
+        fill_normal(self.B, self.init_std / (self.scale * bound * (rank / 3) ** 0.5), seed, f"{self.name}.B")
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

@@ -101,3 +101,17 @@ def test_a_module_that_cannot_initialise_its_own_tensors_is_noticed():
     module.weight = torch.nn.Parameter(torch.empty(2))
     with pytest.raises(AssertionError, match="has tensors and no reset_parameters"):
         initialise(torch.nn.Sequential(module), 0)
+
+
+@pytest.mark.parametrize("kind", list(LINEARS))
+def test_every_parameter_of_a_fresh_model_moves_within_three_steps(kind):
+    """Where too many factors start at zero, none ever receives a gradient."""
+    model = build(small(kind))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
