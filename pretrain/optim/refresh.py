@@ -1,5 +1,7 @@
 """When a matrix gets a new basis."""
 
+import math
+
 from pretrain.optim.matrix_config import MatrixConfig
 
 FIRST_STEPS = 20
@@ -15,6 +17,17 @@ def is_due(config: MatrixConfig, index: int, count: int, step: int) -> bool:
     gap = config.update_proj_gap
     if not config.refresh_stagger:
         return step % gap == 0
-    first = index * min(gap, FIRST_STEPS) // count
-    offset = index * gap // count
+    place = index * _stride(count) % count
+    first = place * min(gap, FIRST_STEPS) // count
+    offset = place * gap // count
     return step == first or (step >= gap and step % gap == offset)
+
+
+def _stride(count: int) -> int:
+    """Neighbours are of one kind (three wide matrices of a feed-forward in a row), so they are put far apart: by the
+    golden section, or the next number that reaches every place.
+    """
+    stride = max(1, round(count * 0.618))
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
