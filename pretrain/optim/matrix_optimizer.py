@@ -66,6 +66,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._share_out()
         self._init_state()
         self._holding: set[str] = set()
+        self._due_now: set[str] = set()
+        self._due_at = -1
         if config.update == "per_layer":
             assert self.exchange.size == 1
             assert not grad_clip
@@ -297,7 +299,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return (target.P.to(self.products).t() @ G.to(self.products)).float()
 
     def _due(self, target: Target) -> bool:
-        return is_due(self.config, target.index, len(self.targets), self.updates)
+        if self._due_at != self.updates:  # asked several times for each target
+            count = len(self.targets)
+            self._due_now = {t.name for t in self.targets if is_due(self.config, t.index, count, self.updates)}
+            self._due_at = self.updates
+        return target.name in self._due_now
 
     def _key(self, name: str) -> int | None:
         if self.config.weights != "bf16_stochastic":

@@ -1,5 +1,6 @@
 """When a matrix gets a new basis."""
 
+import functools
 import math
 
 from pretrain.optim.matrix_config import MatrixConfig
@@ -23,6 +24,7 @@ def is_due(config: MatrixConfig, index: int, count: int, step: int) -> bool:
     return step == first or (step >= gap and step % gap == offset)
 
 
+@functools.cache
 def _stride(count: int) -> int:
     """Neighbours are of one kind (three wide matrices of a feed-forward in a row), so they are put far apart: by the
     golden section, or the next number that reaches every place.
