@@ -10,6 +10,7 @@ from kernels.support import TileSupport
 from model.errors import UserError
 from model.growth.density import grow_density
 from model.growth.rank import grow_rank
+from model.growth.tensors import GrownTensor
 from model.linear import LinearConfig
 from model.linear.low_rank import require_rank_fits
 from model.linear.support import SUPPORTS
@@ -20,22 +21,31 @@ State = dict[str, Tensor]
 
 
 def grow_linears(
-    tensors: Iterable[tuple[str, Tensor]], old: LinearConfig, new: LinearConfig, seed: int
-) -> Iterator[tuple[str, Tensor]]:
+    tensors: Iterable[GrownTensor], old: LinearConfig, new: LinearConfig, seed: int
+) -> Iterator[GrownTensor]:
     """The state of a model with linears `old` as that of one with `new`, the function unchanged.
 
     `tensors` as `grow_tensors` gives them: those of one linear follow each other. One linear is in memory at a time.
     UserError where the change is no growth.
     """
     require_linears_growable(old, new)
-    for name, group in groupby(tensors, key=lambda item: _linear_of(item[0])):
-        if name is None:
+    for name, group in groupby(tensors, key=lambda item: _linear_of(item.name)):
+        if name is None or old == new:
             yield from group
-        else:
-            state = {part.removeprefix(f"{name}."): tensor for part, tensor in group}
-            for part, tensor in grow_linear(state, old, new, seed, name).items():
-                yield f"{name}.{part}", tensor
-            del state, tensor
+            continue
+        items = {item.name.removeprefix(f"{name}."): item for item in group}
+        state = {part: item.tensor for part, item in items.items()}
+        for part, tensor in grow_linear(state, old, new, seed, name).items():
+            more = tensor.nbytes - state[part].nbytes
+            # New rows of A and new positions are drawn; new columns of B and new values are zero.
+            drawn = part == "A" or part.startswith("support.")
+            before = items[part]
+            yield before._replace(
+                tensor=tensor,
+                zeroed=before.zeroed + (0 if drawn else more),
+                drawn=before.drawn + (more if drawn else 0),
+            )
+        del items, state, before, tensor
 
 
 def require_linears_growable(old: LinearConfig, new: LinearConfig) -> None:

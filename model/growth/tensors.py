@@ -1,7 +1,9 @@
-"""Growth in depth of a model's state, one tensor at a time."""
+"""Growth in depth of a model's state, one linear at a time."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +19,26 @@ OUTPUTS = ("attention.o_proj", "feed_forward.down_proj")
 LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
+class GrownTensor(NamedTuple):
+    """A tensor of the grown model and what of it is new; the rest is copied. Not to be written to: copies share it."""
+
+    name: str
+    tensor: Tensor
+    zeroed: int = 0
+    """Bytes that start at zero."""
+    drawn: int = 0
+    """Bytes that are drawn anew."""
+
+
 def grow_tensors(
     names: Iterable[str], read: Callable[[str], Tensor], plan: GrowthPlan, linear: LinearConfig
-) -> Iterator[tuple[str, Tensor]]:
-    """The grown model's state as (name, tensor): every tensor of every block from its source, the rest copied once.
+) -> Iterator[GrownTensor]:
+    """The grown model's state: every tensor of every block from its source, the rest copied once.
 
-    `names` are those of the small model's state_dict, supports included, and `read` returns one of its tensors. A
-    tensor is read for each of its copies and let go before the next one, so no second model is ever in memory. What
-    `read` returns is handed on: it must own its memory, or the receiver must copy. UserError when the state has not
-    the layers that the plan grows.
+    `names` are those of the small model's state_dict, supports included, or of its optimizer's state
+    (<parameter>.<state>), and `read` returns one of the tensors. Each is read once: those of one linear are held until
+    all copies of it are made, and let go before the next; so they follow each other, copy by copy. UserError when the
+    state has not the layers that the plan grows.
     """
     blocks: dict[int, list[str]] = {}
     rest = []
@@ -40,23 +53,28 @@ def grow_tensors(
             "it is another model's checkpoint"
         )
     for name in rest:
-        yield name, read(name)
+        yield GrownTensor(name, read(name))
     silent_at_zero = LINEARS[linear.name].silent_at_zero
     zeroed = {f"{projection}.{parameter}" for projection in OUTPUTS for parameter in silent_at_zero}
-    for layer, source in enumerate(plan.source):
-        for part in blocks[source]:
-            # No name is bound to the tensor: the generator would keep it while the next one is read.
-            if layer in plan.silent and part in zeroed:
-                yield f"layers.{layer}.{part}", torch.zeros_like(read(f"layers.{source}.{part}"))
-            else:
-                yield f"layers.{layer}.{part}", read(f"layers.{source}.{part}")
+    copies = {source: [i for i, origin in enumerate(plan.source) if origin == source] for source in range(plan.small)}
+    for source, layers in copies.items():
+        for _, parts in groupby(sorted(blocks[source]) if layers else (), key=_module):
+            held = {part: read(f"layers.{source}.{part}") for part in parts}
+            for layer in layers:
+                for part, tensor in held.items():
+                    name = f"layers.{layer}.{part}"
+                    if layer in plan.silent and part in zeroed:
+                        yield GrownTensor(name, torch.zeros_like(tensor), zeroed=tensor.nbytes)
+                    else:
+                        yield GrownTensor(name, tensor)
+            del held, tensor  # before the next ones are read
 
 
 @torch.no_grad()
-def copy_into(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def copy_into(model: nn.Module, tensors: Iterable[GrownTensor]) -> None:
     """Fill every parameter and buffer of `model` from `tensors`, cast to its dtype; UserError unless they fit it."""
     state = model.state_dict()
-    for name, tensor in tensors:
+    for name, tensor, *_ in tensors:
         target = state.pop(name, None)
         if target is None or target.shape != tensor.shape:
             expected = "none" if target is None else tuple(target.shape)
@@ -66,6 +84,11 @@ def copy_into(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
     if state:
         raise UserError(f"growth: the small model has nothing for {_short(list(state))}")
     check_supports(model)
+
+
+def _module(part: str) -> str:
+    """`attention.q_proj` of `attention.q_proj.support.loc`."""
+    return ".".join(part.split(".")[:2])
 
 
 def _short(items: list) -> str:

@@ -9,7 +9,7 @@ from model.errors import UserError
 from model.growth import GrowthOptions, plan_growth
 from model.growth.density import grow_density
 from model.growth.linears import grow_linears
-from model.growth.tensors import copy_into, grow_tensors
+from model.growth.tensors import GrownTensor, copy_into, grow_tensors
 from model.linear.base import BaseLinear
 from model.linear.support.element import ElementSparse
 
@@ -22,9 +22,13 @@ def changed(config, **changes):
     return config.model_copy(update=changes)
 
 
+def state_of(model):
+    return [GrownTensor(*item) for item in model.state_dict().items()]
+
+
 def grow(small, old, new, seed=0):
     large = empty(new, len(small.layers))
-    copy_into(large, grow_linears(small.state_dict().items(), old, new, seed))
+    copy_into(large, grow_linears(state_of(small), old, new, seed))
     return large
 
 
@@ -127,6 +131,18 @@ def test_depth_rank_and_density_in_one_stream():
     assert not torch.equal(*rows)  # what is new of a copy is its own
 
 
+def test_what_is_new_is_counted():
+    old, new = ELEMENT, changed(ELEMENT, rank=12, density=0.5)
+    items = {item.name: item for item in grow_linears(state_of(trained(old, 2)), old, new, 0)}
+    q = "layers.1.attention.q_proj."
+    assert items[q + "A"][2:] == (0, 4 * 64 * 4)
+    assert items[q + "B"][2:] == (4 * 64 * 4, 0)
+    added = 64 * 64 // 2 - int(0.34 * 64 * 64)
+    assert items[q + "values"][2:] == (4 * added, 0)
+    assert items[q + "support.loc"][2:] == (0, 2 * added)
+    assert items["norm.weight"][2:] == (0, 0)
+
+
 def test_memory_peaks_at_little_more_than_the_grown_model():
     old, new = ELEMENT, changed(ELEMENT, rank=12, density=0.5)
     small, plan = trained(old, 2).state_dict(), plan_growth("stack", 2, 12)
@@ -138,8 +154,8 @@ def test_memory_peaks_at_little_more_than_the_grown_model():
 
 
 def test_the_same_linears_pass_unchanged():
-    state = trained(ELEMENT, 2).state_dict()
-    assert all(tensor is state[name] for name, tensor in grow_linears(state.items(), ELEMENT, ELEMENT, 0))
+    state = state_of(trained(ELEMENT, 2))
+    assert all(out is item for out, item in zip(grow_linears(state, ELEMENT, ELEMENT, 0), state, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -159,4 +175,4 @@ def test_the_same_linears_pass_unchanged():
 )
 def test_what_is_no_growth_is_refused(old, new, message):
     with pytest.raises(UserError, match=message):
-        list(grow_linears(trained(old, 2).state_dict().items(), old, new, 0))
+        list(grow_linears(state_of(trained(old, 2)), old, new, 0))

@@ -103,19 +103,25 @@ def test_memory_peaks_at_little_more_than_the_grown_model(linear):
         copy_into(large, grow_tensors(small, lambda name: small[name].clone(), plan, linear))
     whole = sum(tensor.nbytes for tensor in large.state_dict().values())
     assert memory.peak < 0.3 * whole
-    largest = max(tensor.nbytes for tensor in small.values())
+    one_linear = sum(tensor.nbytes for name, tensor in small.items() if "layers.0.feed_forward.down_proj." in name)
+    largest = max(one_linear, *(tensor.nbytes for tensor in small.values()))
     with LiveMemory() as memory:
-        for _name, tensor in grow_tensors(small, lambda name: small[name].clone(), plan, linear):
+        for _name, tensor, *_ in grow_tensors(small, lambda name: small[name].clone(), plan, linear):
             del tensor
-    assert largest <= memory.peak < 2.1 * largest
+    assert memory.peak <= 1.2 * largest
 
 
-def test_no_two_blocks_share_memory_when_read_gives_new_memory():
-    linear = LINEAR_CONFIGS["dense"]
-    small = trained(linear, 2).state_dict()
-    grown = dict(grow_tensors(small, lambda name: small[name].clone(), plan_of("stack"), linear))
-    assert len({tensor.data_ptr() for tensor in grown.values()}) == len(grown)
-    assert set(grown) == set(empty(linear, 4).state_dict())
+def test_every_tensor_is_read_once():
+    linear = LINEAR_CONFIGS["sparse_low_rank-element"]
+    small, asked = trained(linear, 2).state_dict(), []
+
+    def read(name):
+        asked.append(name)
+        return small[name]
+
+    grown = [item.name for item in grow_tensors(small, read, plan_of("stack", 8), linear)]
+    assert sorted(asked) == sorted(small)
+    assert sorted(grown) == sorted(empty(linear, 8).state_dict())
 
 
 def test_bf16_states_and_other_dtypes_of_the_grown_model():
