@@ -5,11 +5,13 @@ from typing import Any, Literal
 from model.counts import count_parameters, training_flops
 from pretrain.config.schema import Config
 from pretrain.distributed import require_divisible
+from pretrain.growth.stages import Stage
 
 
 def plan(config: Config, world_size: int) -> dict[str, Any]:
     """All figures of `sparlow plan --json` for `world_size` processes."""
     train, steps = config.train, config.schedule.total_steps
+    stages = [_stage(stage, train.global_batch_size * train.seq_len) for stage in config.stages]
     tokens_per_update = train.global_batch_size * train.seq_len
     return {
         "parameters": count_parameters(config.model, config.linear),
@@ -18,8 +20,21 @@ def plan(config: Config, world_size: int) -> dict[str, Any]:
         "tokens_per_update": tokens_per_update,
         "tokens": tokens_per_update * steps,
         "steps": steps,
-        "flops": flops_per_update(config, "executed") * steps,
-        "flops_dense_equivalent": flops_per_update(config, "dense_equivalent") * steps,
+        "flops": sum(stage["flops"] for stage in stages),
+        "flops_dense_equivalent": sum(stage["flops_dense_equivalent"] for stage in stages),
+        "stages": stages,
+    }
+
+
+def _stage(stage: Stage, tokens_per_update: int) -> dict[str, Any]:
+    """Layers, steps, tokens and FLOPs of one growth stage; without growth, of the run."""
+    steps = stage.end - stage.start
+    return {
+        "n_layers": stage.config.model.n_layers,
+        "steps": steps,
+        "tokens": steps * tokens_per_update,
+        "flops": flops_per_update(stage.config, "executed") * steps,
+        "flops_dense_equivalent": flops_per_update(stage.config, "dense_equivalent") * steps,
     }
 
 

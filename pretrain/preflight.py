@@ -7,13 +7,14 @@ from pretrain.checkpoint.save import WholeTensors
 from pretrain.checkpoint.store import CheckpointStore
 
 
-def require_disk_space(store: CheckpointStore, tensors: WholeTensors, keep: int) -> None:
+def require_disk_space(store: CheckpointStore, tensors: WholeTensors, keep: int, growth: float = 1.0) -> None:
     """UserError when the disk cannot hold `keep` checkpoints and the one that is being written.
 
-    Checkpoints of this run that are already there count as space: they will be pruned.
+    `growth` is by how much they will still grow. Those of this run that are already there count as space: they will be
+    pruned.
     """
-    one = sum(size for _, size, _ in tensors)
-    needed = one * max(1, keep + 1 - len(store.steps()))
+    one = round(growth * sum(size for _, size, _ in tensors))
+    needed = one * max(1, keep + 1 - len(store.folders()))
     free = shutil.disk_usage(store.folder).free
     if free < needed:
         raise UserError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from model.build import support_checksum
+from model.counts import count_parameters
 from model.errors import RunFailed, UserError
 from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint
@@ -19,6 +20,7 @@ from pretrain.distributed import World, gather_outcomes, on_main, require_divisi
 from pretrain.engine.build import build_engine
 from pretrain.engine.engine import Engine
 from pretrain.engine.tensors import restore, whole_tensors
+from pretrain.growth.stages import Stage
 from pretrain.kernel_choices import apply, decide
 from pretrain.metrics import Metrics
 from pretrain.preflight import require_disk_space
@@ -42,6 +44,11 @@ class Run:
     engine: Engine
     state: TrainState
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that trains; its `config` has the model."""
+        return self.config.stages[self.state.stage]
+
 
 def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
     """Check the data, take the run folder, build the model and put back what the newest checkpoint holds."""
@@ -53,13 +60,15 @@ def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
     config = on_main(world, lambda: _settle(config, world, dataset, checkpoint))
     state = checkpoint.state if checkpoint else TrainState()
 
-    engine = _build_engine(config, world, grad_accum_steps)
+    engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
     model, device = engine.model, world.device
     state.kernels = on_main(world, lambda: decide(model, config, state.kernels, grad_accum_steps, device))
     together(world, lambda: apply(model, state.kernels))
     if checkpoint:
-        restore(engine, checkpoint.read, state.updates, dataset.batch(0, config.train.micro_batch_size))
-    on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep))
+        warm_up = dataset.batch(0, config.train.micro_batch_size)
+        restore(engine, checkpoint.read, state.updates, warm_up, checkpoint.has_optimizer)
+    still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
+    on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep, still))
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
     return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)
@@ -109,7 +118,12 @@ def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Con
         ) from None
 
 
+def _parameters(stage: Stage) -> int:
+    return count_parameters(stage.config.model, stage.config.linear)["total"]
+
+
 def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine:
+    """The engine of one stage, with initial weights; `config` is the stage's."""
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory would cost time and change nothing: every kernel here writes what it takes.

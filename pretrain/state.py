@@ -24,21 +24,35 @@ class TrainState:
     """Steps whose update was not applied because the gradient was not finite."""
     consecutive_skips: int = 0
     """How many of the last steps were skipped in a row."""
+    updates: int = 0
+    """Updates applied since the optimizer began: AdamW's own step count."""
     flops: float = 0.0
     """FLOPs executed in training."""
+    flops_dense_equivalent: float = 0.0
+    """The same if every linear were dense."""
     evaluation_due: bool = False
     """An evaluation at this step was interrupted; a resume makes it before the next step."""
-    growth_stage: int = 0
-    """How often the model has grown."""
+    stage: int = 0
+    """Which stage of the run (pretrain/growth/stages.py) trains."""
+    stage_start: int = 0
+    """Step after which that stage began."""
+    grown: list[dict[str, Any]] = field(default_factory=list)
+    """The stages that ended in a growth, as `this_stage` describes them; those of a model grown offline too."""
     train_seconds: float = 0.0
     """Wall-clock seconds in training steps, evaluation and saves not counted."""
     kernels: dict[str, Any] = field(default_factory=dict)
     """How the linears compute (pretrain/kernel_choices.py): a resume makes the same choices."""
 
-    @property
-    def updates(self) -> int:
-        """Optimizer updates applied: AdamW's own step count."""
-        return self.step - self.skipped_steps
+    def this_stage(self, n_layers: int) -> dict[str, Any]:
+        """Layers, steps, tokens and FLOPs of the stage that trains, `n_layers` being its model's."""
+        figures: dict[str, Any] = {"n_layers": n_layers, "steps": self.step - self.stage_start}
+        for key, total in {
+            "tokens": self.tokens_seen,
+            "flops": self.flops,
+            "flops_dense_equivalent": self.flops_dense_equivalent,
+        }.items():
+            figures[key] = total - sum(stage[key] for stage in self.grown)
+        return figures
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -11,10 +11,10 @@ from typing import Any
 from kernels.hardware import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
-from pretrain.config.schema import Config
 from pretrain.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
+from pretrain.growth.stages import Stage
 from pretrain.memory import peak_bytes
 from pretrain.metrics import StepClock
 from pretrain.state import TrainState
@@ -39,7 +39,7 @@ def versions_line() -> str:
 
 def write_summary(
     run_dir: Path,
-    config: Config,
+    stage: Stage,
     state: TrainState,
     clock: StepClock,
     evaluation: Evaluation | None,
@@ -47,6 +47,7 @@ def write_summary(
     world: World,
 ) -> None:
     """Rewrite `summary.json` at the end of a `train`; figures that do not apply are null. RunFailed on a full disk."""
+    config = stage.config
     counts = count_parameters(config.model, config.linear)
     step_seconds = state.train_seconds / state.step if clock.empty else clock.steady_seconds()
     summary: dict[str, Any] = {
@@ -59,9 +60,11 @@ def write_summary(
         "parameters": counts["total"],
         "trainable_parameters": counts["trainable"],
         "flops": state.flops,
+        "flops_dense_equivalent": state.flops_dense_equivalent,
         "peak_memory_bytes": peak_bytes(world.device),
         "planned_memory_bytes": None,
-        "growth_stages": state.growth_stage,
+        "growth_stages": len(state.grown),
+        "stages": [*state.grown, state.this_stage(config.model.n_layers)],
         "skipped_steps": state.skipped_steps,
         "low_rank_matrices": engine.low_rank_matrices(),
         "reduced_bytes_per_step": engine.reduced_bytes(),

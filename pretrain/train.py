@@ -1,5 +1,6 @@
 """`sparlow train`: the loop, from top to bottom."""
 
+import gc
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pretrain.engine.tensors import whole_tensors
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.fault import fault_point
 from pretrain.generate import generate
+from pretrain.growth.between import grow
+from pretrain.growth.describe import describe_stages
 from pretrain.hardware import peak_flops
 from pretrain.kernel_choices import describe
 from pretrain.memory import peak_bytes
@@ -35,24 +38,34 @@ def train(config: Config, world: World) -> int:
     """
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
+    ended = introduced = False
     try:
-        run = open_run(config, world, store)
-        try:
-            _introduce(run)
-            stopped = _train(run)
-        finally:
-            run.console.stop_steps()
-            run.metrics.close()
-        run.engine.close()
+        while not ended:
+            run = open_run(config, world, store)
+            try:
+                if not introduced:
+                    _introduce(run)
+                introduced = True
+                stopped = _train(run)
+            finally:
+                run.console.stop_steps()
+                run.metrics.close()
+            run.engine.close()
+            ended = stopped or run.state.step == config.last_step
+            if not ended:
+                grow(run)
+            del run  # the old engine goes before the new one comes
+            gc.collect()
     finally:
         store.unlock()
     return STOPPED if stopped else 0
 
 
 def _train(run: Run) -> bool:
-    """The loop; whether it was stopped before its end."""
+    """The loop over the steps of one stage; whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
     clock, saved, stopping = StepClock(), True, False
+    end = min(run.stage.end, config.last_step)
     evaluation = None
     if state.evaluation_due:
         figures = run.metrics.take_back(state.step)
@@ -60,9 +73,9 @@ def _train(run: Run) -> bool:
         run.metrics.write(state.step, figures)
     console.start_steps(state.step, config.last_step)
 
-    while state.step < config.last_step and not stopping:
+    while state.step < end and not stopping:
         started = time.perf_counter()
-        lr = config.optimizer.lr * config.schedule.factor(state.step + 1)
+        lr = run.stage.lr(state.step + 1)
         loss, update, stopping = train_step(run, lr)
         clock.add(time.perf_counter() - started)
         state.train_seconds += clock.last
@@ -79,11 +92,13 @@ def _train(run: Run) -> bool:
             evaluation, stopping = _evaluate(run, figures)
         run.metrics.write(step, figures)
 
-        if step % config.checkpoint.every == 0 or step == config.last_step or stopping:
+        if step % config.checkpoint.every == 0 or step == end or stopping:
             saved = _save(run)
 
     if not saved:
         raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
+    if not stopping and end < config.last_step:
+        return False
     if not stopping:
         if clock.empty and on_main(run.world, lambda: summary_is_current(run.dir, state.step)):
             console.say(f"nothing to do: {run.dir} is at step {state.step} already; raise train.max_steps to go on")
@@ -91,7 +106,7 @@ def _train(run: Run) -> bool:
         # A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
         evaluation = evaluation or _held_out(run)
         stopping = evaluation is None
-    on_main(run.world, lambda: write_summary(run.dir, config, state, clock, evaluation, run.engine, run.world))
+    on_main(run.world, lambda: write_summary(run.dir, run.stage, state, clock, evaluation, run.engine, run.world))
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
     return stopping
@@ -138,7 +153,8 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
-    state.flops += flops_per_update(config, "executed")
+    state.flops += flops_per_update(run.stage.config, "executed")
+    state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent")
     return total_nll / targets, update, asked > 0
 
 
@@ -146,6 +162,7 @@ def _count_skips(run: Run, update: Update) -> None:
     """RunFailed when too many updates in a row were skipped."""
     state = run.state
     if update.applied:
+        state.updates += 1
         state.consecutive_skips = 0
         return
     state.skipped_steps += 1
@@ -169,13 +186,19 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         f"train/{run.engine.norm_name}": update.grad_norm,
         "train/tokens_seen": run.state.tokens_seen,
         "train/skipped_steps": run.state.skipped_steps,
+        "train/flops": run.state.flops,
+        "train/flops_dense_equivalent": run.state.flops_dense_equivalent,
         "perf/tokens_per_s": config.train.global_batch_size * config.train.seq_len / clock.last,
         "perf/step_ms_p50": clock.percentile_ms(50),
         "perf/step_ms_p99": clock.percentile_ms(99),
         "mem/peak_gib": peak_bytes(world.device) / 2**30,
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
-        figures["perf/mfu"] = flops_per_update(config, "executed") / world.size / clock.steady_seconds() / peak
+        figures["perf/mfu"] = (
+            flops_per_update(run.stage.config, "executed") / world.size / clock.steady_seconds() / peak
+        )
+    if config.growth.enabled:
+        figures["growth/layers"] = run.stage.config.model.n_layers
     return figures
 
 
@@ -224,6 +247,8 @@ def _introduce(run: Run) -> None:
         f"processes = {per_update:,} tokens per update; x {steps:,} updates = {per_update * steps:,} tokens, "
         f"{epochs:.2f} epochs of {config.data.path}"
     )
+    for line in describe_stages(config):
+        say(line)
     for line in describe(run.state.kernels):
         say(line)
     if run.state.step:

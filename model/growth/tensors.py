@@ -70,19 +70,29 @@ def grow_tensors(
             del held, tensor  # before the next ones are read
 
 
+def fitting(tensors: Iterable[GrownTensor], state: dict[str, Tensor]) -> Iterator[GrownTensor]:
+    """`tensors` as they are; UserError unless their names and shapes are those of `state`, the grown model's."""
+    missing = dict(state)
+    for item in tensors:
+        wanted = missing.pop(item.name, None)
+        if wanted is None or wanted.shape != item.tensor.shape:
+            expected = "none" if wanted is None else tuple(wanted.shape)
+            raise UserError(
+                f"growth: {item.name} has shape {tuple(item.tensor.shape)}, the grown model's is {expected}"
+            )
+        yield item
+        del item
+    if missing:
+        raise UserError(f"growth: the small model has nothing for {_short(list(missing))}")
+
+
 @torch.no_grad()
 def copy_into(model: nn.Module, tensors: Iterable[GrownTensor]) -> None:
     """Fill every parameter and buffer of `model` from `tensors`, cast to its dtype; UserError unless they fit it."""
     state = model.state_dict()
-    for name, tensor, *_ in tensors:
-        target = state.pop(name, None)
-        if target is None or target.shape != tensor.shape:
-            expected = "none" if target is None else tuple(target.shape)
-            raise UserError(f"growth: {name} has shape {tuple(tensor.shape)}, the grown model's is {expected}")
-        target.copy_(tensor)
+    for name, tensor, *_ in fitting(tensors, state):
+        state[name].copy_(tensor)
         del tensor
-    if state:
-        raise UserError(f"growth: the small model has nothing for {_short(list(state))}")
     check_supports(model)
 
 

@@ -16,7 +16,7 @@ def best_device() -> torch.device:
 
 def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torch.dtype | None = None) -> Transformer:
     """The checkpoint's model on `device`; computes as the run did unless `compute_dtype` says otherwise."""
-    model = build(checkpoint.config, device, compute_dtype)
+    model = build(checkpoint.stage.config, device, compute_dtype)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(checkpoint.read(f"model.{name}"))

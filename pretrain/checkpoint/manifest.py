@@ -8,7 +8,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.linear.support import LAYOUTS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class BrokenCheckpoint(Exception):

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from model.errors import UserError
 from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, verify_hashes
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore, step_folder
+from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.schema import Config
+from pretrain.growth.stages import Stage
 from pretrain.state import TrainState
 
 
@@ -28,8 +29,18 @@ class Checkpoint:
                 with safe_open(folder / entry.name, framework="pt") as shard:
                     self._shard_of.update(dict.fromkeys(shard.keys(), folder / entry.name))
 
+    @property
+    def stage(self) -> Stage:
+        """The stage of the run that it is of; its `config` has the model of these tensors."""
+        return self.config.stages[self.state.stage]
+
     def names(self) -> list[str]:
         return list(self._shard_of)
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it holds the optimizer's state; a grown model's begins anew."""
+        return any(name.startswith("optimizer.") for name in self._shard_of)
 
     def read(self, name: str) -> Tensor:
         """The whole tensor `name`, on the CPU."""
@@ -47,8 +58,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             verify_hashes(path, read_manifest(path))
             return Checkpoint(path)
         store = CheckpointStore(path)
-        for step in store.steps():
-            folder = store.folder / step_folder(step)
+        for folder in store.folders():
             verify_hashes(folder, read_manifest(folder))
             return Checkpoint(folder)
     except BrokenCheckpoint as reason:

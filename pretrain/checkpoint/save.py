@@ -33,11 +33,14 @@ def save_checkpoint(
     state: TrainState,
     tensors: WholeTensors,
     dataset: TokenDataset,
+    grown: bool = False,
 ) -> Path:
-    """Commit one checkpoint and return its folder. Collective; an error while writing (OSError: disk full) is raised on
-    all ranks, with nothing left behind and older checkpoints untouched.
+    """Commit one checkpoint and return its folder; `grown` where the model has grown after that step.
+
+    Collective; an error while writing (OSError: disk full) is raised on all ranks, with nothing left behind and older
+    checkpoints untouched.
     """
-    final = store.folder / step_folder(state.step)
+    final = store.folder / step_folder(state.step, grown)
     temporary = on_main(world, lambda: _fresh_folder(final))
     try:
         files = _write_shards(temporary, world, tensors)
@@ -45,6 +48,7 @@ def save_checkpoint(
     except Exception:
         on_main(world, lambda: shutil.rmtree(temporary, ignore_errors=True))
         raise
+    store.written.add(final)
     return final
 
 

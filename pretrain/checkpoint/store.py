@@ -13,11 +13,12 @@ from model.errors import UserError
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, verify_hashes
 from pretrain.fault import fault_point
 
-STEP_FOLDER = re.compile(r"step-(\d{8,})")
+STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?")
 
 
-def step_folder(step: int) -> str:
-    return f"step-{step:08d}"
+def step_folder(step: int, grown: bool = False) -> str:
+    """Name of the checkpoint after `step`; of the grown model where the model has grown after that step."""
+    return f"step-{step:08d}" + ("-grown" if grown else "")
 
 
 class CheckpointStore:
@@ -25,10 +26,14 @@ class CheckpointStore:
 
     def __init__(self, run_dir: Path):
         self.folder = run_dir / "checkpoints"
+        self.written: set[Path] = set()
+        """Folders that this process has committed: no need to read them through before they are used."""
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
         """Make the folder and take it for this process; the lock goes with the process, however it ends."""
+        if self._lock is not None:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = open(self.folder / "lock", "a+")  # noqa: SIM115 - held for the life of the process
@@ -52,12 +57,13 @@ class CheckpointStore:
             self._lock.close()
             self._lock = None
 
-    def steps(self) -> list[int]:
-        """Committed steps, newest first."""
+    def folders(self) -> list[Path]:
+        """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one."""
         if not self.folder.is_dir():
             return []
-        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted((int(match[1]) for match in matches if match), reverse=True)
+        matches = ((path, STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
+        found = [(int(match[1]), bool(match[2]), path) for path, match in matches if match]
+        return [path for *_, path in sorted(found, reverse=True)]
 
     def newest_good(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every byte is right; None when there is none at all.
@@ -65,10 +71,11 @@ class CheckpointStore:
         A broken one is set aside as `<name>.corrupt` and never deleted. UserError when all are broken.
         """
         broken = []
-        for step in self.steps():
-            path = self.folder / step_folder(step)
+        for path in self.folders():
             try:
-                verify_hashes(path, read_manifest(path))
+                manifest = read_manifest(path)
+                if path not in self.written:
+                    verify_hashes(path, manifest)
                 return path
             except BrokenCheckpoint as reason:
                 broken.append(f"{path.name}: {reason}")
@@ -88,8 +95,7 @@ class CheckpointStore:
 
     def prune(self, keep: int, say: Callable[[str], None]) -> None:
         """Delete all but the newest `keep`. A folder loses its name first: a half-deleted one is no checkpoint."""
-        for step in self.steps()[keep:]:
-            path = self.folder / step_folder(step)
+        for path in self.folders()[keep:]:
             doomed = path.with_name(path.name + ".deleting")
             try:
                 path.rename(doomed)

@@ -18,6 +18,7 @@ def run(args: argparse.Namespace) -> int:
 
     from model.errors import UserError
     from pretrain.config import load_config
+    from pretrain.growth.describe import describe_stages
     from pretrain.plan import plan
 
     if args.world_size < 1:
@@ -35,4 +36,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"updates           {figures['steps']:>22,}")
     print(f"tokens            {figures['tokens']:>22,}")
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
+    for line in describe_stages(config):
+        print(line)
     return 0

@@ -9,6 +9,8 @@ from model.config import ModelConfig
 from model.linear import LinearConfig
 from model.linear.dense import Dense
 from model.schema import Frozen
+from pretrain.growth.config import GrowthConfig
+from pretrain.growth.stages import Stage, stages
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.matrix_config import MatrixConfig
@@ -77,19 +79,6 @@ class KernelsConfig(Frozen):
     """Part of the device's free memory that kept W and their summed gradients may take under auto."""
 
 
-class GrowthConfig(Frozen):
-    """Growing a small model into a large one during the run."""
-
-    enabled: bool = False
-    """Grow the model during the run (not available yet: only false is accepted)."""
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> "GrowthConfig":
-        if self.enabled:
-            raise ValueError("growth is not available yet; set growth.enabled = false")
-        return self
-
-
 class CheckpointConfig(Frozen):
     """When a checkpoint is committed and how many are kept."""
 
@@ -150,6 +139,13 @@ class Config(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        self.require_consistent()
+        if self.growth.enabled:
+            stages(self)
+        return self
+
+    def require_consistent(self) -> None:
+        """ValueError when tables contradict each other; those of the model that is trained last."""
         train, parallel = self.train, self.parallel
         shape_of_model(self.model.model_copy(update={"n_layers": 1}), self.linear)
         if train.global_batch_size % train.micro_batch_size:
@@ -180,7 +176,6 @@ class Config(Frozen):
             raise ValueError(
                 "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie"
             )
-        return self
 
     def _matrix_path(self, optimizer: MatrixConfig) -> None:
         """What a matrix optimizer asks of the rest."""
@@ -236,3 +231,8 @@ class Config(Frozen):
     def last_step(self) -> int:
         """The optimizer step after which this command stops."""
         return self.train.max_steps or self.schedule.total_steps
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Which model trains over which steps; one stage without growth."""
+        return stages(self)

@@ -46,14 +46,16 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, int, Callable[[], Tenso
             yield f"optimizer.{name}.{key}", _master_bytes(engine, parameter), read
 
 
-def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up: Batch) -> None:
-    """Put weights, masters, moments and AdamW's step count back.
+def restore(
+    engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool = True
+) -> None:
+    """Put weights, masters, moments and AdamW's step count back; without `has_optimizer` its state stays fresh.
 
     `read(name)` gives a whole tensor; `updates` is the number of applied optimizer steps; `warm_up` is any batch of
     the run's shape: sharded state exists only after a first optimizer step, so one is taken at learning rate 0.
     """
     if isinstance(engine, MatrixEngine):
-        _restore_matrix_engine(engine, read)
+        _restore_matrix_engine(engine, read, has_optimizer)
         return
     if engine.stage:
         _materialise(engine, warm_up)
@@ -64,7 +66,7 @@ def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up
             weight = read(f"model.{name}")
             _write_working(engine, parameter, weight)
             _write_master(engine, parameter, weight)
-            for key in MOMENTS:
+            for key in MOMENTS if has_optimizer else ():
                 _write_moment(engine, parameter, key, read(f"optimizer.{name}.{key}"))
     _weights_were_read(engine)
     for state in engine.deepspeed.basic_optimizer.state.values():
@@ -72,11 +74,12 @@ def restore(engine: Engine, read: Callable[[str], Tensor], updates: int, warm_up
         state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
 
 
-def _restore_matrix_engine(engine: MatrixEngine, read: Callable[[str], Tensor]) -> None:
+def _restore_matrix_engine(engine: MatrixEngine, read: Callable[[str], Tensor], has_optimizer: bool) -> None:
     with torch.no_grad():
         for name, tensor in [*buffers(engine), *parameters(engine)]:
             tensor.copy_(read(f"model.{name}"))
-    engine.restore_state(lambda name: read(f"optimizer.{name}"))
+    if has_optimizer:
+        engine.restore_state(lambda name: read(f"optimizer.{name}"))
     _weights_were_read(engine)
 
 

@@ -51,7 +51,7 @@ def test_defaults_then_file_then_command_line(tmp_path):
         ("[train]\nmicro_batch_size = 7\nglobal_batch_size = 8", r"train\.global_batch_size 8 is not a multiple"),
         ("[train]\nseq_len = 5000", r"train\.seq_len 5000 is longer than model\.max_seq_len"),
         ("[model]\ndim = 100\nn_heads = 3", r"model: dim 100 is not divisible by n_heads 3"),
-        ("[growth]\nenabled = true", r"growth"),
+        ("[growth]\nfactor = 2", r"growth\.factor has no effect without growth\.enabled"),
         ("[parallel]\nzero_stage = 4", r"parallel\.zero_stage"),
         ("train = 3", r"train: "),
         ("[train", r"not valid TOML"),

@@ -1,0 +1,113 @@
+"""The table `[growth]`."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from model.growth import GROWTH
+from model.growth.plan import GrowthOptions
+from model.schema import Frozen
+
+
+class GrowthConfig(Frozen):
+    """Train a smaller model first and grow it into [model] and [linear] on the way (G_stack, arXiv 2405.15319)."""
+
+    enabled: bool = False
+    """Switches the table on."""
+    factor: int | tuple[int, ...] = 4
+    """By how much a growth multiplies the layers; a list for several growths."""
+    layers: tuple[int, ...] = ()
+    """Layers before each growth, in place of factor, for orders that do not multiply them (solar, gradual, midas)."""
+    rank: int = Field(0, ge=0)
+    """linear.rank before the last growth; 0 means the same as after it."""
+    density: float = Field(0.0, ge=0, lt=1)
+    """linear.density before the last growth; 0.0 means the same as after it."""
+    at: Literal["formula"] | int | float | tuple[int | float, ...] = "formula"
+    """When: tokens (an integer), a part of the run (a decimal), or "formula"; a list for several growths."""
+    max_fraction: float = Field(0.1, gt=0, le=1)
+    """Part of the run that the formula may ask for at most; it was fitted on runs far longer than most."""
+    parameters: Literal["dense_equivalent", "trainable"] = "dense_equivalent"
+    """Parameters of the grown model as the formula counts them; it was fitted on dense models."""
+    operator: str = "stack"
+    """stack (abcabc), interleave (aabbcc), zero (new layers start silent), source_layers, solar, gradual or midas."""
+    order: str = ""
+    """For operator = "zero": stack, interleave, solar, gradual or midas; empty means interleave."""
+    source_layers: tuple[int, ...] = ()
+    """For operator = "source_layers": the small model's layer for each layer of the grown one, counted from 0."""
+    function_preserving: bool = False
+    """Start all copies of a layer but the first with outputs of zero, so that growth does not change the loss."""
+    optimizer: Literal["reset", "copy", "copy_reset_step"] = "reset"
+    """State after growth: anew, copied with the layers, or copied with its step count at 0."""
+    schedule: Literal["reset", "continue"] = "reset"
+    """reset: warm up again, then the whole curve over the steps that are left. continue: as if nothing had happened."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Warm-up after growth with schedule = "reset", as a part of the steps that are left."""
+    lr: float = Field(0.0, ge=0)
+    """Peak learning rate before the last growth; 0.0 means optimizer.lr."""
+
+    @property
+    def options(self) -> GrowthOptions:
+        return GrowthOptions(self.order, self.source_layers, self.function_preserving)
+
+    @property
+    def times(self) -> tuple[str | int | float, ...]:
+        """`at` of each growth."""
+        return self.at if isinstance(self.at, tuple) else (self.at,)
+
+    @field_validator("factor", mode="before")
+    @classmethod
+    def _whole_factors(cls, value: Any) -> Any:
+        factors = value if isinstance(value, tuple) else (value,)
+        if not factors or not all(type(factor) is int and factor >= 2 for factor in factors):
+            raise ValueError(
+                f"{_shown(value)} is no factor of growth; give an integer of at least 2, or a list of them"
+            )
+        return value
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _times(cls, value: Any) -> Any:
+        times = value if isinstance(value, tuple) else (value,)
+        for time in times:
+            tokens, part = type(time) is int and time >= 1, type(time) is float and 0 < time < 1
+            if not (tokens or part or (time == "formula" and value == "formula")):
+                raise ValueError(
+                    f"{_shown(value)} is no time; give tokens (an integer), a part of the run between 0.0 and 1.0, or "
+                    '"formula"; a list of the first two for several growths'
+                )
+        if not times:
+            raise ValueError("[] names no time; give one for each growth")
+        return value
+
+    @field_validator("operator")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in GROWTH:
+            raise ValueError(f"{value!r} is none of {', '.join(GROWTH)}")
+        return value
+
+    @model_validator(mode="after")
+    def _switched_on(self) -> "GrowthConfig":
+        if "enabled" not in self.model_fields_set and self.model_fields_set:
+            key = min(self.model_fields_set)
+            raise ValueError(f"growth.{key} has no effect without growth.enabled; set growth.enabled = true")
+        if self.enabled:
+            self._all_have_effect()
+        return self
+
+    def _all_have_effect(self) -> None:
+        for key, used, where in (
+            ("factor", not self.layers, "growth.layers"),
+            ("max_fraction", self.at == "formula", f"growth.at = {_shown(self.at)}"),
+            ("parameters", self.at == "formula", f"growth.at = {_shown(self.at)}"),
+            ("warmup_fraction", self.schedule == "reset", 'growth.schedule = "continue"'),
+        ):
+            if not used and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"growth.{key} has no effect with {where}; remove one of them")
+
+
+def _shown(value: Any) -> str:
+    """As TOML has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)

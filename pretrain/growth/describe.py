@@ -1,0 +1,29 @@
+"""Growth in words, before it happens."""
+
+from collections.abc import Iterator
+
+from pretrain.config.schema import Config
+from pretrain.growth.stages import growth_time
+from pretrain.plan import flops_per_update
+
+
+def describe_stages(config: Config) -> Iterator[str]:
+    """A line per stage, and a warning where the timing formula asks for more than it may have; none without growth."""
+    if not config.growth.enabled:
+        return
+    per_update = config.train.global_batch_size * config.train.seq_len
+    for stage in config.stages:
+        steps = stage.end - stage.start
+        flops = steps * flops_per_update(stage.config, "executed")
+        yield (
+            f"stage {stage.index + 1} of {len(config.stages)}: {stage.config.model.n_layers} layers to step "
+            f"{stage.end}, {steps * per_update:,} tokens, {flops:.2e} FLOPs, "
+            f"peak learning rate {stage.config.optimizer.lr:g}"
+        )
+    if config.growth.at == "formula":
+        time = growth_time(config)
+        if time.clamped:
+            yield (
+                f"growth.at: the formula asks for {time.formula_tokens:.3g} tokens, more than growth.max_fraction "
+                f"{config.growth.max_fraction:g} of this run's; growing after {time.tokens:,}"
+            )

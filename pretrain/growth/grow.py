@@ -1,0 +1,84 @@
+"""The growth itself: a checkpoint of a small model becomes one of a large model, tensor by tensor, file to file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from model.build import shape_of_model
+from model.errors import RunFailed
+from model.growth.linears import grow_linears
+from model.growth.plan import GrowthPlan
+from model.growth.tensors import GrownTensor, fitting, grow_tensors
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.save import WholeTensors, save_checkpoint
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.schema import Config
+from pretrain.data.dataset import TokenDataset
+from pretrain.distributed import World
+from pretrain.growth.table import GrowthTable
+from pretrain.state import TrainState
+
+OptimizerState = Literal["reset", "copy", "copy_reset_step"]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """From the model of a checkpoint to another one."""
+
+    source: Checkpoint
+    plan: GrowthPlan
+    target: Config
+    """Whose model, linears and seed the grown model has."""
+    optimizer: OptimizerState
+
+    def state(self, state: TrainState, **changes: object) -> TrainState:
+        """`state`, that of the small model, as the grown one goes on from it, with `changes`."""
+        kept = self.optimizer == "copy"
+        grown = [*state.grown, state.this_stage(self.plan.small)]
+        # How linears compute is decided anew: what fitted the small model's memory may not fit this one's.
+        fresh = replace(state, grown=grown, updates=state.updates if kept else 0, kernels={}, evaluation_due=False)
+        return replace(fresh, **changes)  # type: ignore[arg-type]
+
+    def tensors(self) -> Iterator[GrownTensor]:
+        """All tensors of the grown checkpoint."""
+        source, old, new = self.source, self.source.stage.config.linear, self.target.linear
+        names = {"model.": [], "optimizer.": []}  # type: dict[str, list[str]]
+        for name in source.names():
+            prefix = f"{name.partition('.')[0]}."
+            names[prefix].append(name.removeprefix(prefix))
+        model = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
+        shapes = shape_of_model(self.target.model, new).state_dict()
+        for item in fitting(grow_linears(model, old, new, self.target.run.seed), shapes):
+            yield item._replace(name=f"model.{item.name}")
+        if self.optimizer == "reset":
+            return
+        for item in grow_tensors(names["optimizer."], lambda name: source.read(f"optimizer.{name}"), self.plan, old):
+            if item.name == "updates" and self.optimizer == "copy_reset_step":
+                item = item._replace(tensor=torch.zeros_like(item.tensor))
+            yield item._replace(name=f"optimizer.{item.name}")
+
+
+def write_grown(
+    growth: Growth, config: Config, state: TrainState, store: CheckpointStore, dataset: TokenDataset
+) -> GrowthTable:
+    """Commit the grown checkpoint of a run with `config` to `store`; returns what became of which tensors.
+
+    For one process. RunFailed when it cannot be written; nothing is left of it then.
+    """
+    table = GrowthTable(growth.optimizer)
+
+    def whole_tensors() -> WholeTensors:
+        for item in growth.tensors():
+            table.add(item)
+            yield item.name, item.tensor.nbytes, item.tensor.detach
+
+    alone = World(0, 1, torch.device("cpu"))
+    try:
+        save_checkpoint(store, alone, config, state, whole_tensors(), dataset, grown=True)
+    except OSError as error:
+        raise RunFailed(
+            f"the grown model could not be written to {store.folder} ({error}); free some disk space"
+        ) from None
+    return table
