@@ -12,6 +12,7 @@ COMMANDS = {
     "prepare": "text -> tokenizer and token shards",
     "train": "train, or resume when the run folder holds a checkpoint",
     "plan": "parameters, tokens and FLOPs of a configuration, without running it",
+    "grow": "checkpoint of a small model -> first checkpoint of a larger one's run",
     "eval": "held-out loss, perplexity and bits per byte of a checkpoint",
     "sample": "text from a checkpoint",
     "export": "checkpoint -> Hugging Face LLaMA folder",

@@ -251,5 +251,7 @@ def _introduce(run: Run) -> None:
         say(line)
     for line in describe(run.state.kernels):
         say(line)
+    if run.state.grown and not run.state.step:
+        say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")

@@ -1,0 +1,54 @@
+"""`sparlow grow CKPT CONFIG.toml`: the offline form of `[growth]`."""
+
+import argparse
+
+EXAMPLE = "sparlow grow runs/small configs/llama_350m_dense.toml --run.dir=runs/grown"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
+    parser.usage = "sparlow grow CKPT CONFIG.toml [--section.key=value ...] [options]"
+    parser.add_argument("checkpoint", metavar="CKPT", help="a run folder (its newest checkpoint) or one step's folder")
+    parser.add_argument("config", metavar="CONFIG.toml", help="the run to begin: its model is larger, its run.dir new")
+    parser.add_argument(
+        "--operator", default="stack", metavar="NAME", help="stack, interleave, zero, source_layers, … (default stack)"
+    )
+    parser.add_argument("--order", default="", metavar="NAME", help="for --operator zero (default interleave)")
+    parser.add_argument(
+        "--source-layers", type=_layers, default=(), metavar="0,1,…", help="for --operator source_layers: one per layer"
+    )
+    parser.add_argument("--function-preserving", action="store_true", help="keep the small model's logits at first")
+    parser.add_argument(
+        "--optimizer", choices=("reset", "copy", "copy_reset_step"), default="reset", help="its state (default reset)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from model.growth.plan import GrowthOptions
+    from pretrain.config import load_config
+    from pretrain.growth.offline import grow_offline
+
+    config = load_config(args.config, args.overrides)
+    options = GrowthOptions(args.order, args.source_layers, args.function_preserving)
+    grown = grow_offline(args.checkpoint, config, args.operator, options, args.optimizer)
+    if args.json:
+        rows = {name: vars(row) for name, row in grown.table.rows.items()}
+        print(json.dumps({"checkpoint": str(grown.folder), "layers": grown.layers, "bytes_by_group": rows}))
+        return 0
+    print(f"{grown.folder}: {grown.layers[0]} layers grown to {grown.layers[1]}")
+    for line in grown.table.lines():
+        print(f"  {line}")
+    if not grown.continues_data:
+        print("the data or its order is another than the small model's: the new run begins at its start")
+    print(f"go on with: sparlow train {' '.join([args.config, *args.overrides])}")
+    return 0
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(layer) for layer in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; for example 0,1,0,1") from None

@@ -1,0 +1,110 @@
+"""`sparlow grow`: a new run that begins with the grown model of another run's checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import UserError
+from model.growth import plan_growth
+from model.growth.linears import require_linears_growable
+from model.growth.plan import GrowthOptions, require_growable
+from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.config.schema import Config
+from pretrain.data.dataset import TokenDataset
+from pretrain.growth.grow import Growth, OptimizerState, write_grown
+from pretrain.growth.table import GrowthTable
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What `grow_offline` has made."""
+
+    folder: Path
+    """The new run's first checkpoint."""
+    layers: tuple[int, int]
+    """Of the small model and of the grown one."""
+    continues_data: bool
+    """Whether the new run goes on in the source's data; else it begins at the corpus' start."""
+    table: GrowthTable
+
+
+def grow_offline(
+    source: str | Path, config: Config, operator: str, options: GrowthOptions, optimizer: OptimizerState
+) -> Grown:
+    """Grow the checkpoint `source` into `config`'s model, as the first checkpoint of the run that `config` describes.
+
+    `sparlow train` with the same configuration goes on from it: steps and schedule begin anew, while the tokens and
+    FLOPs of the source are counted on. UserError, with nothing written, where the one is no growth of the other.
+    """
+    checkpoint = open_checkpoint(source)
+    config = _with_dtype_of(checkpoint, config)
+    small = checkpoint.stage.config
+    if config.growth.enabled:
+        raise UserError(
+            "growth.enabled = true lets `sparlow train` grow the model by itself; for `sparlow grow` give the grown "
+            "model's configuration with growth.enabled = false"
+        )
+    require_growable(small.model, config.model)
+    require_linears_growable(small.linear, config.linear)
+    if (small.model.n_layers, small.linear) == (config.model.n_layers, config.linear):
+        raise UserError(
+            f"model.n_layers: {source} has {small.model.n_layers} layers and these linears already; give a larger model"
+        )
+    plan = plan_growth(operator, small.model.n_layers, config.model.n_layers, options)
+    if optimizer != "reset":
+        _require_same_optimizer(small, config, optimizer)
+    dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
+    if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
+        raise UserError(
+            f"data.path {config.data.path} was not made with the tokenizer that {source} was trained with; prepare it "
+            f"with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
+        )
+    continues = dataset.fingerprint == checkpoint.manifest.data_fingerprint and _order(config) == _order(
+        checkpoint.config
+    )
+
+    store = CheckpointStore(Path(config.run.dir))
+    store.lock()
+    try:
+        store.clean()
+        if store.folders():
+            raise UserError(f"run.dir: {config.run.dir} holds checkpoints already; choose another")
+        growth = Growth(checkpoint, plan, config, optimizer)
+        state = growth.state(
+            checkpoint.state,
+            step=0,
+            stage=0,
+            stage_start=0,
+            cursor=checkpoint.state.cursor if continues else 0,
+            skipped_steps=0,
+            consecutive_skips=0,
+        )
+        table = write_grown(growth, config, state, store, dataset)
+    finally:
+        store.unlock()
+    layers = (small.model.n_layers, config.model.n_layers)
+    return Grown(store.folder / step_folder(0, grown=True), layers, continues, table)
+
+
+def _with_dtype_of(checkpoint: Checkpoint, config: Config) -> Config:
+    """train.dtype "auto" becomes the source's."""
+    if config.train.dtype != "auto":
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": checkpoint.config.train.dtype})})
+
+
+def _require_same_optimizer(small: Config, large: Config, optimizer: str) -> None:
+    """UserError unless moments of one are moments of the other."""
+    if small.linear != large.linear:
+        raise UserError(f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear]')
+    for key, value in large.optimizer:
+        if key not in ("lr", "weight_decay") and value != getattr(small.optimizer, key, None):
+            raise UserError(
+                f"--optimizer {optimizer} needs the same optimizer, but optimizer.{key} was "
+                f'{getattr(small.optimizer, key, "(absent)")!r} and is {value!r}; use "reset", or restore it'
+            )
+
+
+def _order(config: Config) -> tuple[object, ...]:
+    """What decides which tokens a cursor means."""
+    return config.train.seq_len, config.data.packing, config.run.seed
