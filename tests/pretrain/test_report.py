@@ -1,4 +1,4 @@
-"""report: the picture and the table of runs."""
+"""report: the picture and the table of runs, on run folders written here; the arithmetic is in report/."""
 
 import json
 
@@ -6,7 +6,37 @@ import pytest
 from support import train_here
 
 from model.errors import UserError
-from pretrain.report import _smooth, write_report
+from pretrain.cli import main
+from pretrain.report import write_report
+from pretrain.report.words import speedup_lines
+from pretrain.report.write import make_report
+
+
+def write_run(folder, losses, flops=None, stages=None, **summary):
+    """A run that logs `losses` at 10, 20, ... tokens; `flops` and twice that as dense equivalent where given."""
+    folder.mkdir(parents=True)
+    records = [{"step": i, "train/loss": loss, "train/tokens_seen": 10 * i} for i, loss in enumerate(losses, 1)]
+    for record, spent in zip(records, flops or [], strict=False):
+        record |= {"train/flops": spent, "train/flops_dense_equivalent": 2 * spent}
+    records[-1] |= {"val/loss": 2.0, "val/bits_per_byte": 1.0}
+    folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = {"step": len(losses), "growth_stages": len(stages or [0]) - 1, **summary}
+    if stages:
+        summary["stages"] = stages
+    folder.joinpath("summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    return write_run(tmp_path / "scratch", [8.0, 6.0, 4.0, 3.0], [100.0, 200.0, 300.0, 400.0])
+
+
+@pytest.fixture
+def grown(tmp_path):
+    """Reaches 4 at 200 FLOPs and 3 at 250 FLOPs, at 30 and 35 tokens."""
+    stages = [{"n_layers": 2, "tokens": 20, "flops": 100.0}, {"n_layers": 4, "tokens": 20, "flops": 200.0}]
+    return write_run(tmp_path / "grown", [9.0, 7.0, 4.0, 2.0], [50.0, 100.0, 200.0, 300.0], stages)
 
 
 def test_two_runs_side_by_side(tiny, tmp_path):
@@ -23,11 +53,117 @@ def test_two_runs_side_by_side(tiny, tmp_path):
     assert "<td>dense</td>" in files[2].read_text()
 
 
+def test_the_speedup_of_a_grown_run(scratch, grown, tmp_path, capsys):
+    """A window of one logged step smooths nothing: 3 is reached with 250 of 400 FLOPs and 35 of 40 tokens."""
+    assert main(["report", str(grown), str(scratch), "--window", "10", "--out", str(tmp_path / "out")]) == 0
+    assert "reaches loss 3.000 with 0.62 of the FLOPs of scratch: speedup 60 %" in capsys.readouterr().out
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "reaches loss 3.000 with 0.62 of the FLOPs of scratch: speedup 60 %" in page
+    assert "the last 10 tokens" in page
+    assert "<td>2 → 4</td>" in page
+    ours, theirs = json.loads((tmp_path / "out" / "table.json").read_text())
+    found = ours["speedup"]
+    assert (found["baseline"], found["loss"], found["window_tokens"]) == ("scratch", 3.0, 10)
+    assert (found["flops"], found["flops_dense_equivalent"]) == pytest.approx((0.6, 0.6))
+    assert found["tokens"] == pytest.approx(40 / 35 - 1)
+    assert found["curve"][0]["flops"] == pytest.approx(100 / 75 - 1)  # both begin at 8 or above
+    assert (theirs["speedup"], theirs["speedup_reason"], theirs["window_tokens"]) == (None, None, 10)
+
+
+def test_a_grown_run_may_be_the_baseline(scratch, grown):
+    table = make_report([scratch, grown], baseline=str(grown), window=10).table
+    assert table[0]["speedup"]["flops"] == pytest.approx(250 / 400 - 1)
+    assert table[1]["speedup"] is None
+
+
+def test_growth_alone_is_compared_with_nothing(grown, tmp_path):
+    report = make_report([grown, write_run(tmp_path / "unknown", [3.0, 2.0], [1.0, 2.0], growth_stages=None)])
+    assert [row["speedup"] for row in report.table] == [None, None]
+    assert "name one with --baseline" in report.notes[0]
+
+
+def test_a_run_without_flops_is_left_out_and_told(scratch, tmp_path, capsys):
+    old = write_run(tmp_path / "old", [8.0, 3.0], [5.0])  # one of its two steps knows its FLOPs
+    assert main(["report", str(scratch), str(old)]) == 0
+    line = "old: its logged steps have no train/flops, so FLOPs and speedup leave it out"
+    assert line in capsys.readouterr().out.splitlines()
+    assert line in (scratch / "report" / "index.html").read_text(encoding="utf-8")
+    row = json.loads((scratch / "report" / "table.json").read_text())[1]
+    assert row["speedup"] is None
+    assert "train/flops" in row["speedup_reason"]
+    assert row["stages"] is row["flops_dense_equivalent"] is None
+
+
+def test_a_run_that_never_comes_down_is_told(scratch, tmp_path):
+    high = write_run(tmp_path / "high", [9.5, 9.0], [1.0, 2.0])
+    report = make_report([scratch, high], window=10)
+    assert report.table[1]["speedup"] is None
+    assert report.notes == ["high: no speedup, because it never reaches the losses of scratch: 9.000 at best, "
+                            "scratch begins at 8.000"]  # fmt: skip
+    assert speedup_lines(report.table) == []
+
+
+def test_a_picture_of_equal_runs_has_equal_bytes(scratch, grown, tmp_path):
+    first, second = (write_report([scratch, grown], tmp_path / out, window=10)[0] for out in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_the_panels_hold(scratch, grown, tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    write_report([scratch, grown], tmp_path / "out", window=10)
+    figure = pyplot.gcf()
+    tokens, flops, bits = figure.axes
+    monkeypatch.undo()
+    pyplot.close(figure)
+    assert [panel.get_xlabel() for panel in (tokens, flops, bits)] == ["tokens", "training FLOPs", "training FLOPs"]
+    for panel, spent in ((tokens, 20), (flops, 100.0)):
+        dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
+        assert [list(line.get_xdata()) for line in dashed] == [[spent, spent]]
+    assert "last 10 tokens" in figure.get_suptitle()
+
+
+def test_json_is_the_table_and_nothing_else(scratch, grown, capsys):
+    assert main(["report", str(scratch), str(grown), "--json"]) == 0
+    assert capsys.readouterr().out == (scratch / "report" / "table.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--baseline", "other"], "--baseline other: is not one of the runs given: scratch"),
+        (["--window", "0"], "--window 0: must be at least 1 token"),
+        (["--window", "41"], "--window 41: longer than scratch, which has 40 tokens"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(scratch, tmp_path, capsys, arguments, sentence):
+    assert main(["report", str(scratch), "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_logged_no_loss_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="holds no logged step with a training loss"):
+        make_report([write_run(tmp_path / "diverged", [None, None])])
+
+
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         write_report([tmp_path], tmp_path / "out")
 
 
-def test_smoothing_keeps_a_constant():
-    assert _smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
-    assert _smooth([1.0, 3.0])[1] == pytest.approx((0.9 * 0.1 * 1 + 0.1 * 3) / (1 - 0.81))
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_summary_is_one_sentence(scratch, text):
+    (scratch / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json: is not"):
+        make_report([scratch])
+
+
+def test_a_line_that_is_no_record_is_one_sentence(scratch):
+    metrics = scratch / "metrics.jsonl"
+    metrics.write_text("3\n" + metrics.read_text())
+    with pytest.raises(UserError, match="line 1 is not JSON of a step"):
+        make_report([scratch])

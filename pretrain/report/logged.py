@@ -1,0 +1,120 @@
+"""What a run's folder says about it: the logged steps and the summary."""
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+from pretrain.report.curve import Curve
+
+COST_KEYS = {
+    "tokens": "train/tokens_seen",
+    "flops": "train/flops",
+    "flops_dense_equivalent": "train/flops_dense_equivalent",
+}
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run as its files show it; `curve` is its training loss, not smoothed."""
+
+    name: str
+    path: Path
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    curve: Curve
+
+    @property
+    def has_flops(self) -> bool:
+        return "flops" in self.curve.costs
+
+    @property
+    def grown(self) -> bool | None:
+        """None where its summary does not tell."""
+        stages = self.summary.get("growth_stages")
+        return None if stages is None else stages > 0
+
+    def figures(self, key: str, kind: str) -> tuple[list[float], list[float]]:
+        """The costs of `kind` and the values of `key` at the records that have both."""
+        points = [(_number(record, COST_KEYS[kind]), _number(record, key)) for record in self.records]
+        both = [(cost, value) for cost, value in points if cost is not None and value is not None]
+        return [cost for cost, _ in both], [value for _, value in both]
+
+    def growth(self, kind: str) -> list[tuple[float, str]]:
+        """After what cost of `kind` the model has grown, and from how many layers to how many."""
+        stages = self.summary.get("stages") or []
+        spent, found = 0.0, []
+        for before, after in itertools.pairwise(stages):
+            spent += before[kind]
+            found.append((spent, f"{before['n_layers']} → {after['n_layers']} layers"))
+        return found
+
+
+def read_runs(paths: list[Path]) -> list[LoggedRun]:
+    """Runs from their folders; UserError names the file that is missing, damaged or empty."""
+    return [_read(name, path) for name, path in zip(_names(paths), paths, strict=True)]
+
+
+def _read(name: str, path: Path) -> LoggedRun:
+    records = _records(path)
+    curve = _training_curve(records)
+    if not curve.losses:
+        raise UserError(f"{path}: metrics.jsonl holds no logged step with a training loss; leave this run out")
+    return LoggedRun(name, path, records, _summary(path), curve)
+
+
+def _names(runs: list[Path]) -> list[str]:
+    """What each run is called: its folder's name, or its path as given where two folders have the same name."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    """The logged steps; a last line that a kill has cut short is left out."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        record = _object(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise UserError(f"{run}/metrics.jsonl: line {number} is not JSON of a step; delete that line")
+    return records
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    try:
+        summary = _object((run / "summary.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{run}: holds no summary.json; its training has not come to an end yet") from None
+    if summary is None:
+        raise UserError(f"{run}/summary.json: is not a JSON object; delete it and run sparlow train again")
+    return summary
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """A JSON object, or None where `text` is anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _training_curve(records: list[dict[str, Any]]) -> Curve:
+    """The training loss wherever it is logged and finite. A cost that one of these steps lacks is left out entirely."""
+    steps = [r for r in records if _number(r, "train/loss") is not None and _number(r, COST_KEYS["tokens"])]
+    costs = {kind: [r[key] for r in steps] for kind, key in COST_KEYS.items() if all(_number(r, key) for r in steps)}
+    return Curve([r["train/loss"] for r in steps], costs)
+
+
+def _number(record: dict[str, Any], key: str) -> float | None:
+    """A null stands for a value that was not finite."""
+    value = record.get(key)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None

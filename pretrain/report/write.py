@@ -1,0 +1,99 @@
+"""`sparlow report`: what several runs came to, from their folders to a folder with a picture, a table and a page."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+from pretrain.report.curve import Curve, default_window, smooth
+from pretrain.report.logged import LoggedRun, read_runs
+from pretrain.report.picture import draw
+from pretrain.report.speedup import compare
+from pretrain.report.words import COLUMNS, page, speedup_lines
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs with their `smoothed` training losses over `window` tokens, and the rows of `table.json`."""
+
+    runs: list[LoggedRun]
+    smoothed: list[Curve]
+    window: int
+    table: list[dict[str, Any]]
+    notes: list[str]
+    """One sentence for each thing that is left out."""
+
+    def lines(self) -> list[str]:
+        """What is printed."""
+        return [*self.notes, *speedup_lines(self.table), f"losses smoothed over the last {self.window:,} tokens"]
+
+    def json(self) -> str:
+        return json.dumps(self.table, indent=1) + "\n"
+
+    def write(self, out: Path) -> list[Path]:
+        """Write `loss.png`, `table.json` and `index.html` to `out` and return them; UserError where that fails."""
+        files = [out / name for name in ("loss.png", "table.json", "index.html")]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            files[1].write_text(self.json(), encoding="utf-8")
+            files[2].write_text(page(self.table, self.notes, self.window), encoding="utf-8")
+            draw(self.runs, self.smoothed, self.window, [row["speedup"] for row in self.table], files[0])
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+        return files
+
+
+def write_report(paths: list[Path], out: Path, baseline: str | None = None, window: int | None = None) -> list[Path]:
+    """Write a report of the runs at `paths` to `out` and return its files, as `make_report` and `Report.write` do."""
+    return make_report(paths, baseline, window).write(out)
+
+
+def make_report(paths: list[Path], baseline: str | None = None, window: int | None = None) -> Report:
+    """Compare runs with `baseline`, a path or name of one of them, smoothing over `window` tokens.
+
+    Defaults: the first run that has not grown; `curve.default_window`. UserError names what is missing or wrong.
+    """
+    runs = read_runs(paths)
+    if window is None:
+        window = default_window([run.curve for run in runs])
+    else:
+        _check_window(runs, window)
+    against = _baseline(runs, baseline)
+    smoothed = [smooth(run.curve, window) for run in runs]
+    table, notes = [], []
+    if against is None and len(runs) > 1:
+        notes.append("no speedup: no run is known to have trained without growth; name one with --baseline")
+    for index, (run, curve) in enumerate(zip(runs, smoothed, strict=True)):
+        found, reason = None, None
+        if against is not None and index != against:
+            found, reason = compare(smoothed[against], curve, runs[against].name, window)
+        if not run.has_flops:
+            notes.append(f"{run.name}: its logged steps have no train/flops, so FLOPs and speedup leave it out")
+        elif reason:
+            notes.append(f"{run.name}: no speedup, because {reason}")
+        figures = {key: run.summary.get(key) for key in COLUMNS}
+        table.append({"run": run.name, **figures, "window_tokens": window, "speedup": found, "speedup_reason": reason})
+    return Report(runs, smoothed, window, table, notes)
+
+
+def _check_window(runs: list[LoggedRun], window: int) -> None:
+    if window <= 0:
+        raise UserError(f"--window {window}: must be at least 1 token")
+    for run in runs:
+        if window > run.curve.tokens[-1]:
+            raise UserError(
+                f"--window {window}: longer than {run.name}, which has {run.curve.tokens[-1]} tokens; lower it"
+            )
+
+
+def _baseline(runs: list[LoggedRun], name: str | None) -> int | None:
+    """Which of `runs` the others are compared with."""
+    for index, run in enumerate(runs):
+        if name is None and run.grown is False:
+            return index
+        if name is not None and (name == run.name or Path(name).resolve() == run.path.resolve()):
+            return index
+    if name is not None:
+        raise UserError(f"--baseline {name}: is not one of the runs given: {', '.join(run.name for run in runs)}")
+    return None
