@@ -50,6 +50,16 @@ class GrowthConfig(Frozen):
         return GrowthOptions(self.order, self.source_layers, self.function_preserving)
 
     @property
+    def factors(self) -> tuple[int, ...]:
+        """`factor` of each growth."""
+        return self.factor if isinstance(self.factor, tuple) else (self.factor,)
+
+    @property
+    def sizes(self) -> str:
+        """The key that says how large each growth is, and its value, for messages."""
+        return f"growth.layers = {as_toml(self.layers)}" if self.layers else f"growth.factor = {as_toml(self.factor)}"
+
+    @property
     def times(self) -> tuple[str | int | float, ...]:
         """`at` of each growth."""
         return self.at if isinstance(self.at, tuple) else (self.at,)
@@ -60,7 +70,17 @@ class GrowthConfig(Frozen):
         factors = value if isinstance(value, tuple) else (value,)
         if not factors or not all(type(factor) is int and factor >= 2 for factor in factors):
             raise ValueError(
-                f"{_shown(value)} is no factor of growth; give an integer of at least 2, or a list of them"
+                f"{as_toml(value)} is no factor of growth; give an integer of at least 2, or a list of them"
+            )
+        return value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_before(cls, value: Any) -> Any:
+        if not (isinstance(value, tuple) and all(type(layers) is int and layers >= 1 for layers in value)):
+            raise ValueError(
+                f"{as_toml(value)} does not say the layers before each growth; give a list of integers of at least 1, "
+                "as in [6] for one growth"
             )
         return value
 
@@ -72,7 +92,7 @@ class GrowthConfig(Frozen):
             tokens, part = type(time) is int and time >= 1, type(time) is float and 0 < time < 1
             if not (tokens or part or (time == "formula" and value == "formula")):
                 raise ValueError(
-                    f"{_shown(value)} is no time; give tokens (an integer), a part of the run between 0.0 and 1.0, or "
+                    f"{as_toml(value)} is no time; give tokens (an integer), a part of the run between 0.0 and 1.0, or "
                     '"formula"; a list of the first two for several growths'
                 )
         if not times:
@@ -98,16 +118,16 @@ class GrowthConfig(Frozen):
     def _all_have_effect(self) -> None:
         for key, used, where in (
             ("factor", not self.layers, "growth.layers"),
-            ("max_fraction", self.at == "formula", f"growth.at = {_shown(self.at)}"),
-            ("parameters", self.at == "formula", f"growth.at = {_shown(self.at)}"),
+            ("max_fraction", self.at == "formula", f"growth.at = {as_toml(self.at)}"),
+            ("parameters", self.at == "formula", f"growth.at = {as_toml(self.at)}"),
             ("warmup_fraction", self.schedule == "reset", 'growth.schedule = "continue"'),
         ):
             if not used and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"growth.{key} has no effect with {where}; remove one of them")
 
 
-def _shown(value: Any) -> str:
-    """As TOML has it."""
+def as_toml(value: Any) -> str:
+    """A value of this table as its TOML has it, for messages."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(as_toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)

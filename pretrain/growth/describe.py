@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pretrain.config.schema import Config
-from pretrain.growth.stages import growth_time
+from pretrain.growth.times import growth_time
 from pretrain.plan import flops_per_update
 
 
