@@ -28,15 +28,15 @@ class Curve:
 def smooth(curve: Curve, window: float) -> Curve:
     """Trailing mean: at t tokens over the points in (t - window, t].
 
-    Points before `window` tokens are left out, as their window would begin before training does; a run shorter than
-    that gives an empty curve.
+    Points whose window would begin before the first of `curve` are left out: training, or what is logged of a run that
+    goes on from a grown checkpoint, does not reach back so far. A run shorter than the window gives an empty curve.
     """
     tokens, losses = curve.tokens, curve.losses
     start, first, means = 0, len(tokens), []
     for index, now in enumerate(tokens):
         while tokens[start] <= now - window:
             start += 1
-        if now >= window:
+        if now - window >= tokens[0]:
             first = min(first, index)
             means.append(math.fsum(losses[start : index + 1]) / (index + 1 - start))
     return Curve(means, {kind: spent[first:] for kind, spent in curve.costs.items()})
@@ -45,18 +45,17 @@ def smooth(curve: Curve, window: float) -> Curve:
 def default_window(curves: Sequence[Curve]) -> int:
     """2 % of the tokens of the shortest run, or more, until no window of any run holds fewer than 8 logged steps.
 
-    A run of fewer than 8 logged steps counts with 8 of its mean distance, so that it is never drawn smoothed.
+    A run of 8 logged steps or fewer has no window of 8, and counts with all its tokens: it is not smoothed.
     """
     least = DEFAULT_FRACTION * min(curve.tokens[-1] for curve in curves)
     return math.ceil(max(least, *(_span(curve.tokens) for curve in curves)))
 
 
 def _span(tokens: list[float]) -> float:
-    """The longest stretch that holds 8 points."""
-    if len(tokens) < FEWEST_POINTS:
-        return tokens[-1] * FEWEST_POINTS / len(tokens)
-    begins = [0, *tokens]  # a window is open at its left end
-    return max(end - begin for begin, end in zip(begins, tokens[FEWEST_POINTS - 1 :], strict=False))
+    """The longest stretch that holds 8 points, open at its left end; more than the run where it has no 8."""
+    if len(tokens) <= FEWEST_POINTS:
+        return tokens[-1]
+    return max(end - begin for begin, end in zip(tokens, tokens[FEWEST_POINTS:], strict=False))
 
 
 def first_crossing(costs: Sequence[float], losses: Sequence[float], level: float) -> float | None:

@@ -81,10 +81,9 @@ def _check_window(runs: list[LoggedRun], window: int) -> None:
     if window <= 0:
         raise UserError(f"--window {window}: must be at least 1 token")
     for run in runs:
-        if window > run.curve.tokens[-1]:
-            raise UserError(
-                f"--window {window}: longer than {run.name}, which has {run.curve.tokens[-1]} tokens; lower it"
-            )
+        logged = run.curve.tokens[-1] - run.curve.tokens[0]
+        if window > logged:
+            raise UserError(f"--window {window}: longer than {run.name}, which has logged {logged} tokens; lower it")
 
 
 def _baseline(runs: list[LoggedRun], name: str | None) -> int | None:
