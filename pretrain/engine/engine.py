@@ -12,6 +12,7 @@ from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.distributed import World
 from pretrain.engine.accelerator import import_deepspeed
+from pretrain.engine.release import release
 from pretrain.engine.settings import deepspeed_settings
 from pretrain.fault import fault_flag
 
@@ -109,8 +110,10 @@ class Engine:
         return Update(norm, finite)
 
     def close(self) -> None:
-        """Let go of the engine's hooks and buffers."""
+        """Take DeepSpeed off the model. It trains no more; its memory comes free with the last reference to this engine
+        and its model, once the cycles among them are collected (`gc.collect()`)."""
         self.deepspeed.destroy()
+        release(self.deepspeed)
 
     def reduced_bytes(self) -> int:
         """Bytes of gradient that a rank hands to a reduction in one optimizer step."""

@@ -42,6 +42,10 @@ class MatrixEngine(Engine):
             )
         return Update(self.optimizer.grad_norm, self.optimizer.applied)
 
+    def close(self) -> None:
+        super().close()
+        self.optimizer.unhook()
+
     def reduced_bytes(self) -> int:
         """Bytes of the matrices' gradients that a rank handed to reductions in the last optimizer step."""
         return self.optimizer.exchange.reduced_bytes

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from model.seeding import derive_seed, generator
 from pretrain.optim.exchange import Exchange, share_out
@@ -68,6 +69,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._holding: set[str] = set()
         self._due_now: set[str] = set()
         self._due_at = -1
+        self._hooks: list[RemovableHandle] = []
         if config.update == "per_layer":
             assert self.exchange.size == 1
             assert not grad_clip
@@ -159,7 +161,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _hook(self, parts: list[Any], work: Callable[[Any], None]) -> None:
         for part in parts:
-            part.parameter.register_post_accumulate_grad_hook(partial(_call, work, part))
+            self._hooks.append(part.parameter.register_post_accumulate_grad_hook(partial(_call, work, part)))
+
+    def unhook(self) -> None:
+        """Take the hooks off the parameters: they hold this optimizer, and autograd holds them where gc cannot see."""
+        for hook in self._hooks:
+            hook.remove()
 
     @torch.no_grad()
     def _project(self, target: Target) -> None:

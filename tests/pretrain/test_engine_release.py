@@ -1,0 +1,38 @@
+"""A closed engine leaves nothing behind, so that a process can build another one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from rebuilding import check
+from support import ROOT
+
+from pretrain import distributed
+
+GALORE = ["--linear.name=dense", "--optimizer.name=galore_adamw", "--optimizer.rank=8"]
+ENGINES = {
+    f"stage{stage}-{dtype}": [f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}"]
+    for stage in (0, 1, 2, 3)
+    for dtype in ("fp32", "bf16")
+} | {
+    "galore-fp32": [*GALORE, "--train.dtype=fp32"],
+    "galore-bf16": [*GALORE, "--train.dtype=bf16", "--optimizer.weights=bf16_stochastic"],
+    "stage3-recompute": ["--parallel.zero_stage=3", "--train.checkpoint_every_layers=1"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_outlives_its_engine(tiny, engine):
+    check(tiny, ENGINES[engine], distributed.start())
+
+
+@pytest.mark.slow
+def test_nor_does_it_on_two_processes(tiny):
+    kinds = [",".join(ENGINES[engine]) for engine in ("stage0-fp32", "stage1-bf16", "stage2-fp32", "stage3-fp32")]
+    kinds += [",".join(ENGINES["stage3-bf16"]), ",".join(ENGINES["galore-fp32"])]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "tests" / "rebuilding.py"), str(tiny), *kinds]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
