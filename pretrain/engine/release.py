@@ -8,7 +8,7 @@ from typing import Any
 def release(deepspeed: Any) -> None:
     """Forget `deepspeed`, an engine after its `destroy()`, where DeepSpeed 0.19 still holds it.
 
-    Where ZeRO keeps fp32 masters, it gives every parameter methods bound to that same parameter; at stage 1 in bf16
+    With fp32 masters every parameter gets methods bound to that same parameter; at stage 1 in bf16
     gc does not free such a cycle. At stage 3 two globals outlive the engine, and each leads to the model, the partitions
     and the optimizer: a stack of the modules in their forward pass, whose bottom is the model, pushed for ever; and the
     parameters to release after a module, cached on the coordinator's class with the coordinator in the key. Another
