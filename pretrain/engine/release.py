@@ -9,12 +9,12 @@ def release(deepspeed: Any) -> None:
     """Forget `deepspeed`, an engine after its `destroy()`, where DeepSpeed 0.19 still holds it.
 
     With fp32 masters every parameter gets methods bound to that same parameter; at stage 1 in bf16
-    gc does not free such a cycle. At stage 3 two globals outlive the engine, and each leads to the model, the partitions
+    gc does not free such a cycle. At stage 3 two globals outlive the engine, each leading to the model, the partitions
     and the optimizer: a stack of the modules in their forward pass, whose bottom is the model, pushed for ever; and the
     parameters to release after a module, cached on the coordinator's class with the coordinator in the key. Another
     engine's entries of that cache are computed again when it needs them.
 
-    Where another version of DeepSpeed keeps such things elsewhere, nothing is found: that costs memory, never the run.
+    Where another DeepSpeed keeps such things elsewhere, nothing is found: that costs memory, never the run.
     """
     for parameter in deepspeed.module.parameters():
         for name, value in list(vars(parameter).items()):
