@@ -280,12 +280,12 @@ def test_what_looks_like_a_mistake_but_is_none(tmp_path, growth, tables):
 
 def test_switched_off_the_other_keys_stay(tmp_path):
     """A comparison with a run from scratch by one flag, also where the table would not fit the run."""
-    path = write(tmp_path, 'factor = 7\nat = 1\nrank = 3\noptimizer = "copy"')
+    path = write(tmp_path, 'factor = 7\nat = 1\nrank = 3\noptimizer = "copy"\nmax_fraction = 0.5')
     config = load_config(path, ["--growth.enabled=false"])
     assert [(stage.start, stage.end, stage.config.model.n_layers) for stage in config.stages] == [(0, 100, 12)]
     assert config.stages[0].config == config
     with pytest.raises(UserError, match=r"growth\.factor 7"):
-        load_config(path)
+        load_config(path, ["--growth.max_fraction=0.1"])
 
 
 @pytest.mark.parametrize(
@@ -411,8 +411,10 @@ def test_plan_says_where_the_formula_asks_for_too_much(tmp_path, capsys):
     assert re.fullmatch(
         r"growth\.at: the formula asks for \S+ tokens, more than growth\.max_fraction 0\.1 .* 2,560", last
     )
-    assert main(["plan", str(write(tmp_path))]) == 0
-    assert "growth.at" not in capsys.readouterr().out
+    longer = "--schedule.total_steps=1_000_000_000_000"  # the formula falls as the run grows
+    for overrides in (["--growth.at=0.5"], ["--growth.at=formula", longer]):
+        assert main(["plan", str(write(tmp_path)), *overrides]) == 0
+        assert "growth.at" not in capsys.readouterr().out
 
 
 def test_plan_without_growth_has_one_stage(tmp_path, capsys):
