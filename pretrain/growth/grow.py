@@ -22,6 +22,9 @@ from pretrain.state import TrainState
 
 OptimizerState = Literal["reset", "copy", "copy_reset_step"]
 
+STEP_COUNTS = ("updates", "count")
+"""The optimizer's own, and that of moments which are counted by themselves (pretrain/optim/moments.py)."""
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -55,7 +58,7 @@ class Growth:
         if self.optimizer == "reset":
             return
         for item in grow_tensors(names["optimizer."], lambda name: source.read(f"optimizer.{name}"), self.plan, old):
-            if item.name == "updates" and self.optimizer == "copy_reset_step":
+            if self.optimizer == "copy_reset_step" and item.name.rpartition(".")[2] in STEP_COUNTS:
                 item = item._replace(tensor=torch.zeros_like(item.tensor))
             yield item._replace(name=f"optimizer.{item.name}")
 
