@@ -1,6 +1,7 @@
 """The shape of the repository: import direction, file sizes, and every shipped configuration runs."""
 
 import ast
+import math
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_every_shipped_configuration_is_planned(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_runs_scaled_down(path, corpus, tmp_path):
-    """Two steps, a pause and a resume at a width where they take a second."""
+    """Two steps, a pause and a resume at a width where they take a second; a model that grows does so after one."""
     config = load_config(path)
     small = [f"--run.dir={tmp_path}/run", f"--data.path={corpus}", "--metrics.tensorboard=false"]
     small += ["--model.dim=32", "--model.n_layers=2", "--model.n_heads=2", "--model.ffn_dim=53"]
@@ -68,5 +69,8 @@ def test_every_shipped_configuration_runs_scaled_down(path, corpus, tmp_path):
         small += ["--linear.rank=4", "--linear.density=0.1"]
     if getattr(config.optimizer, "rank", 0) > 4:
         small.append("--optimizer.rank=4")
+    if config.growth.enabled:
+        layers = math.prod(config.growth.factor if isinstance(config.growth.factor, tuple) else [config.growth.factor])
+        small += ["--growth.at=0.25", "--schedule.total_steps=4", f"--model.n_layers={layers}"]
     assert train_here(path, *small, "--train.max_steps=1") == 0
     assert train_here(path, *small, "--train.max_steps=2") == 0
