@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from pretrain.report.curve import Curve, default_window, smooth
+from pretrain.report.curve import Curve, default_window, first_crossing, smooth
 from pretrain.report.logged import LoggedRun, read_runs
 from pretrain.report.picture import draw
 from pretrain.report.speedup import compare
@@ -68,6 +68,13 @@ def make_report(paths: list[Path], baseline: str | None = None, window: int | No
         found, reason = None, None
         if against is not None and index != against:
             found, reason = compare(smoothed[against], curve, runs[against].name, window)
+        if found is not None:
+            crossing = first_crossing(curve.costs["flops"], curve.losses, found["loss"])
+            assert crossing is not None
+            ends = [spent for spent, _ in run.growth("flops")]
+            found["stage"] = 1 + sum(end < crossing for end in ends)
+            if found["stage"] <= len(ends):
+                notes.append(f"{run.name}: it reaches that loss before it has grown to its last model")
         if not run.has_flops:
             notes.append(f"{run.name}: its logged steps have no train/flops, so FLOPs and speedup leave it out")
         elif reason:

@@ -66,6 +66,7 @@ def test_the_speedup_of_a_grown_run(scratch, grown, tmp_path, capsys):
     assert (found["baseline"], found["loss"], found["window_tokens"]) == ("scratch", 3.0, 10)
     assert (found["flops"], found["flops_dense_equivalent"]) == pytest.approx((0.6, 0.6))
     assert found["tokens"] == pytest.approx(40 / 35 - 1)
+    assert found["stage"] == 2
     begin = found["curve"][0]  # 6, reached with 200 FLOPs, and with one third of those from 100 to 200
     assert (begin["loss"], begin["flops"]) == pytest.approx((6.0, 200 / (400 / 3) - 1))
     assert (theirs["speedup"], theirs["speedup_reason"], theirs["window_tokens"]) == (None, None, 10)
@@ -75,6 +76,14 @@ def test_a_grown_run_may_be_the_baseline(scratch, grown):
     table = make_report([scratch, grown], baseline=str(grown), window=10).table
     assert table[0]["speedup"]["flops"] == pytest.approx(250 / 400 - 1)
     assert table[1]["speedup"] is None
+
+
+def test_a_loss_that_the_small_model_reaches_is_no_gain_of_growth(scratch, tmp_path):
+    stages = [{"n_layers": 2, "tokens": 30, "flops": 260.0}, {"n_layers": 4, "tokens": 10, "flops": 40.0}]
+    run = write_run(tmp_path / "late", [9.0, 7.0, 4.0, 2.0], [50.0, 100.0, 200.0, 300.0], stages)
+    report = make_report([scratch, run], window=10)
+    assert report.table[1]["speedup"]["stage"] == 1
+    assert report.notes == ["late: it reaches that loss before it has grown to its last model"]
 
 
 def test_growth_alone_is_compared_with_nothing(grown, tmp_path):
