@@ -24,6 +24,9 @@ PRESERVED = {
     "function_preserving": ["--growth.function_preserving=true"],
 }
 
+QUICK = ("density", "all three", "rank of low_rank")
+CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PRESERVED]
+
 
 @pytest.fixture(scope="module")
 def runs(corpus, tmp_path_factory):
@@ -47,7 +50,7 @@ def logits(folder) -> torch.Tensor:
     return model(torch.randint(320, (4, 32), generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("name", PRESERVED)
+@pytest.mark.parametrize("name", CASES)
 def test_the_function_is_kept(runs, name):
     """Rank 4 to 8 scales B by two, exactly; what is left are sums in another order."""
     _, run = runs(name)
@@ -57,7 +60,7 @@ def test_the_function_is_kept(runs, name):
     assert (small - logits(checkpoint(run, GROWS - 2))).abs().max() > 1e-3 * scale  # so it could be seen
 
 
-@pytest.mark.parametrize("name", PRESERVED)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_new_trains(runs, name):
     """Every element of every linear moves within four steps.
 
@@ -76,7 +79,7 @@ def test_what_is_new_trains(runs, name):
     assert summary(run)["growth_stages"] == 1
 
 
-@pytest.mark.parametrize("name", PRESERVED)
+@pytest.mark.parametrize("name", CASES)
 def test_rank_and_density_before_and_after(runs, name):
     """Of a 32 x 32 linear: rank 4 and then 8, 4 and then 10 percent of 1024 values."""
     _, run = runs(name)
@@ -87,8 +90,8 @@ def test_rank_and_density_before_and_after(runs, name):
             assert (len(small[key]), len(grown[key])) == (old if option in PRESERVED[name] else new, new)
 
 
-@pytest.mark.parametrize("name", ["all three", "rank of low_rank"])
-@pytest.mark.parametrize("newest", [f"step-{GROWS:08d}", f"step-{GROWS:08d}-grown", f"step-{LAST - 2:08d}"])
+@pytest.mark.parametrize("name", ["all three", pytest.param("rank of low_rank", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("newest", [f"step-{GROWS:08d}", f"step-{GROWS:08d}-grown"])
 def test_a_resume_grows_to_the_same(runs, tmp_path, name, newest):
     config, run = runs(name)
     rerun = rewound(run, tmp_path / "run", newest)
