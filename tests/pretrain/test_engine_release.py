@@ -18,11 +18,23 @@ ENGINES = {
 } | {
     "galore-fp32": [*GALORE, "--train.dtype=fp32"],
     "galore-bf16": [*GALORE, "--train.dtype=bf16", "--optimizer.weights=bf16_stochastic"],
+    "galore-per-layer": [
+        *GALORE,
+        "--optimizer.update=per_layer",
+        "--train.grad_clip=0.0",
+        "--train.global_batch_size=2",
+    ],
     "stage3-recompute": ["--parallel.zero_stage=3", "--train.checkpoint_every_layers=1"],
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+QUICK = ("stage0-fp32", "stage1-bf16", "stage3-fp32", "galore-bf16")
+"""What the others differ from in dtype, stage or hooks."""
+
+
+@pytest.mark.parametrize(
+    "engine", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ENGINES]
+)
 def test_nothing_outlives_its_engine(tiny, engine):
     check(tiny, ENGINES[engine], distributed.start())
 
