@@ -1,7 +1,7 @@
 """Run by test_world_size.py under a launcher: trains one configuration per ZeRO stage in this process group.
 
 Arguments: the configuration file, a folder for the runs, steps. Each run pauses half-way. Checkpoints are cut into many
-files, so that both ranks write some. Stage 3 comes last: DeepSpeed does not free it.
+files, so that both ranks write some.
 """
 
 import sys
