@@ -14,10 +14,13 @@ from kernels.sparse_low_rank_linear import Choice, choose, csr, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
-from pretrain import kernel_choices
+from pretrain import distributed, kernel_choices
+from pretrain.build import build
 from pretrain.checkpoint.load import load_model
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config import load_config
+from pretrain.data.dataset import Batch
+from pretrain.engine.build import build_engine
 from pretrain.hardware import free_bytes
 
 CPU = torch.device("cpu")
@@ -60,6 +63,19 @@ WEIGHTS = 2 * (4 * 32 * 32 + 3 * 32 * 53) * 2
 )
 def test_keeps_as_long_as_memory_allows_and_work_is_saved(tiny, free, micro_steps, overrides, expected, monkeypatch):
     assert decided(tiny, *overrides, free=free, micro_steps=micro_steps, monkeypatch=monkeypatch) == expected
+
+
+def test_summed_gradients_reach_the_factors_once_a_step(tiny):
+    config = load_config(tiny, ["--kernels.keep_weight=step", "--kernels.sum_gradients=dense"])
+    engine = build_engine(build(config, CPU), config, distributed.start(), grad_accum_steps=4)
+    kernel_choices.apply(engine.model, kernel_choices.decide(engine.model, config, {}, 4, CPU))
+    factors = [p for name, p in engine.model.named_parameters() if name.endswith((".A", ".B", ".values"))]
+    tokens = torch.randint(320, (2, 16), generator=torch.Generator().manual_seed(0))
+    engine.begin(1e-3)
+    for reached in (False, False, False, True):
+        engine.micro_step(Batch(tokens, tokens), 8 * 16)
+        assert {p.grad is not None for p in factors} == {reached}
+    engine.close()
 
 
 def test_a_record_stands_whatever_the_memory_is_now(tiny, monkeypatch):
