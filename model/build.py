@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
+from model.errors import UserError
 from model.linear import LinearConfig
+from model.linear.int8 import to_int8
 from model.transformer import Transformer
 
 
@@ -19,12 +21,14 @@ def build_model(
     param_dtype: torch.dtype,
     compute_dtype: torch.dtype,
     checkpoint_every: int = 0,
+    int8: bool = False,
 ) -> Transformer:
     """A transformer on `device` whose every parameter and buffer comes from (seed, its name).
 
-    It is made without memory first, so the device never holds more than the finished model.
+    With `int8` its dense linears keep 8-bit codes; `param_dtype` is that of the rest. It is made without memory first,
+    so the device never holds more than the finished model.
     """
-    model = shape_of_model(config, linear, compute_dtype, checkpoint_every)
+    model = shape_of_model(config, linear, compute_dtype, checkpoint_every, int8)
     model = model.to(param_dtype).to_empty(device=device)
     initialise(model, seed)
     return model
@@ -35,10 +39,19 @@ def shape_of_model(
     linear: LinearConfig,
     compute_dtype: torch.dtype = torch.float32,
     checkpoint_every: int = 0,
+    int8: bool = False,
 ) -> Transformer:
-    """The transformer without memory (device meta); UserError when the linears do not fit its shape."""
+    """The transformer without memory (device meta); UserError when the linears do not fit its shape, or `int8`."""
+    if int8 and linear.name != "dense":
+        raise UserError(
+            f'linear.name = "{linear.name}" has no dense weights for optimizer.weights = "int8"; set linear.name = '
+            '"dense", or other weights'
+        )
     with torch.device("meta"):
-        return Transformer(config, linear, compute_dtype, checkpoint_every)
+        model = Transformer(config, linear, compute_dtype, checkpoint_every)
+        if int8:
+            to_int8(model)
+        return model
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -53,7 +66,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def support_checksum(model: nn.Module) -> int:
-    """CRC-32 of all sparse supports with their names; ranks whose checksums differ hold different models."""
+    """CRC-32 of all supports and 8-bit codes with their names; ranks whose checksums differ hold different models."""
     checksum = 0
     for name, buffer in model.named_buffers():
         if not buffer.is_floating_point():

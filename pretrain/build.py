@@ -22,12 +22,15 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
     if compute_dtype is None:
         assert config.train.dtype != "auto"
         compute_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
+    weights = config.optimizer.weights
+    half = weights.startswith("bf16") or (weights == "int8" and config.train.dtype == "bf16")
     return build_model(
         config.model,
         config.linear,
         seed=config.run.seed,
         device=device,
-        param_dtype=torch.bfloat16 if config.optimizer.weights.startswith("bf16") else torch.float32,
+        param_dtype=torch.bfloat16 if half else torch.float32,
         compute_dtype=compute_dtype,
         checkpoint_every=config.train.checkpoint_every_layers,
+        int8=weights == "int8",
     )

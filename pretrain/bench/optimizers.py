@@ -1,5 +1,6 @@
 """One step of each matrix optimizer against its released algorithm and fused AdamW, refreshes of bases included."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -163,7 +164,7 @@ class _Method:
         target = next(target for target in self.ours.targets if target.name == name)
         gradient = self.gradients[[name for name, _ in self.named].index(name)]
         start = self._start(target.matrix)
-        self.ours.projector.basis(target.matrix, target.matrix.left_form(gradient), start, torch.Generator())
+        self.ours.refresher.projector.basis(target.matrix, target.matrix.left_form(gradient), start, torch.Generator())
 
     def _start(self, matrix: Any) -> Tensor:
         return initial_basis(matrix, torch.Generator().manual_seed(1), self.clock.device)
@@ -172,7 +173,7 @@ class _Method:
         """The step of the first and the later refreshes that has most to find."""
 
         def work(updates: int) -> int:
-            return sum(self.ours.targets[i].parameter.numel() for i in self._due(updates))
+            return sum(math.prod(self.ours.targets[i].matrix.shape) for i in self._due(updates))
 
         gap = self.config.update_proj_gap
         worst = max(range(2 * gap), key=work)
@@ -181,7 +182,9 @@ class _Method:
         taken = []
         for _ in range(turns):
             for i in self._due(worst):
-                self.ours.targets[i].P = self._start(self.ours.targets[i].matrix).contiguous()
+                basis = self.ours.targets[i].basis
+                assert basis is not None
+                basis.write(self._start(self.ours.targets[i].matrix))
             taken.append(self.clock.seconds(partial(self._our_step, worst), 1, cold=False))
         return statistics.median(taken)
 

@@ -169,7 +169,7 @@ class Config(Frozen):
             raise ValueError(
                 f'optimizer.weights = "{weights}" needs parallel.zero_stage = 0: higher stages keep an fp32 master'
             )
-        if weights != "fp32_master" and train.dtype == "fp32":
+        if weights.startswith("bf16") and train.dtype == "fp32":
             raise ValueError(f'optimizer.weights = "{weights}" contradicts train.dtype = "fp32"; change one of them')
         self._kernels_have_effect()
         if self.model.tie_embeddings and parallel.zero_stage == 3:
@@ -180,7 +180,7 @@ class Config(Frozen):
     def _matrix_path(self, optimizer: MatrixConfig) -> None:
         """What a matrix optimizer asks of the rest."""
         train = self.train
-        find_targets(shape_of_model(self.model, self.linear), optimizer)
+        find_targets(shape_of_model(self.model, self.linear, int8=optimizer.weights == "int8"), optimizer)
         if self.parallel.zero_stage:
             raise ValueError(
                 f'optimizer.name = "{optimizer.name}" needs parallel.zero_stage = 0, it shards whole matrices itself; '

@@ -1,5 +1,6 @@
 """The engine of matrix optimizers: DeepSpeed at stage 0, which hands parameters over as they are."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -55,10 +56,15 @@ class MatrixEngine(Engine):
 
     def full_gradient_bytes(self) -> int:
         """What these would be if gradients were not projected."""
-        return sum(target.parameter.nbytes for target in self.optimizer.targets)
+        sizes = [math.prod(target.matrix.shape) for target in self.optimizer.targets]
+        return sum(sizes) * self.optimizer.exchange.wire.itemsize
 
     def figures(self) -> dict[str, float]:
-        return {"train/kept_bases": self.optimizer.kept_bases, "comm/reduced_bytes": self.reduced_bytes()}
+        return {
+            "train/refreshes": self.optimizer.refreshes,
+            "train/kept_bases": self.optimizer.kept_bases,
+            "comm/reduced_bytes": self.reduced_bytes(),
+        }
 
     def state_tensors(self) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
         """(name, bytes, read) of the optimizer's state in a fixed order; `read()` is collective."""
@@ -66,6 +72,7 @@ class MatrixEngine(Engine):
             yield name, like.numel() * like.element_size(), partial(self._read, owner, like)
         yield "updates", 8, lambda: torch.tensor(self.optimizer.updates)
         yield "kept_bases", 8, lambda: torch.tensor(self.optimizer.kept_bases)
+        yield "refreshes", 8, lambda: torch.tensor(self.optimizer.refreshes)
 
     def restore_state(self, read: Callable[[str], Tensor]) -> None:
         """Put the state back, each rank what it owns here; `read(name)` gives a whole tensor."""
@@ -78,7 +85,8 @@ class MatrixEngine(Engine):
                         f"keeps {like.dtype} {tuple(like.shape)}; it is of another optimizer or version"
                     )
                 put(stored.to(self.world.device))
-        self.optimizer.updates, self.optimizer.kept_bases = int(read("updates")), int(read("kept_bases"))
+        for count in ("updates", "kept_bases", "refreshes"):
+            setattr(self.optimizer, count, int(read(count)))
 
     def _read(self, owner: int, like: Tensor) -> Tensor:
         if owner == -1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from pydantic import Field
 
+from model.linear.int8 import Int8Linear
 from model.schema import Frozen
 from model.transformer import Transformer
 from pretrain.optim.adamw import AdamW
@@ -40,5 +41,6 @@ def build_optimizer(
     if isinstance(config, MatrixConfig):
         named: list[tuple[str, Any]] = list(model.named_parameters())
         targets = find_targets(model, config)
-        return MatrixOptimizer(named, targets, config, seed, grad_clip, model.compute_dtype, exchange)
+        int8 = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
+        return MatrixOptimizer(named, targets, config, seed, grad_clip, model.compute_dtype, exchange, int8)
     return AdamW.build(config, model)

@@ -38,8 +38,19 @@ class MatrixConfig(Frozen):
     """How a basis is found: a member of PROJECTORS."""
     moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "fp32"
     """How the moments of projected gradients are kept."""
-    weights: Literal["fp32_master", "bf16", "bf16_stochastic"] = "fp32_master"
-    """fp32_master: weights in fp32. bf16: in bf16, rounded to nearest. bf16_stochastic: right on average."""
+    projection: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
+    """How bases are kept. int8, int4: in codes that groups of 256 elements share a scale for (Q-GaLore)."""
+    refresh: Literal["fixed", "adaptive"] = "fixed"
+    """fixed: every update_proj_gap steps. adaptive: a matrix whose bases resemble each other doubles its own gap."""
+    refresh_overlap: Literal["subspace", "first_vector"] = "subspace"
+    """How alike two bases are. subspace: |P_old^T P_new|^2 / rank. first_vector: cosine of their first columns."""
+    refresh_threshold: float = Field(0.4, ge=-1, le=1)
+    """Mean overlap of 5 refreshes in a row at which a gap doubles."""
+    max_proj_gap: int = Field(0, ge=0)
+    """Largest gap that adaptive refreshes reach; 0 means 16 update_proj_gap."""
+    weights: Literal["fp32_master", "bf16", "bf16_stochastic", "int8"] = "fp32_master"
+    """fp32_master: weights in fp32. bf16: in bf16, rounded to nearest. bf16_stochastic: right on average. int8: dense
+    linears in 8-bit codes, rounded stochastically, and all else in train.dtype, likewise where that is bf16."""
     update: Literal["step", "per_layer"] = "step"
     """step: all weights after the backward pass. per_layer: each inside of it, so that gradients never coexist."""
     refresh_stagger: bool = True

@@ -1,6 +1,7 @@
 """The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices shared out over ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,21 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model.seeding import derive_seed, generator
+from model.linear.int8 import Int8Linear
+from model.seeding import derive_seed
 from pretrain.optim.exchange import Exchange, share_out
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.projector import PROJECTORS, is_late
-from pretrain.optim.projector.base import initial_basis
-from pretrain.optim.refresh import is_due
+from pretrain.optim.refresher import Refresher
 from pretrain.optim.rules import RULES
+from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
 from pretrain.optim.target import Element, Target
+from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
     """Steps the matrices of `targets` (by parameter name) with config's rule, everything else with AdamW.
 
+    A target is one of `named_parameters`, or the codes of one of `int8_linears` (by the name that its weight would have
+    as a parameter).
     Each parameter has one owner among the ranks of `exchange`, which keeps its moments. Gradients come as means over
     micro-steps; `step` takes their mean over ranks. For a `projected` rule a hook projects each gradient as soon as
     the backward pass has made it and frees it, so that whole gradients do not coexist, and ranks reduce projected ones.
@@ -39,13 +43,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         grad_clip: float = 0.0,
         products: torch.dtype = torch.float32,
         exchange: Exchange | None = None,
+        int8_linears: Mapping[str, Int8Linear] | None = None,
     ):
         super().__init__([parameter for _, parameter in named_parameters], {"lr": config.lr})
         self.config, self.seed, self.grad_clip, self.products = config, seed, grad_clip, products
         self.exchange = exchange or Exchange(0, 1)
         self.rule = RULES[config.rule](config)
-        self.projector = PROJECTORS[config.projector]()
-        self.late_projector = PROJECTORS["random_orthogonal"]()
         self.updates = 0
         """Applied so far."""
         self.grad_norm = 0.0
@@ -54,29 +57,34 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Whether the last step was; it is not when a gradient is not finite."""
         self.kept_bases = 0
         """Refreshes so far that a zero or non-finite gradient prevented."""
-        self._kept_bases = 0  # by this rank in this step
+        self.refreshes = 0
+        """Bases so far that were replaced."""
         self.low_rank_matrices = 0
         """Matrices that the last step changed by the rule."""
         self.most_full_gradients = 0
         """Largest number of whole gradients of targets that were alive at once during the last step."""
         self._most_full_gradients = self._stepped = 0
         self._squares: list[Tensor] = []
-        parameters = dict(named_parameters)
-        self.targets = [Target(name, parameters[name], matrix, i) for i, (name, matrix) in enumerate(targets.items())]
+        weights: dict[str, Weight] = {
+            name: FloatWeight(parameter) for name, parameter in named_parameters if name in targets
+        }
+        weights |= {name: Int8Weight(linear) for name, linear in (int8_linears or {}).items()}
+        self.targets = [Target(name, weights[name], matrix, i) for i, (name, matrix) in enumerate(targets.items())]
         self.elements = [Element(name, p) for name, p in named_parameters if name not in targets]
         self._share_out()
         self._init_state()
+        self.refresher = Refresher(config, self.rule, self.targets, seed, self.exchange)
         self._holding: set[str] = set()
-        self._due_now: set[str] = set()
-        self._due_at = -1
         self._hooks: list[RemovableHandle] = []
         if config.update == "per_layer":
             assert self.exchange.size == 1
             assert not grad_clip
-            self._hook(self.targets, self._step_target_now)
-            self._hook(self.elements, self._step_element_now)
+            self._hook_targets(self._step_target_now)
+            for element in self.elements:
+                work = partial(_call, self._step_element_now, element)
+                self._hooks.append(element.parameter.register_post_accumulate_grad_hook(work))
         elif self.rule.needs == "projected":
-            self._hook(self.targets, self._project)
+            self._hook_targets(self._project)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -97,9 +105,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
         gradients = self._reduce()
         owned = [gradients[part.name] for part in self._parts() if part.owner == self.exchange.rank]
         norm = torch.stack(torch._foreach_norm(owned)).square().sum() if owned else self._zero()
-        kept = norm.new_tensor(self._kept_bases)
-        square, total_kept = self.exchange.total(torch.stack((norm, kept))).tolist()
-        self.grad_norm, self.kept_bases, self._kept_bases = square**0.5, self.kept_bases + int(total_kept), 0
+        counts = norm.new_tensor((self.refresher.kept, self.refresher.refreshes))
+        square, kept, refreshes = self.exchange.total(torch.cat((norm[None], counts))).tolist()
+        self.grad_norm = square**0.5
+        self.kept_bases += int(kept)
+        self.refreshes += int(refreshes)
         self.applied = self.grad_norm < float("inf")
         if self.applied:
             clip = min(1.0, self.grad_clip / (self.grad_norm + 1e-6)) if self.grad_clip else 1.0
@@ -107,14 +117,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 torch._foreach_mul_(list(gradients.values()), clip)
             self._apply(gradients)
             self.updates += 1
+        self.refresher.end_step(self.applied)
 
     def clear(self) -> None:
         """Let go of all gradients."""
         self._holding.clear()
-        for part in self._parts():
-            part.parameter.grad = None
+        for element in self.elements:
+            element.parameter.grad = None
         for target in self.targets:
-            target.projected = None
+            target.projected = target.weight.grad = None
 
     def tensors(self) -> Iterator[tuple[str, int, Tensor, Callable[[Tensor], None]]]:
         """(name, owner, tensor, put) of all state, in a fixed order; elsewhere than on the owner, one like the tensor.
@@ -123,8 +134,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
         keeps has owner -1.
         """
         for target in self.targets:
-            if target.P is not None:
-                yield f"{target.name}.P", -1, target.P, partial(setattr, target, "P")
+            if target.basis is not None:
+                yield from _entries(target.name, -1, target.basis.tensors, target.basis.tensors)
+            if target.gap is not None:
+                yield f"{target.name}.refresh", -1, target.gap.tensor(), target.gap.load
             yield from _entries(target.name, -1, target.shared, target.shared)
             like = target.state or self.rule.init_state(target.matrix, torch.device("meta"))
             yield from _entries(target.name, target.owner, like, target.state)
@@ -143,28 +156,22 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _init_state(self) -> None:
         for target in self.targets:
-            matrix, device = target.matrix, target.parameter.device
+            matrix, device = target.matrix, target.weight.device
             target.shared = self.rule.init_shared(matrix, device)
             if target.owner == self.exchange.rank:
                 target.state = self.rule.init_state(matrix, device)
-            if self.rule.uses_basis:
-                target.P = self._initial_basis(matrix).to(device).contiguous()
         for element in self.elements:
             if element.owner == self.exchange.rank:
                 element.state = element.fresh_state(self.config, element.parameter.device)
 
-    def _initial_basis(self, matrix: Matrix) -> Tensor:
-        """By the projector where it needs no gradient: until the first refresh, P has the scale of later ones."""
-        random = generator(self.seed, "basis", matrix.name)
-        drawn = None if self.projector.needs_gradient else self.projector.basis(matrix, None, None, random)
-        return initial_basis(matrix, random, torch.device("cpu")) if drawn is None else drawn
-
-    def _hook(self, parts: list[Any], work: Callable[[Any], None]) -> None:
-        for part in parts:
-            self._hooks.append(part.parameter.register_post_accumulate_grad_hook(partial(_call, work, part)))
+    def _hook_targets(self, work: Callable[[Target], None]) -> None:
+        for target in self.targets:
+            target.weight.on_gradient(partial(work, target))
 
     def unhook(self) -> None:
-        """Take the hooks off the parameters: they hold this optimizer, and autograd holds them where gc cannot see."""
+        """Take the hooks off the weights: they hold this optimizer, and autograd holds them where gc cannot see."""
+        for target in self.targets:
+            target.weight.unhook()
         for hook in self._hooks:
             hook.remove()
 
@@ -177,7 +184,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             return
         R = self._projection(target, self._whole(target))
         target.projected = R if target.projected is None else target.projected.add_(R)
-        target.parameter.grad = None
+        target.weight.grad = None
 
     def _reduce(self) -> dict[str, Tensor]:
         """The step's gradients by name, fp32, in left form: R or G of targets; the mean over ranks on the owner.
@@ -192,7 +199,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.exchange.sum_everywhere(G for _, G in owned)
         else:
             self.exchange.sum_to_owners(owned)
-        self._refresh(wholes)
+        self.refresher.refresh(wholes, self.updates)
         if self.rule.needs == "full":
             return gradients | wholes
         for target in self.targets:
@@ -201,25 +208,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
         kept = [(t.owner, t.projected) for t in self.targets if t.projected is not None]
         self.exchange.sum_to_owners(kept)
         return gradients
-
-    def _refresh(self, wholes: dict[str, Tensor]) -> None:
-        """New bases for the matrices that are due, found by their owners."""
-        due = [target for target in self.targets if self.rule.uses_basis and self._due(target)]
-        for target in due:
-            if target.owner == self.exchange.rank:
-                self._new_basis(target, wholes[target.name])
-        self.exchange.send((t.owner, t.P) for t in due if t.P is not None)
-
-    def _new_basis(self, target: Target, G: Tensor) -> None:
-        assert target.P is not None
-        random = generator(self.seed, "refresh", target.name, self.updates)
-        projector = self.late_projector if is_late(self.config, self.updates) else self.projector
-        new = projector.basis(target.matrix, G, target.P, random)
-        if new is None:
-            self._kept_bases += 1
-            return
-        self.rule.change_basis(target.matrix, target.state, target.P, new)
-        target.P = new.contiguous()
 
     def _apply(self, gradients: dict[str, Tensor]) -> None:
         lr, rank = self.param_groups[0]["lr"], self.exchange.rank
@@ -235,15 +223,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self._change(target, seen, messages.pop(target.name), lr)
         for element in self.elements:
             if element.owner == rank:
-                element.step(self.config, gradients[element.name], self.updates + 1, lr, self._key(element.name))
+                element.step(self.config, gradients[element.name], self.updates + 1, lr, self._key(element))
         self.exchange.send((element.owner, element.parameter.data) for element in self.elements)
 
     def _message(self, target: Target, gradient: Tensor, lr: float) -> State:
-        message = self.rule.direct(target.matrix, target.state, target.P, gradient, self._step(target, lr))
+        step = self._step(target, lr)
+        message = self.rule.direct(target.matrix, target.state, target.P, gradient, step)
         return {name: part.to(self._wire(name)).contiguous() for name, part in message.items()}
 
     def _empty_message(self, target: Target) -> State:
-        device = target.parameter.device
+        device = target.weight.device
         shapes = self.rule.message_shapes(target.matrix)
         return {name: torch.empty(shape, dtype=self._wire(name), device=device) for name, shape in shapes.items()}
 
@@ -252,31 +241,36 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return self.products if name in ("R", "N") else torch.float32
 
     def _change(self, target: Target, gradient: Tensor | None, message: State, lr: float) -> None:
-        step = self._step(target, lr)
-        self.rule.apply(target.matrix, target.parameter, target.shared, target.P, gradient, message, step)
+        step, P = self._step(target, lr), target.P
+
+        def rule(weight: Tensor, key: int | None) -> None:
+            self.rule.apply(target.matrix, weight, target.shared, P, gradient, message, replace(step, key=key))
+
+        target.weight.change(step.key, rule)
         self._stepped += 1
 
     def _step(self, target: Target, lr: float) -> Step:
-        weight = target.parameter.detach()
-        return Step(self.updates + 1, lr, self._due(target), self.products, self._key(target.name), weight)
+        key = self._key(target)
+        return Step(self.updates + 1, lr, self._due(target), self.products, key, target.weight.read)
 
     @torch.no_grad()
     def _step_target_now(self, target: Target) -> None:
         """per_layer: the whole step of one matrix, inside of the backward pass."""
         lr, G = self.param_groups[0]["lr"], self._finite(self._whole(target))
         if self.rule.uses_basis and self._due(target):
-            self._new_basis(target, G)
+            overlap = self.refresher.new_basis(target, G, self.updates)
+            self.refresher.reschedule(target, float(overlap))
         gradient = self._projection(target, G) if self.rule.needs == "projected" else G
         self._squares.append(gradient.square().sum())
         self._change(target, G if self.rule.gradient_everywhere else None, self._message(target, gradient, lr), lr)
-        target.parameter.grad = None
+        target.weight.grad = None
         self._most_full_gradients = 1
 
     @torch.no_grad()
     def _step_element_now(self, element: Element) -> None:
         gradient = self._finite(self._whole(element))
         self._squares.append(gradient.square().sum())
-        element.step(self.config, gradient, self.updates + 1, self.param_groups[0]["lr"], self._key(element.name))
+        element.step(self.config, gradient, self.updates + 1, self.param_groups[0]["lr"], self._key(element))
         element.parameter.grad = None
 
     def _finite(self, gradient: Tensor) -> Tensor:
@@ -289,33 +283,32 @@ class MatrixOptimizer(torch.optim.Optimizer):
         return torch.where(finite, gradient, 0.0)
 
     def _finish(self) -> None:
-        self.kept_bases, self._kept_bases = self.kept_bases + self._kept_bases, 0
+        self.kept_bases += self.refresher.kept
+        self.refreshes += self.refresher.refreshes
         self.grad_norm = torch.stack(self._squares).sum().sqrt().item()
         self.applied = self.grad_norm < float("inf")
         self._squares.clear()
         self.updates += 1
+        self.refresher.end_step(applied=True)
 
     def _whole(self, part: Target | Element) -> Tensor:
         """The gradient in fp32, a target's in left form and contiguous memory of its own shape."""
-        gradient = part.parameter.grad
+        gradient = part.weight.grad if isinstance(part, Target) else part.parameter.grad
         assert gradient is not None, f"{part.name} received no gradient"
         return part.matrix.left_form(gradient.float()) if isinstance(part, Target) else gradient.float()
 
     def _projection(self, target: Target, G: Tensor) -> Tensor:
-        assert target.P is not None
-        return (target.P.to(self.products).t() @ G.to(self.products)).float()
+        P = target.P
+        assert P is not None
+        return project(P, G, self.products)
 
     def _due(self, target: Target) -> bool:
-        if self._due_at != self.updates:  # asked several times for each target
-            count = len(self.targets)
-            self._due_now = {t.name for t in self.targets if is_due(self.config, t.index, count, self.updates)}
-            self._due_at = self.updates
-        return target.name in self._due_now
+        return self.refresher.due(target, self.updates)
 
-    def _key(self, name: str) -> int | None:
-        if self.config.weights != "bf16_stochastic":
+    def _key(self, part: Target | Element) -> int | None:
+        if self.config.weights not in ("bf16_stochastic", "int8") or not part.rounds:
             return None
-        return derive_seed(self.seed, "rounding", name, self.updates) & 0xFFFFFFFF
+        return derive_seed(self.seed, "rounding", part.name, self.updates) & 0xFFFFFFFF
 
     def _zero(self) -> Tensor:
         return torch.zeros((), device=self.param_groups[0]["params"][0].device)

@@ -10,6 +10,7 @@ from pretrain.optim.rules.gradnormlorp import GradNormLoRPAdamW
 from pretrain.optim.rules.ldadam import LDAdamW
 from pretrain.optim.rules.muon import Muon
 from pretrain.optim.rules.online_subspace import OnlineSubspaceDescent
+from pretrain.optim.rules.q_galore import QGaLore
 from pretrain.optim.rules.sara import Sara
 from pretrain.optim.rules.subtrack import SubTrackAdamW
 
@@ -26,6 +27,7 @@ PRESETS: dict[str, type[MatrixConfig]] = {
     "ldadam": LDAdamW,
     "muon": Muon,
     "online_subspace": OnlineSubspaceDescent,
+    "q_galore": QGaLore,
     "sara": Sara,
     "subtrack": SubTrackAdamW,
 }

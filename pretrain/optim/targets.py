@@ -18,7 +18,7 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
     subspace holds all of it: below that the product of two ranks would be left, and training suffers.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, BaseLinear)}
-    inside = {f"{name}.{own}": p for name, linear in linears.items() for own, p in linear.named_parameters()}
+    inside = {f"{name}.{own}": shape for name, linear in linears.items() for own, shape in linear.shapes().items()}
     dense = {f"{name}.{own}" for name, linear in linears.items() for own in linear.projectable}
     outside = [name for name, _ in model.named_parameters() if name not in inside]
     targets: dict[str, Matrix] = {}
@@ -36,13 +36,18 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
                 )
             _require_rank(name, min(rows, cols), config)
             targets[name] = Matrix(name, (rows, cols), projected_side((rows, cols), config.proj_type), config.rank)
+    if config.weights == "int8" and dense - targets.keys():
+        raise UserError(
+            f'optimizer.targets leaves out {min(dense - targets.keys())}, but with optimizer.weights = "int8" the '
+            "optimizer trains no other dense weights; match them all, or set other weights"
+        )
     return {name: targets[name] for name in inside if name in targets}
 
 
-def _shape(name: str, parameter: nn.Parameter) -> tuple[int, int]:
-    if parameter.dim() != 2:
+def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 2:
         raise UserError(f"optimizer.targets matches {name}, which is no matrix; leave it out")
-    return parameter.shape[0], parameter.shape[1]
+    return shape[0], shape[1]
 
 
 def _require_rank(name: str, side: int, config: MatrixConfig) -> None:

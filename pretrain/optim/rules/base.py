@@ -1,6 +1,7 @@
 """What every rule offers: from a gradient to an update of one matrix."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -28,8 +29,8 @@ class Step:
     """In which products of whole matrices are computed: fp32, or bf16 where the run computes in bf16."""
     key: int | None
     """32 bits for stochastic rounding of this matrix at this step; None rounds to nearest."""
-    weight: Tensor
-    """The matrix as stored, before this step, for `direct` to read."""
+    weight: Callable[[], Tensor]
+    """Reads the matrix as it is before this step, for `direct`."""
 
 
 class Rule(ABC):
@@ -80,7 +81,7 @@ class Rule(ABC):
         message: State,
         step: Step,
     ) -> None:
-        """Change `weight` (as stored: fp32 or bf16, contiguous) in place.
+        """Change `weight` (fp32 or bf16, contiguous) in place.
 
         `gradient`: G (m, n) fp32 in left form where `gradient_everywhere`, else None.
         """

@@ -50,7 +50,7 @@ class GradNormLoRP(ProjectedAdam):
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
         assert P is not None
         axis, exact = _axis(matrix), self.config.magnitude == "exact"
-        W = matrix.left_form(step.weight).float()
+        W = matrix.left_form(step.weight()).float()
         length = W.norm(dim=axis, keepdim=True)
         gone = length == 0
         g, norm = (length, length) if step.number == 1 else (state["g"], state["norm"])

@@ -41,8 +41,8 @@ def test_whole_gradients_do_not_coexist(micro_steps):
     model, optimizer = make(config)
     alive = []
     for target in optimizer.targets:
-        target.parameter.register_post_accumulate_grad_hook(
-            lambda _: alive.append(sum(t.parameter.grad is not None for t in optimizer.targets))
+        target.weight.parameter.register_post_accumulate_grad_hook(
+            lambda _: alive.append(sum(t.weight.grad is not None for t in optimizer.targets))
         )
     for step in range(60):
         alive.clear()

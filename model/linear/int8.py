@@ -1,0 +1,125 @@
+"""The dense linear whose weight is kept in 8-bit codes (Q-GaLore, arXiv 2407.08296, section 3.2)."""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from kernels.quant import Quantized, dequantize, quantize
+from model.initialise import fill_normal
+from model.linear.base import BaseLinear
+from model.linear.dense import Dense
+
+GROUP = 256
+"""Elements of a row that share a scale and a zero point."""
+
+_scratch: WeakValueDictionary[tuple[Any, ...], Tensor] = WeakValueDictionary()
+"""A dequantised matrix of each (shape, dtype, device), there as long as a linear that has used it."""
+
+
+class Int8Linear(BaseLinear):
+    """y = x W^T with W (out, in) = (code - zero) scale, as `kernels.quant` has it; 1.02 bytes per element.
+
+    What a Dense becomes with optimizer.weights = "int8". Codes receive no gradient from autograd, so the backward pass
+    hands dW (out, in), in the dtype of x, to `sink`; without one a backward pass is a RuntimeError. W is dequantised
+    for each product, into memory that all linears of one shape share.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    projectable = ("weight",)
+    silent_at_zero = ()
+
+    def __init__(self, config: Dense.Config, in_features: int, out_features: int, name: str, init_std: float):
+        super().__init__(in_features, out_features, name, init_std)
+        empty = Quantized.empty((out_features, in_features), 8, GROUP, torch.empty(0).device)
+        self.register_buffer("codes", empty.codes)
+        self.register_buffer("scales", empty.scales)
+        self.register_buffer("zeros", empty.zeros)
+        self.sink: Callable[[Tensor], None] | None = None
+        """Takes dW of each backward pass."""
+        self._used: Tensor | None = None  # keeps the scratch memory alive
+
+    @property
+    def quantized(self) -> Quantized:
+        """The weight, sharing memory with the buffers."""
+        return Quantized(self.codes, self.scales, self.zeros, (self.out_features, self.in_features), 8, GROUP)
+
+    def store(self, weight: Tensor, key: int | None = None) -> None:
+        """Keep `weight` (out, in), with new scales and zeros: to nearest, or by 32 bits `key` stochastically."""
+        q = quantize(weight, 8, GROUP, key)
+        self.codes.copy_(q.codes)
+        self.scales.copy_(q.scales)
+        self.zeros.copy_(q.zeros)
+
+    def forward(self, x: Tensor) -> Tensor:
+        leaf = None
+        if torch.is_grad_enabled() and not x.requires_grad:
+            leaf = torch.empty((), device=x.device, requires_grad=True)  # or backward would not come by
+        return _Product.apply(x, leaf, self)
+
+    def reset_parameters(self, seed: int) -> None:
+        weight = torch.empty(self.out_features, self.in_features, device=self.codes.device)
+        fill_normal(weight, self.init_std, seed, f"{self.name}.weight")
+        self.store(weight)
+
+    def dense_weight(self) -> Tensor:
+        return dequantize(self.quantized, torch.float32)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.out_features, self.in_features)}
+
+    count_parameters = staticmethod(Dense.count_parameters)
+    training_flops = staticmethod(Dense.training_flops)
+
+    def scratch_weight(self, dtype: torch.dtype) -> Tensor:
+        """W in memory that the next call of any linear of this shape overwrites."""
+        shape, device = (self.out_features, self.in_features), self.codes.device
+        memory = _scratch.get((shape, dtype, device))
+        if memory is None:
+            memory = _scratch[shape, dtype, device] = torch.empty(shape, dtype=dtype, device=device)
+        self._used = memory
+        return dequantize(self.quantized, dtype, memory)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
+        """Scales stay fp32 in whatever dtype the rest of a model is put."""
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != torch.float32:
+            self.scales = scales.to(self.scales.device)
+        return self
+
+
+class _Product(torch.autograd.Function):
+    """x W^T, of which x alone is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leaf: Tensor | None, linear: Int8Linear) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.linear = linear
+        return F.linear(x, linear.scratch_weight(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
+        (x,), linear = ctx.saved_tensors, ctx.linear
+        if linear.sink is None:
+            raise RuntimeError(f"{linear.name}: nothing takes the gradient of its codes; build an optimizer first")
+        dx = dy @ linear.scratch_weight(dy.dtype) if ctx.needs_input_grad[0] else None
+        linear.sink(dy.reshape(-1, linear.out_features).t() @ x.reshape(-1, linear.in_features))
+        return dx, None, None
+
+
+def to_int8(model: nn.Module) -> None:
+    """Put an Int8Linear, without values, in the place of every Dense inside of `model`."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Dense):
+                linear = Int8Linear(Dense.Config(), child.in_features, child.out_features, child.name, child.init_std)
+                setattr(module, name, linear)
