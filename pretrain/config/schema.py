@@ -13,6 +13,7 @@ from pretrain.growth.config import GrowthConfig
 from pretrain.growth.stages import Stage, stages
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
+from pretrain.optim.checks import require_coherent
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.targets import find_targets
 from pretrain.schedule import Cosine, ScheduleConfig
@@ -180,6 +181,7 @@ class Config(Frozen):
     def _matrix_path(self, optimizer: MatrixConfig) -> None:
         """What a matrix optimizer asks of the rest."""
         train = self.train
+        require_coherent(optimizer)
         find_targets(shape_of_model(self.model, self.linear, int8=optimizer.weights == "int8"), optimizer)
         if self.parallel.zero_stage:
             raise ValueError(

@@ -12,6 +12,7 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
+from pretrain.growth.small import require_no_zeroed_codes
 from pretrain.growth.table import GrowthTable
 
 
@@ -51,6 +52,7 @@ def grow_offline(
             f"model.n_layers: {source} has {small.model.n_layers} layers and these linears already; give a larger model"
         )
     plan = plan_growth(operator, small.model.n_layers, config.model.n_layers, options)
+    require_no_zeroed_codes(config, plan)
     if optimizer != "reset":
         _require_same_optimizer(small, config, optimizer)
     dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)

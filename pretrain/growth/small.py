@@ -51,6 +51,15 @@ def plan_depth(growth: GrowthConfig, small: int, large: int) -> GrowthPlan:
         raise UserError(str(error).replace("growth.factor", key)) from None
 
 
+def require_no_zeroed_codes(config: "Config", plan: GrowthPlan | None) -> None:
+    """UserError for layers that start silent where weights are codes: growth copies those, and zeroes parameters."""
+    if plan is not None and plan.silent and config.optimizer.weights == "int8":
+        raise UserError(
+            'growth.operator = "zero" and growth.function_preserving start layers at zero, which optimizer.weights = '
+            '"int8" cannot; set another operator and function_preserving = false, or other weights'
+        )
+
+
 def require_change(config: "Config", layers: list[int], linear: LinearConfig) -> None:
     """UserError for a growth that adds nothing; `linear` is what the small models have."""
     for index, (before, after) in enumerate(pairwise(layers)):

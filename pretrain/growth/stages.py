@@ -8,7 +8,15 @@ from model.errors import UserError
 from model.growth.plan import GrowthPlan
 from model.seeding import derive_seed
 from pretrain.growth.config import GrowthConfig
-from pretrain.growth.small import depths, differences, plan_depth, require_change, require_copyable, small_linear
+from pretrain.growth.small import (
+    depths,
+    differences,
+    plan_depth,
+    require_change,
+    require_copyable,
+    require_no_zeroed_codes,
+    small_linear,
+)
 from pretrain.growth.times import growth_steps
 from pretrain.schedule import ScheduleConfig
 
@@ -64,6 +72,7 @@ def stages(config: "Config") -> tuple[Stage, ...]:
             }
         )
         plan = plan_depth(growth, layers[index - 1], n_layers) if index else None
+        require_no_zeroed_codes(config, plan)
         restarts = index > 0 and growth.schedule == "reset"
         found.append(
             Stage(

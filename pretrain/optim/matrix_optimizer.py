@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from model.linear.int8 import Int8Linear
 from model.seeding import derive_seed
+from pretrain.optim.checks import require_coherent
 from pretrain.optim.exchange import Exchange, share_out
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
@@ -46,6 +47,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         int8_linears: Mapping[str, Int8Linear] | None = None,
     ):
         super().__init__([parameter for _, parameter in named_parameters], {"lr": config.lr})
+        require_coherent(config)
         self.config, self.seed, self.grad_clip, self.products = config, seed, grad_clip, products
         self.exchange = exchange or Exchange(0, 1)
         self.rule = RULES[config.rule](config)

@@ -23,8 +23,8 @@ pretrain.run.build_engine = lambda *arguments: engines.append(build_engine(*argu
 
 def checksum(model):
     total = 0
-    for parameter in model.parameters():
-        total = zlib.crc32(parameter.detach().float().cpu().numpy().tobytes(), total)
+    for tensor in model.state_dict().values():
+        total = zlib.crc32(tensor.detach().float().cpu().numpy().tobytes(), total)
     return total
 
 
@@ -34,6 +34,7 @@ with distributed.processes() as world:
         for last in (int(steps) // 2, int(steps)):
             options = [f"--optimizer.name={name}", f"--run.dir={folder}/{preset}", f"--train.max_steps={last}"]
             if weights:
-                options += [f"--optimizer.weights={weights}", "--train.dtype=bf16"]
+                options += [f"--optimizer.weights={weights}"]
+                options += ["--train.dtype=bf16"] if weights.startswith("bf16") else []
             assert train(load_config(path, options), world) == 0
             assert len(set(gather_outcomes(world, checksum(engines[-1].model)))) == 1, f"{preset}: ranks differ"

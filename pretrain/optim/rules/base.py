@@ -47,7 +47,8 @@ class Rule(ABC):
     """For `full`: `apply` reads the gradient, so every rank gets the sum, not the owner alone."""
     uses_basis: ClassVar[bool] = True
     """Whether the optimizer keeps a basis "P" for it by its projector and refresh schedule."""
-
+    exact_basis: ClassVar[bool] = False
+    """Whether "P" must be orthonormal to rounding: where the gradient outside of the basis trains too."""
     uses_rank: ClassVar[bool] = True
     """Whether `rank` means anything to it."""
 

@@ -38,6 +38,7 @@ class Fira(ProjectedAdam):
 
     needs = "full"
     gradient_everywhere = True
+    exact_basis = True
     config: FiraAdamW
 
     def init_shared(self, matrix: Matrix, device: torch.device) -> State:

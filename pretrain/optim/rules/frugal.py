@@ -42,6 +42,7 @@ class FrugalRule(ProjectedAdam):
 
     needs = "full"
     gradient_everywhere = True
+    exact_basis = True
     config: Frugal
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
