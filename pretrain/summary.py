@@ -49,7 +49,10 @@ def write_summary(
     """Rewrite `summary.json` at the end of a `train`; figures that do not apply are null. RunFailed on a full disk."""
     config = stage.config
     counts = count_parameters(config.model, config.linear)
-    step_seconds = state.train_seconds / state.step if clock.empty else clock.steady_seconds()
+    stages = [*state.grown, state.this_stage(config.model.n_layers)]
+    # A model grown offline brings the steps of another run along, as it does their seconds.
+    mean_seconds = state.train_seconds / sum(stage["steps"] for stage in stages)
+    step_seconds = mean_seconds if clock.empty else clock.steady_seconds()
     summary: dict[str, Any] = {
         "step": state.step,
         "tokens_seen": state.tokens_seen,
@@ -64,7 +67,7 @@ def write_summary(
         "peak_memory_bytes": peak_bytes(world.device),
         "planned_memory_bytes": None,
         "growth_stages": len(state.grown),
-        "stages": [*state.grown, state.this_stage(config.model.n_layers)],
+        "stages": stages,
         "skipped_steps": state.skipped_steps,
         "low_rank_matrices": engine.low_rank_matrices(),
         "reduced_bytes_per_step": engine.reduced_bytes(),

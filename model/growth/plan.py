@@ -44,7 +44,7 @@ def require_growable(small: ModelConfig, large: ModelConfig) -> None:
     for key, value in large:
         if key not in free and value != getattr(small, key):
             raise UserError(
-                f"growth.factor adds layers and changes nothing else, but model.{key} is {getattr(small, key)} in the "
+                f"growth adds layers and changes nothing else, but model.{key} is {getattr(small, key)} in the "
                 f"small model and {value} in the grown one; make them equal"
             )
     require_no_fewer(small.n_layers, large.n_layers)

@@ -26,24 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import shlex
 
     from model.growth.plan import GrowthOptions
     from pretrain.config import load_config
     from pretrain.growth.offline import grow_offline
+    from pretrain.growth.words import counted
 
     config = load_config(args.config, args.overrides)
     options = GrowthOptions(args.order, args.source_layers, args.function_preserving)
     grown = grow_offline(args.checkpoint, config, args.operator, options, args.optimizer)
     if args.json:
         rows = {name: vars(row) for name, row in grown.table.rows.items()}
-        print(json.dumps({"checkpoint": str(grown.folder), "layers": grown.layers, "bytes_by_group": rows}))
+        figures = {"checkpoint": str(grown.folder), "layers": grown.layers, "continues_data": grown.continues_data}
+        print(json.dumps({**figures, "bytes_by_group": rows}))
         return 0
-    print(f"{grown.folder}: {grown.layers[0]} layers grown to {grown.layers[1]}")
+    print(f"{grown.folder}: {counted(grown.layers[0], 'layer')} grown to {grown.layers[1]}")
     for line in grown.table.lines():
         print(f"  {line}")
     if not grown.continues_data:
         print("the data or its order is another than the small model's: the new run begins at its start")
-    print(f"go on with: sparlow train {' '.join([args.config, *args.overrides])}")
+    print(f"go on with: sparlow train {shlex.join([args.config, *args.overrides])}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pretrain.checkpoint.store import step_folder
 from pretrain.distributed import on_main
 from pretrain.fault import fault_point
 from pretrain.growth.grow import Growth, write_grown
+from pretrain.growth.words import model_size
 from pretrain.run import Run
 
 
@@ -27,8 +28,8 @@ def _grow(run: Run) -> None:
         target=after.config,
         optimizer=config.growth.optimizer,
     )
-    layers, grown_layers = after.plan.small, after.config.model.n_layers
-    run.console.say(f"step {state.step}: growing {layers} layers to {grown_layers} ({config.growth.operator})")
+    small, large = (model_size(stage.config, config) for stage in (run.stage, after))
+    run.console.say(f"step {state.step}: growing {small} to {large} ({config.growth.operator})")
     fault_point("before_growth")
     grown = growth.state(state, stage=after.index, stage_start=state.step)
     table = write_grown(growth, config, grown, store, run.dataset)

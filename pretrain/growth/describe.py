@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pretrain.config.schema import Config
 from pretrain.growth.times import growth_time
+from pretrain.growth.words import model_size
 from pretrain.plan import flops_per_update
 
 
@@ -16,7 +17,7 @@ def describe_stages(config: Config) -> Iterator[str]:
         steps = stage.end - stage.start
         flops = steps * flops_per_update(stage.config, "executed")
         yield (
-            f"stage {stage.index + 1} of {len(config.stages)}: {stage.config.model.n_layers} layers to step "
+            f"stage {stage.index + 1} of {len(config.stages)}: {model_size(stage.config, config)} to step "
             f"{stage.end}, {steps * per_update:,} tokens, {flops:.2e} FLOPs, "
             f"peak learning rate {stage.config.optimizer.lr:g}"
         )

@@ -6,6 +6,7 @@ from model.counts import count_parameters
 from model.errors import UserError
 from model.growth.timing import GrowthTime, grow_after
 from pretrain.growth.config import as_toml
+from pretrain.growth.words import counted
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Config
@@ -25,8 +26,8 @@ def growth_steps(config: "Config", growths: int) -> list[int]:
     growth = config.growth
     if len(growth.times) != growths:
         raise UserError(
-            f"growth.at = {as_toml(growth.at)} gives {_counted(len(growth.times), 'time')}, but {growth.sizes} makes "
-            f"{_counted(growths, 'growth')}; give a time for each"
+            f"growth.at = {as_toml(growth.at)} gives {counted(len(growth.times), 'time')}, but {growth.sizes} makes "
+            f"{counted(growths, 'growth')}; give a time for each"
         )
     steps = [_step(config, time) for time in growth.times]
     if sorted(set(steps)) != steps:
@@ -61,7 +62,3 @@ def _step(config: "Config", time: str | int | float) -> int:
 
 def _tokens_per_update(config: "Config") -> int:
     return config.train.global_batch_size * config.train.seq_len
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

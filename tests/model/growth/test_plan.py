@@ -93,7 +93,7 @@ def test_factor_divides_the_layers():
 def test_models_that_differ_in_more_than_depth_are_refused(changes):
     require_growable(shape(2), shape(4, max_seq_len=32))
     (key,) = changes
-    with pytest.raises(UserError, match=rf"growth\.factor .* model\.{key} is "):
+    with pytest.raises(UserError, match=rf"growth adds .* model\.{key} is "):
         require_growable(shape(2, **changes), shape(4))
 
 

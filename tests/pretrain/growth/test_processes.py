@@ -46,7 +46,7 @@ def two(config, tmp_path_factory):
             jobs = [[*GROWTH, *RUNS[other], f"--run.dir={folder}/{other}/run"] for other in together]
             pause = f"--train.max_steps={GROWS}"
             jobs += [[*GROWTH, *RUNS[other], f"--run.dir={folder}/{other}/paused", pause] for other in together]
-            assert torchrun(str(config), json.dumps(jobs)).count("growing 1 layers to 2") == len(together)
+            assert torchrun(str(config), json.dumps(jobs)).count("growing 1 layer to 2 layers") == len(together)
         return folder / name
 
     return run
