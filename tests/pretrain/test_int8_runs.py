@@ -103,6 +103,7 @@ def test_recomputed_activations_change_nothing(tiny, tmp_path):
     assert tensor_hashes(tmp_path / "0", 4) == tensor_hashes(tmp_path / "1", 4)
 
 
+@pytest.mark.slow
 def test_rounding_to_nearest_learns_less(tiny, tmp_path, monkeypatch):
     """At a rate whose steps are below half a code, weights that are rounded to nearest stay where they are."""
     final = {}

@@ -1,4 +1,4 @@
-"""Weights in 8-bit codes under every preset: they train, are rounded by key, and do so alike however the step is cut."""
+"""Weights in 8-bit codes under every preset: they train, are rounded by key, and do so alike however a step is cut."""
 
 import pytest
 import torch
@@ -52,11 +52,9 @@ def test_least_squares(name):
 def test_micro_steps_are_summed(name):
     """For a `projected` rule projections, for a `full` one whole gradients: the update is that of the sum."""
     start, grads = gradients((24, 16), 1, seed=1)[0], gradients((24, 16), 6)
+    pairs = [grads[:2], grads[2:4], grads[4:]]
     found = []
-    for batches in (
-        [[a + b] for a, b in zip(grads[::2], grads[1::2], strict=True)],
-        [grads[:2], grads[2:4], grads[4:]],
-    ):
+    for batches in ([[a + b] for a, b in pairs], pairs):
         linear = int8_linear(start)
         optimizer = optimizer_of_codes(small(name), linear)
         for batch in batches:
@@ -91,9 +89,8 @@ def test_inside_of_the_backward_pass_equals_after_it():
 
 
 def test_clipping_is_of_the_projected_gradient():
-    config = small(
-        "galore_adamw", eps_mode="torch", eps=1e3, betas=(0.0, 0.0), lr=10.0
-    )  # in proportion to the gradient
+    """Of steps in proportion to the gradient."""
+    config = small("galore_adamw", eps_mode="torch", eps=1e3, betas=(0.0, 0.0), lr=10.0)
     gradient = gradients((24, 16), 1)[0]
     moved = []
     for clip in (0.0, 0.1):
