@@ -28,12 +28,12 @@ def decide(
     `recorded` is that of the checkpoint which the run goes on from, or empty; where it can be followed it stands.
     `micro_steps` is how many backward passes one optimizer step takes in one process.
     """
-    linears = _linears(model)
+    linears = choosing_linears(model)
     if not linears or can_follow(recorded, device):
         return recorded if linears else {}
     choices = {_shape(linear): _choose(linear, model.compute_dtype, config, device) for linear in linears}
     built = [linear for linear in linears if choices[_shape(linear)].path == "dense"]
-    keep, accumulate = _how_long(built, model, config, micro_steps, device)
+    keep, accumulate = how_long(built, model, config, micro_steps, free_bytes(device))
     choices = {
         shape: replace(choice, keep=keep, accumulate=accumulate) if choice.path == "dense" else choice
         for shape, choice in choices.items()
@@ -49,7 +49,7 @@ def can_follow(record: dict[str, Any], device: torch.device) -> bool:
 
 def apply(model: Transformer, record: dict[str, Any]) -> None:
     """Let every linear compute as the record says."""
-    for linear in _linears(model):
+    for linear in choosing_linears(model):
         fields = record["shapes"].get(_shape(linear))
         if fields is None:
             raise UserError(f"state.json records no way to compute {_shape(linear)}; it is of another model")
@@ -73,7 +73,7 @@ def weights_kept(model: Transformer) -> Iterator[None]:
     """Inside, where parameters do not change, every W is built once, if all of them fit half of the free memory."""
     device = next(model.parameters()).device
     built = []  # supports whose W is built, each with its choice so far and the one in force
-    for linear in _linears(model):
+    for linear in choosing_linears(model):
         support = _support(linear)
         choice = support.choice or support.choose(1, linear.config.rank, model.compute_dtype, device)
         if choice.path == "dense":
@@ -92,7 +92,8 @@ def weights_kept(model: Transformer) -> Iterator[None]:
             support.cache.clear()
 
 
-def _linears(model: Transformer) -> list[SparseLowRank]:
+def choosing_linears(model: Transformer) -> list[SparseLowRank]:
+    """Those that there is something to choose for."""
     return [m for m in model.modules() if isinstance(m, SparseLowRank) and isinstance(m.support, ElementSparse)]
 
 
@@ -116,17 +117,20 @@ def _choose(linear: SparseLowRank, dtype: torch.dtype, config: Config, device: t
     return Choice() if path == "dense" and choice.path == "csr" else choice
 
 
-def _how_long(
-    built: list[SparseLowRank], model: Transformer, config: Config, micro_steps: int, device: torch.device
+def how_long(
+    built: list[SparseLowRank], model: Transformer, config: Config, micro_steps: int, free: int
 ) -> tuple[Keep, bool]:
-    """How long W is kept, and whether its gradient is summed: as long as the budget allows and saves work."""
+    """How long W is kept, and whether its gradient is summed: as long as the budget allows and saves work.
+
+    `free` is the device's free memory in bytes.
+    """
     kernels = config.kernels
     numels = [linear.in_features * linear.out_features for linear in built]
     weights = sum(numels) * model.compute_dtype.itemsize
     # At stage 1 to 3 DeepSpeed counts on a gradient of every parameter in every micro-step; at 3 weights come and go.
     stage = config.parallel.zero_stage
     may_sum = stage == 0 and micro_steps > 1 and kernels.sum_gradients != "factors"
-    budget = kernels.cache_budget * free_bytes(device)
+    budget = kernels.cache_budget * free
     if kernels.keep_weight == "auto":
         keep: Keep = "none"
         # With every block recomputed, no more than one layer's W are alive at a time.

@@ -6,23 +6,38 @@ from model.counts import count_parameters, training_flops
 from pretrain.config.schema import Config
 from pretrain.distributed import require_divisible
 from pretrain.growth.stages import Stage
+from pretrain.memory_plan.cards import CARDS, GIB, fits, reserve
+from pretrain.memory_plan.memory import plan_memory
 
 
-def plan(config: Config, world_size: int) -> dict[str, Any]:
-    """All figures of `sparlow plan --json` for `world_size` processes."""
+def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]:
+    """All figures of `sparlow plan --json` for `world_size` processes, on GPUs of `card_bytes` if given.
+
+    Memory is that of the rank and the growth stage with most: `memory_bytes` by item at the worst moment of an
+    optimizer step, with their sum as `total`; `memory_phases` the same for each part of the step; `reserve` what a GPU
+    must have besides.
+    """
     train, steps = config.train, config.schedule.total_steps
     stages = [_stage(stage, train.global_batch_size * train.seq_len) for stage in config.stages]
     tokens_per_update = train.global_batch_size * train.seq_len
+    micro_steps = require_divisible(train.global_batch_size, train.micro_batch_size, world_size)
+    memory = plan_memory(config, world_size, card_bytes=card_bytes)
     return {
         "parameters": count_parameters(config.model, config.linear),
         "tokens_per_micro_step": train.micro_batch_size * train.seq_len,
-        "micro_steps_per_update": require_divisible(train.global_batch_size, train.micro_batch_size, world_size),
+        "micro_steps_per_update": micro_steps,
         "tokens_per_update": tokens_per_update,
         "tokens": tokens_per_update * steps,
         "steps": steps,
         "flops": sum(stage["flops"] for stage in stages),
         "flops_dense_equivalent": sum(stage["flops_dense_equivalent"] for stage in stages),
         "stages": stages,
+        "memory_bytes": memory.items | {"total": memory.total},
+        "memory_worst_phase": memory.worst,
+        "memory_worst_layers": memory.n_layers,
+        "memory_phases": {phase: moment.items | {"total": moment.total} for phase, moment in memory.phases.items()},
+        "reserve": reserve(memory.total),
+        "fits": {f"{size}GiB": fits(config, world_size, size * GIB) for size in CARDS},
     }
 
 

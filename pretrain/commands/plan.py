@@ -7,9 +7,10 @@ EXAMPLE = "sparlow plan configs/llama_1b_sltrain.toml --json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
-    parser.usage = "sparlow plan CONFIG.toml [--section.key=value ...] [--world-size N] [--json]"
+    parser.usage = "sparlow plan CONFIG.toml [--section.key=value ...] [--world-size N] [--gpu-memory SIZE] [--json]"
     parser.add_argument("config", metavar="CONFIG.toml", help="configs/ holds the shipped ones")
     parser.add_argument("--world-size", type=int, default=1, metavar="N", help="number of processes (default 1)")
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="of one GPU, e.g. 24GiB: how to make it fit")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -19,12 +20,15 @@ def run(args: argparse.Namespace) -> int:
     from model.errors import UserError
     from pretrain.config import load_config
     from pretrain.growth.describe import describe_stages
+    from pretrain.memory_plan.cards import parse_memory
+    from pretrain.memory_plan.describe import describe_changes, describe_memory
     from pretrain.plan import plan
 
     if args.world_size < 1:
         raise UserError(f"--world-size {args.world_size}: must be at least 1")
+    card = parse_memory(args.gpu_memory) if args.gpu_memory else 0
     config = load_config(args.config, args.overrides)
-    figures = plan(config, args.world_size)
+    figures = plan(config, args.world_size, card)
     if args.json:
         print(json.dumps(figures, indent=1))
         return 0
@@ -37,5 +41,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"tokens            {figures['tokens']:>22,}")
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
     for line in describe_stages(config):
+        print(line)
+    for line in describe_memory(figures):
+        print(line)
+    for line in describe_changes(config, args.world_size, card, figures) if card else ():
         print(line)
     return 0

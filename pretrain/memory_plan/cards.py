@@ -1,0 +1,39 @@
+"""Whether a run fits a GPU."""
+
+import re
+
+from model.errors import UserError
+from pretrain.config.schema import Config
+from pretrain.memory_plan.memory import plan_memory
+
+GIB = 1024**3
+
+CARDS = (8, 12, 16, 24, 32, 48, 80, 141)
+"""Memory of GPUs that are sold, in GiB."""
+
+CONTEXT = GIB
+"""Assumed for the CUDA context, its libraries' workspace and the loaded kernels; not part of PyTorch's tensors."""
+
+FRAGMENTATION = 0.05
+"""Assumed part of the tensors' peak that the allocator cannot use."""
+
+
+def reserve(total: int) -> int:
+    """Bytes beside the tensors' peak `total` that a GPU must have. An assumption: no tensor shows them."""
+    return CONTEXT + int(FRAGMENTATION * total)
+
+
+def fits(config: Config, world_size: int, card_bytes: int) -> bool:
+    """Whether the run's peak and its reserve fit the card, with kernels chosen as they would be there."""
+    total = plan_memory(config, world_size, card_bytes=card_bytes).total
+    return total + reserve(total) <= card_bytes
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a GPU's memory, e.g. "24GiB", "80GB" or "24"; UserError when it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB)?", text.strip(), re.IGNORECASE)
+    size = float(match[1]) if match else 0.0
+    if not match or not size:
+        raise UserError(f"--gpu-memory {text!r} is no size of memory; write it as 24GiB")
+    unit = {"gib": GIB, "gb": 1000**3, "mib": 1024**2}[(match[2] or "GiB").lower()]
+    return int(size * unit)

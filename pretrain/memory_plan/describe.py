@@ -1,0 +1,36 @@
+"""A memory plan as text."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pretrain.config.schema import Config
+from pretrain.memory_plan.cards import GIB
+from pretrain.memory_plan.levers import describe, proposals
+
+
+def describe_memory(figures: dict[str, Any]) -> Iterator[str]:
+    """A line per item of `pretrain.plan.plan`'s figures at the worst moment, largest first, and what it fits."""
+    items = {name: size for name, size in figures["memory_bytes"].items() if name != "total"}
+    total, reserve = figures["memory_bytes"]["total"], figures["reserve"]
+    yield f"memory per process at the worst moment ({figures['memory_worst_phase']}):"
+    for name, size in sorted(items.items(), key=lambda item: -item[1]):
+        yield f"  {name.replace('_', ' '):<15} {size / GIB:>22.3f}  GiB"
+    phases = ", ".join(f"{name} {moment['total'] / GIB:.2f}" for name, moment in figures["memory_phases"].items())
+    yield f"  {'total':<15} {total / GIB:>22.3f}  GiB  ({phases})"
+    yield f"  {'reserve':<15} {reserve / GIB:>22.3f}  GiB  (assumed: 1 GiB for CUDA, 5 % for the allocator)"
+    fitting = [size for size, fits in figures["fits"].items() if fits]
+    yield f"fits a GPU of     {fitting[0] + ' or more' if fitting else 'no size known here':>22}"
+
+
+def describe_changes(config: Config, world_size: int, card_bytes: int, figures: dict[str, Any]) -> Iterator[str]:
+    """Whether it fits `card_bytes`; if not, what to change."""
+    needed, size = figures["memory_bytes"]["total"] + figures["reserve"], f"{card_bytes / GIB:g} GiB"
+    if needed <= card_bytes:
+        yield f"fits {size}: {(card_bytes - needed) / GIB:.2f} GiB to spare"
+        return
+    yield f"does not fit {size}: {(needed - card_bytes) / GIB:.2f} GiB missing"
+    changes = proposals(config, world_size, card_bytes)
+    if not changes:
+        yield "no change that is known here, nor two of them, would make it fit; take more GPUs or a smaller model"
+    for change in changes:
+        yield f"  would fit with {describe(change)}"

@@ -1,0 +1,89 @@
+"""What to change so that a run fits a GPU."""
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.errors import UserError
+from pretrain.config.schema import Config
+from pretrain.memory_plan.cards import fits
+from pretrain.optim import OPTIMIZERS
+from pretrain.optim.matrix_config import MatrixConfig
+
+MOST = 3
+"""Proposals."""
+
+Change = dict[str, Any]
+"""Values by dotted key; "--world-size" is the number of processes."""
+
+
+def proposals(config: Config, world_size: int, card_bytes: int) -> list[Change]:
+    """Up to three changes that make the run fit, the cheapest in time first; single levers before pairs of them.
+
+    The order is a judgement, not a measurement: what leaves the arithmetic alone comes before what adds work, that
+    before what adds processes, and another optimizer or rounding, which changes what is trained, comes last. Each
+    proposal is a valid configuration.
+    """
+    found: list[Change] = []
+    levers = list(_levers(config, world_size))
+    for changes in (levers, [one | other for one, other in combinations(levers, 2) if not set(one) & set(other)]):
+        for change in changes:
+            if len(found) == MOST:
+                return found
+            if any(set(earlier) <= set(change) for earlier in found):  # the same, and more of it
+                continue
+            changed = _changed(config, change)
+            if changed is not None and fits(changed, change.get("--world-size", world_size), card_bytes):
+                found.append(change)
+    return found
+
+
+def _levers(config: Config, world_size: int) -> Iterator[Change]:
+    """The fixed list, cheapest first."""
+    train, optimizer = config.train, config.optimizer
+    if config.kernels.keep_weight not in ("auto", "none"):
+        yield {"kernels.keep_weight": "none"}
+    size = train.micro_batch_size
+    while size % 2 == 0 and size > 1:
+        size //= 2
+        yield {"train.micro_batch_size": size}
+    if train.checkpoint_every_layers != 1:
+        yield {"train.checkpoint_every_layers": 1}
+    matrix = isinstance(optimizer, MatrixConfig)
+    if matrix and optimizer.update == "step":
+        yield {"optimizer.update": "per_layer"}
+    if not matrix:
+        for processes in (2, 4, 8):
+            if processes > world_size:
+                yield {"parallel.zero_stage": max(2, config.parallel.zero_stage), "--world-size": processes}
+    if matrix and optimizer.moments != "8bit":
+        yield {"optimizer.moments": "8bit"}
+    if matrix and optimizer.weights == "fp32_master":
+        yield {"optimizer.weights": "bf16_stochastic"}
+    if not matrix and config.linear.name == "dense":
+        yield {"optimizer.name": "galore_adamw8bit", "parallel.zero_stage": 0}
+
+
+def _changed(config: Config, change: Change) -> Config | None:
+    """The configuration with the change; None where that is not allowed."""
+    tables = config.model_dump()
+    for key, value in change.items():
+        if key == "--world-size":
+            continue
+        table, name = key.split(".")
+        if key == "optimizer.name":
+            known = OPTIMIZERS[value].model_fields
+            tables[table] = {"name": value} | {k: v for k, v in tables[table].items() if k == "lr" and k in known}
+        else:
+            tables[table][name] = value
+    try:
+        return Config.model_validate(tables)
+    except (ValidationError, UserError):
+        return None
+
+
+def describe(change: Change) -> str:
+    """As on a command line."""
+    return " ".join(f"{key} {value}" if key.startswith("--") else f"--{key}={value}" for key, value in change.items())

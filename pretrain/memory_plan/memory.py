@@ -1,0 +1,101 @@
+"""The peak of a run's memory in one process, and what it is made of."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from model.build import shape_of_model
+from pretrain.config.schema import Config
+from pretrain.memory_plan.choices import choices
+from pretrain.memory_plan.element import element_memory
+from pretrain.memory_plan.ledger import Ledger, Moment, Phase
+from pretrain.memory_plan.matrix import MatrixMemory
+from pretrain.memory_plan.setting import Setting
+from pretrain.memory_plan.update import Update
+from pretrain.memory_plan.walk import Model
+from pretrain.optim.matrix_config import MatrixConfig
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of live tensors in the process that has most."""
+
+    phases: dict[Phase, Moment]
+    """The worst moment of each part of an optimizer step."""
+    n_layers: int
+    """Of the growth stage that takes most."""
+
+    @property
+    def worst(self) -> Phase:
+        return max(self.phases, key=lambda phase: self.phases[phase].total)
+
+    @property
+    def total(self) -> int:
+        return self.phases[self.worst].total
+
+    @property
+    def items(self) -> dict[str, int]:
+        """What is alive at the worst moment; adds up to `total`."""
+        return self.phases[self.worst].items
+
+
+def plan_memory(
+    config: Config,
+    world_size: int = 1,
+    *,
+    cuda: bool = True,
+    card_bytes: int = 0,
+    kernels: dict[str, Any] | None = None,
+) -> MemoryPlan:
+    """The plan of the growth stage that takes most, on one of `world_size` GPUs, or in processes on a CPU.
+
+    `card_bytes` is a GPU's memory: kernels.keep_weight = "auto" keeps what its part of the free memory holds, and
+    with 0 nothing. `kernels` is the record of a run that has chosen (pretrain.kernel_choices.decide), and wins.
+    """
+    plans = [_plan_stage(stage.config, world_size, cuda, card_bytes, kernels) for stage in config.stages]
+    return max(plans, key=lambda plan: plan.total)
+
+
+def _plan_stage(
+    config: Config, world_size: int, cuda: bool, card_bytes: int, kernels: dict[str, Any] | None
+) -> MemoryPlan:
+    # The rest of a model with 8-bit linears is in the precision of the computation.
+    compute = 4 if config.train.dtype == "fp32" else 2
+    sharded = config.parallel.zero_stage > 0
+    narrow = config.optimizer.weights != "fp32_master" or sharded
+    dtype = torch.bfloat16 if compute == 2 else torch.float32
+    int8 = config.optimizer.weights == "int8"
+    shape = shape_of_model(config.model, config.linear, dtype, config.train.checkpoint_every_layers, int8)
+    shape = shape.to(dtype if narrow else torch.float32)
+    setting = Setting(
+        config.model,
+        config.train.micro_batch_size,
+        config.train.seq_len,
+        compute=compute,
+        param=compute if narrow else 4,
+        cuda=cuda,
+        liger=cuda and config.kernels.backend != "reference",
+        checkpoint_every=config.train.checkpoint_every_layers,
+        int8=int8,
+    )
+    micro_steps = max(1, config.train.global_batch_size // (config.train.micro_batch_size * world_size))
+    update: Update
+    if isinstance(config.optimizer, MatrixConfig):
+        update = MatrixMemory(config.optimizer, shape, setting, world_size)
+    else:
+        update = element_memory(config, shape, setting, world_size)
+    free = max(0, card_bytes - update.before)
+    setting = replace(setting, choice=choices(config, shape, setting, micro_steps, free, kernels))
+    model, ledger = Model(config.linear, setting), Ledger()
+    update.begin(ledger)
+    ledger.take("support", sum(buffer.nbytes for buffer in shape.buffers()) + model.derived())
+    ledger.take("activations", model.tables)
+    ledger.take("kept_weights", model.scratch())
+    gradients = update.gradients(ledger)
+    for micro_step in range(min(2, micro_steps)):
+        gradients.last_micro_step = micro_step == min(2, micro_steps) - 1
+        ledger.take("kept_weights", 0 if micro_step else model.kept())
+        model.micro_step(ledger, gradients)
+    update.update(ledger, gradients)
+    return MemoryPlan(ledger.peaks, config.model.n_layers)

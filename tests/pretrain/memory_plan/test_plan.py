@@ -1,0 +1,82 @@
+"""Every shipped configuration plans quickly, adds up, and what is proposed to make it fit does fit."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from model.errors import UserError
+from model.linear import LINEARS
+from pretrain.cli import main
+from pretrain.config import load_config
+from pretrain.memory_plan.cards import CARDS, GIB, fits, parse_memory, reserve
+from pretrain.memory_plan.levers import _changed, proposals
+from pretrain.memory_plan.linear import MEMORY
+from pretrain.memory_plan.memory import plan_memory
+from pretrain.memory_plan.rule import RULE_MEMORY
+from pretrain.optim.rules import RULES
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations(path: Path) -> None:
+    config, started = load_config(str(path), []), time.monotonic()
+    plan = plan_memory(config)
+    assert time.monotonic() - started < 5
+    assert sum(plan.items.values()) == plan.total == max(moment.total for moment in plan.phases.values())
+
+
+def test_every_linear_and_rule_is_known() -> None:
+    assert set(MEMORY) == set(LINEARS)
+    assert set(RULE_MEMORY) == set(RULES)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    path = next(path for path in CONFIGS if path.stem == "llama_60m_dense")
+    assert main(["plan", str(path), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    memory = figures["memory_bytes"]
+    assert memory.pop("total") == sum(memory.values())
+    assert set(figures["fits"]) == {f"{size}GiB" for size in CARDS}
+    assert (figures["fits"]["8GiB"], figures["fits"]["24GiB"]) == (False, True)
+
+
+def test_proposals_fit_and_are_valid() -> None:
+    path = next(path for path in CONFIGS if path.stem == "llama_130m_dense")
+    config, card = load_config(str(path), []), 8 * GIB
+    assert not fits(config, 1, card)
+    changes = proposals(config, 1, card)
+    assert changes
+    for change in changes:
+        changed = _changed(config, change)
+        assert changed is not None
+        assert fits(changed, change.get("--world-size", 1), card)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_shards_shrink_with_the_number_of_processes(stage: int) -> None:
+    path = next(path for path in CONFIGS if path.stem == "llama_1b_dense")
+    config = load_config(str(path), [f"--parallel.zero_stage={stage}"])
+    one, four = plan_memory(config, 1).items, plan_memory(config, 4).items
+    for item in ("masters", "moments"):
+        assert four[item] == pytest.approx(one[item] / 4, rel=1e-3)
+
+
+def test_growth_counts_its_largest_stage() -> None:
+    path = next(path for path in CONFIGS if path.stem == "llama_1b_gstack")
+    config = load_config(str(path), [])
+    assert plan_memory(config).n_layers == config.model.n_layers
+
+
+def test_reserve_is_outside_of_the_total() -> None:
+    assert reserve(100 * GIB) == 6 * GIB
+
+
+def test_memory_sizes() -> None:
+    assert parse_memory("24GiB") == parse_memory("24") == 24 * GIB
+    assert parse_memory("80GB") == 80 * 10**9
+    for text in ("", "0", "x", "-1GiB", "24TiB"):
+        with pytest.raises(UserError, match="--gpu-memory"):
+            parse_memory(text)
