@@ -6,14 +6,15 @@ from pathlib import Path
 from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import require_linears_growable
-from model.growth.plan import GrowthOptions, require_growable
+from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
-from pretrain.growth.small import require_no_zeroed_codes
+from pretrain.growth.small import require_layers_alike, require_no_zeroed_codes
 from pretrain.growth.table import GrowthTable
+from pretrain.growth.words import counted
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,15 @@ def grow_offline(
     checkpoint = open_checkpoint(source)
     config = _with_dtype_of(checkpoint, config)
     small = checkpoint.stage.config
-    if config.growth.enabled:
-        raise UserError(
-            "growth.enabled = true lets `sparlow train` grow the model by itself; for `sparlow grow` give the grown "
-            "model's configuration with growth.enabled = false"
-        )
-    require_growable(small.model, config.model)
-    require_linears_growable(small.linear, config.linear)
-    if (small.model.n_layers, small.linear) == (config.model.n_layers, config.linear):
-        raise UserError(
-            f"model.n_layers: {source} has {small.model.n_layers} layers and these linears already; give a larger model"
-        )
-    plan = plan_growth(operator, small.model.n_layers, config.model.n_layers, options)
+    plan = _plan(small, config, source, operator, options)
     require_no_zeroed_codes(config, plan)
+    before, after = small.optimizer.weights, config.optimizer.weights
+    if before != after and "int8" in (before, after):
+        raise UserError(
+            f'optimizer.weights = "{after}" cannot go on from "{before}" of the small model; keep "{before}"'
+        )
     if optimizer != "reset":
-        _require_same_optimizer(small, config, optimizer)
+        _require_same_optimizer(checkpoint, config, optimizer)
     dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
     if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
         raise UserError(
@@ -89,14 +84,52 @@ def grow_offline(
 
 
 def _with_dtype_of(checkpoint: Checkpoint, config: Config) -> Config:
-    """train.dtype "auto" becomes the source's."""
+    """train.dtype "auto" becomes the source's, or bf16 where weights are stored in it."""
     if config.train.dtype != "auto":
         return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": checkpoint.config.train.dtype})})
+    dtype = "bf16" if config.optimizer.weights.startswith("bf16") else checkpoint.config.train.dtype
+    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 
-def _require_same_optimizer(small: Config, large: Config, optimizer: str) -> None:
+def _plan(small: Config, config: Config, source: str | Path, operator: str, options: GrowthOptions) -> GrowthPlan:
+    """How the layers of `small` become those of `config`; UserError where one is no growth of the other."""
+    if config.growth.enabled:
+        raise UserError(
+            "growth.enabled = true lets `sparlow train` grow the model by itself; for `sparlow grow` give the grown "
+            "model's configuration with growth.enabled = false"
+        )
+    require_growable(small.model, config.model)
+    require_linears_growable(small.linear, config.linear)
+    for key in ("rank", "density"):
+        before, after = (getattr(linear, key, 0) for linear in (small.linear, config.linear))
+        if after < before:
+            raise UserError(
+                f"linear.{key} {after} is less than the small model's {before}; growth only adds, so give {before} or "
+                "more"
+            )
+    layers, grown_layers = small.model.n_layers, config.model.n_layers
+    if (layers, small.linear) == (grown_layers, config.linear):
+        raise UserError(
+            f"model.n_layers: {source} has {counted(layers, 'layer')} and these linears already; give a larger model"
+        )
+    try:
+        return plan_growth(operator, layers, grown_layers, options)
+    except UserError as error:
+        # An operator names the keys of [growth], which are options here.
+        text = str(error).replace("growth.factor", "model.n_layers")
+        for key in ("operator", "order", "source_layers", "function_preserving"):
+            text = text.replace(f"growth.{key}", f"--{key.replace('_', '-')}")
+        raise UserError(text) from None
+
+
+def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: str) -> None:
     """UserError unless moments of one are moments of the other."""
+    small = checkpoint.stage.config
+    if not checkpoint.has_optimizer:
+        raise UserError(
+            f"--optimizer {optimizer}: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            '"reset", or give a checkpoint of a later step'
+        )
     if small.linear != large.linear:
         raise UserError(f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear]')
     for key, value in large.optimizer:
@@ -105,6 +138,7 @@ def _require_same_optimizer(small: Config, large: Config, optimizer: str) -> Non
                 f"--optimizer {optimizer} needs the same optimizer, but optimizer.{key} was "
                 f'{getattr(small.optimizer, key, "(absent)")!r} and is {value!r}; use "reset", or restore it'
             )
+    require_layers_alike(large, f"--optimizer {optimizer}", 'use "reset"')
 
 
 def _order(config: Config) -> tuple[object, ...]:

@@ -116,6 +116,14 @@ def require_copyable(config: "Config", linear: LinearConfig) -> None:
             f'growth.optimizer = "{config.growth.optimizer}" copies moments of the same shape only; set it to "reset", '
             "or leave growth.rank and growth.density out"
         )
+    require_layers_alike(config, f'growth.optimizer = "{config.growth.optimizer}"', 'set it to "reset"')
+
+
+def require_layers_alike(config: "Config", setting: str, fix: str) -> None:
+    """UserError, which names `setting` and `fix`, when the optimizer keeps other moments in some layers than in others.
+
+    Those of one cannot be copied to another then.
+    """
     if isinstance(config.optimizer, MatrixConfig):
         model = shape_of_model(config.model, config.linear)
         parts: dict[str, set[bool]] = {}
@@ -125,6 +133,6 @@ def require_copyable(config: "Config", linear: LinearConfig) -> None:
                 parts.setdefault(match[2], set()).add(name in targets)
         if mixed := [part for part, kinds in parts.items() if len(kinds) > 1]:
             raise UserError(
-                f'growth.optimizer = "{config.growth.optimizer}" needs every layer treated alike, but the optimizer '
-                f'projects {mixed[0]} in some layers only; set it to "reset"'
+                f"{setting} needs every layer treated alike, but the optimizer projects {mixed[0]} in some layers "
+                f"only; {fix}"
             )

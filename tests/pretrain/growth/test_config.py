@@ -405,6 +405,12 @@ def test_plan_says_the_stages(tmp_path, capsys):
     assert [line.rpartition(" ")[2] for line in lines if line.startswith("stage")] == ["0.5", "0.5", "0.003"]
 
 
+def test_a_stage_is_told_with_what_grows(tmp_path, capsys):
+    assert main(["plan", str(write(tmp_path, "layers = [1]\nrank = 4", SPARSE))]) == 0
+    told = [line.partition(" to step")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("stage")]
+    assert told == ["stage 1 of 2: 1 layer of rank 4", "stage 2 of 2: 12 layers of rank 8"]
+
+
 def test_plan_says_where_the_formula_asks_for_too_much(tmp_path, capsys):
     assert main(["plan", str(write(tmp_path, 'at = "formula"'))]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
