@@ -16,6 +16,7 @@ from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
 from pretrain.growth.stages import Stage
 from pretrain.memory import peak_bytes
+from pretrain.memory_plan.run import planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.state import TrainState
 
@@ -65,7 +66,7 @@ def write_summary(
         "flops": state.flops,
         "flops_dense_equivalent": state.flops_dense_equivalent,
         "peak_memory_bytes": peak_bytes(world.device),
-        "planned_memory_bytes": None,
+        "planned_memory_bytes": planned_bytes(stage, state, world),
         "growth_stages": len(state.grown),
         "stages": stages,
         "skipped_steps": state.skipped_steps,

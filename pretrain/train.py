@@ -23,6 +23,7 @@ from pretrain.growth.describe import describe_stages
 from pretrain.hardware import peak_flops
 from pretrain.kernel_choices import describe
 from pretrain.memory import peak_bytes
+from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.plan import flops_per_update
 from pretrain.run import Run, open_run
@@ -107,6 +108,8 @@ def _train(run: Run) -> bool:
         evaluation = evaluation or _held_out(run)
         stopping = evaluation is None
     on_main(run.world, lambda: write_summary(run.dir, run.stage, state, clock, evaluation, run.engine, run.world))
+    for line in compare(planned_bytes(run.stage, state, run.world), run.world):
+        console.say(line)
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
     return stopping
@@ -251,6 +254,7 @@ def _introduce(run: Run) -> None:
         say(line)
     for line in describe(run.state.kernels):
         say(line)
+    say(f"planned peak of tensors in a process: {planned_bytes(run.stage, run.state, world) / 2**30:.2f} GiB")
     if run.state.grown and not run.state.step:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:

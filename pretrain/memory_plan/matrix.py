@@ -96,7 +96,9 @@ class MatrixMemory(Update):
             copies += 4 * sum(numel(t) for t in whole) if narrow else 0
             with ledger.during(copies):
                 self._reduce(ledger, whole)
-                self._apply(ledger)
+                projected = whole if self.rule.needs == "projected" else []
+                with ledger.during(sum(4 * t.matrix.rank * t.matrix.n for t in projected)):
+                    self._apply(ledger)
         ledger.free("accumulators", ledger.alive("accumulators"))
         gradients.clear()
 
@@ -112,7 +114,6 @@ class MatrixMemory(Update):
         if self.rule.needs == "projected":
             for target in whole:
                 ledger.touch(project(target.matrix, self.setting))
-                ledger.take("accumulators", 4 * target.matrix.rank * target.matrix.n)
 
     def _apply(self, ledger: Ledger) -> None:
         messages, worst_message, worst_change = 0, 0, 0

@@ -53,13 +53,22 @@ def plan_memory(
     `card_bytes` is a GPU's memory: kernels.keep_weight = "auto" keeps what its part of the free memory holds, and
     with 0 nothing. `kernels` is the record of a run that has chosen (pretrain.kernel_choices.decide), and wins.
     """
-    plans = [_plan_stage(stage.config, world_size, cuda, card_bytes, kernels) for stage in config.stages]
+    plans = [
+        plan_stage(stage.config, world_size, cuda=cuda, card_bytes=card_bytes, kernels=kernels)
+        for stage in config.stages
+    ]
     return max(plans, key=lambda plan: plan.total)
 
 
-def _plan_stage(
-    config: Config, world_size: int, cuda: bool, card_bytes: int, kernels: dict[str, Any] | None
+def plan_stage(
+    config: Config,
+    world_size: int = 1,
+    *,
+    cuda: bool = True,
+    card_bytes: int = 0,
+    kernels: dict[str, Any] | None = None,
 ) -> MemoryPlan:
+    """The same of one stage, whose configuration `config` is."""
     # The rest of a model with 8-bit linears is in the precision of the computation.
     compute = 4 if config.train.dtype == "fp32" else 2
     sharded = config.parallel.zero_stage > 0

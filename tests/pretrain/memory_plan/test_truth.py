@@ -80,3 +80,11 @@ def test_sparse_low_rank(choice: Choice, checkpoint: int) -> None:
     linears = choosing_linears(shape_of_model(config.model, config.linear))
     record = {"shapes": {f"{linear.out_features}x{linear.in_features}": choice.to_json() for linear in linears}}
     compare(plan_memory(config, cuda=False, kernels=record), fake_step(config, choice=choice))
+
+
+@pytest.mark.parametrize("method", ["galore", "fira", "apollo", "apollo_mini", "online_subspace"])
+def test_matrix_optimizers(method: str) -> None:
+    """A loss and activations so small that state, gradients and the step's own buffers are what is compared."""
+    small = ("--train.micro_batch_size=1", "--train.global_batch_size=2", "--train.seq_len=64")
+    config = load(f"llama_350m_{method}", *small, "--model.n_layers=4", "--model.vocab_size=4096")
+    compare(plan_memory(config, cuda=False), fake_step(config))
