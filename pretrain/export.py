@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.counts import count_parameters
 from model.errors import RunFailed, UserError
 from model.hf import export_folder, load_folder
 from model.linear.dense import Dense
@@ -59,7 +60,7 @@ def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, tolerance: 
     expected = _logits(model, tokens)
     report: dict[str, Any] = {
         "out": str(folder),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count_parameters(model.config, checkpoint.stage.config.linear)["total"],
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "max_logit_difference": _difference(_logits(_read_back(folder), tokens), expected),
         "transformers": None,

@@ -133,6 +133,8 @@ def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine
     checksums = gather_outcomes(world, support_checksum(model))
     if len(set(checksums)) > 1:
         raise shared(
-            RunFailed(f"the sparse supports differ between processes ({checksums}); are their versions equal?")
+            RunFailed(
+                f"8-bit codes or sparse supports differ between processes ({checksums}); are their versions equal?"
+            )
         )
     return build_engine(model, config, world, grad_accum_steps)

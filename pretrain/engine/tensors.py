@@ -25,7 +25,7 @@ def parameters(engine: Engine) -> list[tuple[str, nn.Parameter]]:
 
 
 def buffers(engine: Engine) -> list[tuple[str, Tensor]]:
-    """The persistent buffers: the sparse supports."""
+    """The persistent buffers: sparse supports and 8-bit weights."""
     names = engine.model.state_dict().keys()
     return [(name, buffer) for name, buffer in engine.model.named_buffers() if name in names]
 

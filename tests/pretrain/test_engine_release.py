@@ -24,11 +24,12 @@ ENGINES = {
         "--train.grad_clip=0.0",
         "--train.global_batch_size=2",
     ],
+    "q_galore": [*GALORE[:1], "--optimizer.name=q_galore", *GALORE[2:], "--train.dtype=bf16"],
     "stage3-recompute": ["--parallel.zero_stage=3", "--train.checkpoint_every_layers=1"],
 }
 
 
-QUICK = ("stage0-fp32", "stage1-bf16", "stage3-fp32", "galore-bf16")
+QUICK = ("stage0-fp32", "stage1-bf16", "stage3-fp32", "galore-bf16", "q_galore")
 """What the others differ from in dtype, stage or hooks."""
 
 

@@ -14,6 +14,7 @@ from pretrain.build import build
 from pretrain.checkpoint.load import load_model
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config import load_config
+from pretrain.export import export
 from pretrain.optim.weight import Int8Weight
 
 DENSE = "--linear.name=dense"
@@ -187,3 +188,10 @@ def test_growth_copies_codes(tiny, tmp_path, optimizer):
 def test_growth_with_silent_layers_is_refused(tiny, option):
     with pytest.raises(UserError, match=r'growth\.operator = "zero".*optimizer\.weights = "int8"'):
         load_config(tiny, [*Q_GALORE, *GROWTH, f"--growth.{option}"])
+
+
+def test_exports_what_the_codes_stand_for(tiny, tmp_path):
+    train_here(tiny, *Q_GALORE, "--train.max_steps=1")
+    report = export(str(tmp_path / "run"), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
+    assert report["parameters"] == 39008
+    assert report["max_logit_difference"] == 0

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from int8_drive import int8_linear, optimizer_of_codes
 from optim_drive import gradients, optimizer_of
 from torch import nn
 
@@ -111,16 +112,16 @@ def test_a_refresh_without_a_basis_is_tried_again():
     assert optimizer.targets[0].gap.wait == 8
 
 
-def test_a_skipped_update_leaves_the_schedule_at_what_the_state_says():
+def test_a_skipped_update_is_not_counted_and_its_bases_stay():
     """What a resume would read after it is what goes on without one."""
-    weight = nn.Parameter(torch.ones(16, 16))
-    optimizer = optimizer_of(config(refresh_stagger=False), weight)
-    for gradient in (gradients((16, 16), 1)[0], torch.full((16, 16), float("nan"))):
-        (weight * gradient).sum().backward()
-        optimizer.step()
-        wait = optimizer.targets[0].gap.wait
+    linear = int8_linear(gradients((16, 16), 1)[0])
+    optimizer = optimizer_of_codes(config(refresh_stagger=False, weights="int8"), linear)
+    linear(torch.eye(16)).square().sum().backward()
+    (optimizer.elements[0].parameter * float("nan")).sum().backward()
+    optimizer.step()
     assert not optimizer.applied
-    assert wait == 9
+    assert optimizer.refreshes == 1
+    assert optimizer.targets[0].gap.wait == 10
     assert not optimizer.refresher.due(optimizer.targets[0], optimizer.updates)
 
 
