@@ -101,7 +101,8 @@ def test_a_run_of_two_processes_goes_on_with_another_number(both, corpus, tmp_pa
 def test_every_preset_on_two_processes(corpus, tmp_path):
     config = config_file(tmp_path, corpus)
     script = str(Path(__file__).with_name("matrix_processes.py"))
-    torchrun(2, script, str(config), f"{tmp_path}/two", "12", *PRESETS)
-    for preset in PRESETS:
-        train_here(config, f"--optimizer.name={preset}", f"--run.dir={tmp_path}/one/{preset}", "--train.max_steps=12")
+    presets = [*PRESETS, *(f"{name}-int8" for name in PRESETS)]
+    torchrun(2, script, str(config), f"{tmp_path}/two", "12", *presets)
+    for preset in presets:
+        train_here(config, *options_of(preset), f"--run.dir={tmp_path}/one/{preset}", "--train.max_steps=12")
         assert largest(tmp_path / "one" / preset, tmp_path / "two" / preset) < 1e-3, preset

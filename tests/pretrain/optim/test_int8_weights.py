@@ -5,7 +5,10 @@ import torch
 from int8_drive import codes_step, drive_codes, int8_linear, optimizer_of_codes
 from memory import LiveMemory
 from optim_drive import drive, gradients
+from torch import nn
 
+from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.weight import Int8Weight
 
@@ -142,6 +145,33 @@ def test_the_key_is_of_seed_step_and_name():
         keys.append(optimizer._key(optimizer.targets[0]))
     assert len(set(keys)) == 4
     assert keys[0] == keys[-1]
+
+
+def peak_of_a_step(count):
+    """Bytes made and alive at once in an ordinary step of q_galore over `count` matrices, and those of one in fp32."""
+    size = 128
+    linears = {f"w{i}": int8_linear(gradients((size, size), 1, seed=i)[0], f"w{i}") for i in range(count)}
+    matrices = {name: Matrix(name, (size, size), "left", 4) for name in linears}
+    named = [("norm.weight", nn.Parameter(torch.ones(3)))]
+    config = small("q_galore", (size, size), refresh_stagger=False, update_proj_gap=50)
+    optimizer = MatrixOptimizer(named, matrices, config, 0, int8_linears=linears)
+    for step in range(2):
+        named[0][1].grad = torch.ones(3)
+        memory = LiveMemory()
+        memory.ignore(*(t for linear in linears.values() for t in linear.buffers()))
+        memory.ignore(*(t for _, _, t, _ in optimizer.tensors()), named[0][1], named[0][1].grad)
+        for linear in linears.values():
+            linear(torch.eye(size)).sum().backward()
+        memory.ignore(*(t.projected for t in optimizer.targets if step))
+        with memory:
+            optimizer.step()
+    return memory.peak, 4 * size * size
+
+
+def test_one_matrix_at_a_time_is_in_fp32():
+    (two, matrix), (eight, _) = (peak_of_a_step(count) for count in (2, 8))
+    assert two > matrix
+    assert eight - two < matrix / 2
 
 
 def test_weights_take_little_more_than_a_byte_per_element():
