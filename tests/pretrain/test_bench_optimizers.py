@@ -33,7 +33,7 @@ def test_peer_does_what_ours_does(method):
     peer = RELEASED[method]([copies[n] for n in targets], [copies["3"]], rank, config.scale, 0.01, 0.1)
     matched = {id(copies[t.name][0]): t for t in ours.targets}
     peer.state = {i: {"P": t.P.t() if t.matrix.side == "right" else t.P} for i, t in matched.items()}
-    ours.projector.basis = lambda *_: None
+    ours.refresher.projector.basis = lambda *_: None
     for _ in range(4):
         for name, parameter in named:
             parameter.grad = torch.randn(parameter.shape, generator=random)
@@ -91,8 +91,8 @@ def test_ordinary_steps_refresh_nothing_and_the_slowest_does(monkeypatch):
     clock = CpuClock(torch.device("cpu"))
     method = optimizers._Method(clock, model, "60m", "galore_adamw", torch.float32, named, gradients)
     found: list[int] = []
-    basis = method.ours.projector.basis
-    method.ours.projector.basis = lambda matrix, *rest: found.append(matrix.n) or basis(matrix, *rest)
+    basis = method.ours.refresher.projector.basis
+    method.ours.refresher.projector.basis = lambda matrix, *rest: found.append(matrix.n) or basis(matrix, *rest)
     method._our_step(method.ours.updates)
     assert found == []
     method._our_slowest(1, 0.0)
