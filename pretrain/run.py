@@ -22,6 +22,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.tensors import restore, whole_tensors
 from pretrain.growth.stages import Stage
 from pretrain.kernel_choices import apply, decide
+from pretrain.memory_plan.run import require_memory
 from pretrain.metrics import Metrics
 from pretrain.preflight import require_disk_space
 from pretrain.resume import require_same_run, resolve_dtype
@@ -58,6 +59,7 @@ def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
     newest = on_main(world, lambda: _claim(store, console))
     checkpoint = together(world, lambda: Checkpoint(newest)) if newest else None
     config = on_main(world, lambda: _settle(config, world, dataset, checkpoint))
+    together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
 
     engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)

@@ -39,14 +39,15 @@ def train(config: Config, world: World) -> int:
     """
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
-    ended = introduced = False
+    ended, first = False, True
     try:
         while not ended:
             run = open_run(config, world, store)
             try:
-                if not introduced:
+                if first:
                     _introduce(run)
-                introduced = True
+                _introduce_stage(run)
+                first = False
                 stopped = _train(run)
             finally:
                 run.console.stop_steps()
@@ -238,7 +239,7 @@ def _save(run: Run) -> bool:
 
 
 def _introduce(run: Run) -> None:
-    """Versions, device and the token arithmetic, once."""
+    """Versions, device, the token arithmetic and where the run stands, once."""
     config, world, train, say = run.config, run.world, run.config.train, run.console.say
     steps, per_update = config.schedule.total_steps, train.global_batch_size * train.seq_len
     micro_steps = run.engine.micro_batches // world.size
@@ -252,10 +253,15 @@ def _introduce(run: Run) -> None:
     )
     for line in describe_stages(config):
         say(line)
-    for line in describe(run.state.kernels):
-        say(line)
-    say(f"planned peak of tensors in a process: {planned_bytes(run.stage, run.state, world) / 2**30:.2f} GiB")
     if run.state.grown and not run.state.step:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
+
+
+def _introduce_stage(run: Run) -> None:
+    """How its model computes, and in how much memory."""
+    for line in describe(run.state.kernels):
+        run.console.say(line)
+    planned = planned_bytes(run.stage, run.state, run.world)
+    run.console.say(f"planned peak of tensors in a process: {planned / 2**30:.2f} GiB")

@@ -114,10 +114,12 @@ class MetricsConfig(Frozen):
 
 
 class GuardConfig(Frozen):
-    """What happens when a loss or gradient is not finite: the update is skipped, counted and logged."""
+    """When to stop. A loss or gradient that is not finite skips the update, is counted and logged."""
 
     max_consecutive_skips: int = Field(10, ge=1)
     """Give up after this many skipped updates in a row."""
+    memory: bool = True
+    """Refuse to start on a GPU that has less memory than the tensors of a step are planned to take."""
 
 
 class Config(Frozen):

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator
 
+import torch
+
+from model.errors import UserError
+from pretrain.config.schema import Config
 from pretrain.distributed import World
 from pretrain.growth.stages import Stage
 from pretrain.memory import peak_bytes
@@ -16,6 +20,21 @@ def planned_bytes(stage: Stage, state: TrainState, world: World) -> int:
     """Planned peak of live tensors in a process of `world`, on its kind of device, with the kernels chosen."""
     cuda = world.device.type == "cuda"
     return plan_stage(stage.config, world.size, cuda=cuda, kernels=state.kernels).total
+
+
+def require_memory(config: Config, world: World) -> None:
+    """UserError when a stage of the run cannot fit this GPU: found at the start, not at a growth days later."""
+    if world.device.type != "cuda" or not config.guard.memory:
+        return
+    has = torch.cuda.get_device_properties(world.device).total_memory
+    for stage in config.stages:
+        planned = plan_stage(stage.config, world.size, cuda=True, card_bytes=has).total
+        if planned > has:
+            raise UserError(
+                f"the model of {stage.config.model.n_layers} layers needs {planned / 2**30:.1f} GiB of tensors in a "
+                f"process, this GPU has {has / 2**30:.1f}; `sparlow plan CONFIG --gpu-memory {has // 2**30}GiB` names "
+                "changes that fit, guard.memory = false tries it all the same"
+            )
 
 
 def compare(planned: int, world: World) -> Iterator[str]:
