@@ -12,4 +12,7 @@ fi
 step "environment" use_environment
 step "installation" install "dev"
 export HF_HUB_OFFLINE=1
-step "tests" "$PY" -m pytest "${select[@]}" --durations=10 "$@"
+# One process per core, each with one thread; the tests of a file share what it sets up.
+workers=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+step "tests" "$PY" -m pytest -n "$((workers < 8 ? workers : 8))" --dist loadfile "${select[@]}" --durations=10 "$@"
