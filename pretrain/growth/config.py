@@ -23,7 +23,7 @@ class GrowthConfig(Frozen):
     density: float = Field(0.0, ge=0, lt=1)
     """linear.density before the last growth; 0.0 means the same as after it."""
     at: Literal["formula"] | int | float | tuple[int | float, ...] = "formula"
-    """When: tokens, padding counted (an integer), a part of the run (a decimal) or "formula"; a list for several times."""
+    """When: tokens with padding (an integer), a part of the run (a decimal) or "formula"; a list for several times."""
     max_fraction: float = Field(0.1, gt=0, le=1)
     """Part of the run that the formula may ask for at most; it was fitted on runs far longer than most."""
     parameters: Literal["dense_equivalent", "trainable"] = "dense_equivalent"

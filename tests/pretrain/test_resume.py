@@ -72,14 +72,16 @@ def test_a_missing_number_is_noticed(halfway, tiny, field):
 CONSEQUENCE = {
     "step": "losses",
     "cursor": "losses",
-    "skipped_steps": "losses",  # AdamW's bias correction counts applied updates
+    "updates": "losses",  # AdamW's bias correction
+    "skipped_steps": "skipped_steps",
     "tokens_seen": "tokens_seen",
     "flops": "flops",
+    "flops_dense_equivalent": "flops_dense_equivalent",
     "train_seconds": "train_seconds",
-    "growth_stage": "growth_stages",
+    "stage_start": "stages",
     "evaluation_due": "evaluations",
 }
-ELSEWHERE = {"consecutive_skips", "kernels"}  # test_guard.py, test_kernel_choices.py
+ELSEWHERE = {"consecutive_skips", "kernels", "stage", "grown"}  # test_guard.py, test_kernel_choices.py, growth/
 
 
 def test_every_number_has_a_consequence():

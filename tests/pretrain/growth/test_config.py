@@ -413,9 +413,9 @@ def test_a_stage_is_told_with_what_grows(tmp_path, capsys):
 
 def test_plan_says_where_the_formula_asks_for_too_much(tmp_path, capsys):
     assert main(["plan", str(write(tmp_path, 'at = "formula"'))]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if "growth.at" in line)
     assert re.fullmatch(
-        r"growth\.at: the formula asks for \S+ tokens, more than growth\.max_fraction 0\.1 .* 2,560", last
+        r"growth\.at: the formula asks for \S+ tokens, more than growth\.max_fraction 0\.1 .* 2,560", warning
     )
     longer = "--schedule.total_steps=1_000_000_000_000"  # the formula falls as the run grows
     for overrides in (["--growth.at=0.5"], ["--growth.at=formula", longer]):
