@@ -19,7 +19,8 @@ COMPLETION = 1e-6
 
 
 class SubspaceIteration(Projector):
-    """P = U[:, :rank] of G = U S V^T nearly: at least 99 % of the energy |P^T G|^2 that the exact one captures.
+    """P = U[:, :rank] of G = U S V^T nearly: at least 99 % of the energy |P^T G|^2 that the exact one captures, where
+    singular values fall like k^-0.2 or faster; from 90 % on flatter spectra, in which no direction stands out.
 
     Costs four m n (rank + 8) multiplications and additions per iteration: one where the old basis still fits, two or
     three on gradients of a model, more only from a random basis on a spectrum with little decay.
