@@ -53,8 +53,9 @@ def _run_train(args: argparse.Namespace) -> int:
         raise UserError("bench train needs its peer: pip install transformers -c constraints.txt")
     if args.turns < 1 or args.steps < 1:
         raise UserError("--turns and --steps must be at least 1")
-    config = load_config(args.config, args.overrides)
-    rows = bench_train(args.config, args.overrides, config, args.turns, args.steps)
+    overrides = [*args.overrides, "--growth.enabled=false"]  # what is timed is the model that a run ends with
+    config = load_config(args.config, overrides)
+    rows = bench_train(args.config, overrides, config, args.turns, args.steps)
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0

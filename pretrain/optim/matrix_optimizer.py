@@ -179,7 +179,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _project(self, target: Target) -> None:
-        """After a backward pass: keep the projected gradient alone, unless the whole is needed for a new basis."""
+        """After a backward pass: keep the projected gradient alone, unless the whole is needed for a new basis.
+
+        A linear that sums its gradient over micro-steps hands it to its factors with the last one: nothing before.
+        """
+        if target.weight.grad is None:
+            return
         self._most_full_gradients = max(self._most_full_gradients, len(self._holding | {target.name}))
         if self._due(target):
             self._holding.add(target.name)

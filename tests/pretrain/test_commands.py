@@ -147,7 +147,7 @@ def test_sample_refuses_a_temperature_that_is_none(finished, capsys, temperature
 
 
 BENCH = ["--model.dim=32", "--model.n_layers=1", "--model.n_heads=2", "--model.ffn_dim=48", "--model.vocab_size=64"]
-BENCH += ["--linear.rank=4", "--train.micro_batch_size=1", "--train.seq_len=8"]
+BENCH += ["--growth.enabled=false", "--linear.rank=4", "--train.micro_batch_size=1", "--train.seq_len=8"]
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_a_kill_around_the_growth(config, undisturbed, killed, capsys, point, ag
     assert (run / "checkpoints" / GROWN).exists() == (not again and point != "prune:2")
     assert not (run / "summary.json").exists()
     train_here(config, *GROWTH, f"--run.dir={run}", "--checkpoint.keep=1")
-    assert capsys.readouterr().out.count("growing 1 layers to 2") == again
+    assert capsys.readouterr().out.count("growing 1 layer to 2") == again
     assert ending(run) == ending(undisturbed)
     assert names(run) == [FINAL]
 
@@ -109,7 +109,7 @@ def test_a_damaged_grown_checkpoint_is_grown_again(config, undisturbed, killed, 
     train_here(config, *GROWTH, f"--run.dir={run}")
     output = capsys.readouterr().out
     assert f"checkpoint {GROWN} is not usable" in output
-    assert output.count("growing 1 layers to 2") == 1
+    assert output.count("growing 1 layer to 2") == 1
     assert ending(run) == ending(undisturbed)
     assert names(run) == [SMALL, GROWN, f"{GROWN}.corrupt", FINAL]
     assert (run / "checkpoints" / GROWN / "state.json").read_bytes() == before
