@@ -266,8 +266,7 @@ def test_any_shape_rank_and_spectrum(m, n, part, decay, size, transposed, seed):
     for name in ORTHONORMAL:
         assert_orthonormal(find(name, G, rank, start(G, rank)), rank)
     assert captured(find("svd", G, rank), G) > 1 - 1e-5
-    # On a nearly flat spectrum no direction stands out, and a little more energy is not worth another iteration.
-    assert captured(find("subspace_iteration", G, rank, start(G, rank)), G) >= (0.99 if decay >= 0.2 else 0.9)
+    assert captured(find("subspace_iteration", G, rank, start(G, rank)), G) >= 0.99
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
