@@ -147,7 +147,7 @@ def test_sample_refuses_a_temperature_that_is_none(finished, capsys, temperature
 
 
 BENCH = ["--model.dim=32", "--model.n_layers=1", "--model.n_heads=2", "--model.ffn_dim=48", "--model.vocab_size=64"]
-BENCH += ["--growth.enabled=false", "--linear.rank=4", "--train.micro_batch_size=1", "--train.seq_len=8"]
+BENCH += ["--linear.rank=4", "--train.micro_batch_size=1", "--train.seq_len=8"]
 
 
 @pytest.mark.slow
@@ -224,7 +224,13 @@ def test_bench_builds_what_training_builds():
     from pretrain.build import build
     from pretrain.config import load_config
 
-    options = [*BENCH, "--train.dtype=bf16", "--optimizer.weights=bf16", "--train.checkpoint_every_layers=1"]
+    options = [
+        *BENCH,
+        "--growth.enabled=false",
+        "--train.dtype=bf16",
+        "--optimizer.weights=bf16",
+        "--train.checkpoint_every_layers=1",
+    ]
     model = build(load_config(ROOT / "configs" / "quickstart.toml", options), torch.device("cpu"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.compute_dtype == torch.bfloat16
