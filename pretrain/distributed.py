@@ -1,17 +1,20 @@
 """Processes: who this one is, and how all of them agree before anything irreversible happens."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from model.errors import UserError
+from pretrain.engine.accelerator import import_deepspeed
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -43,6 +46,9 @@ def start() -> World:
         torch.cuda.set_device(local_rank)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if not dist.is_initialized():
+        # Functions of both keep the process group of the moment of their import as a default argument. Now it is none.
+        import_module("torch.distributed.nn")
+        import_deepspeed()
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             # Rank 0 may read a large checkpoint twice while the others wait.
@@ -77,7 +83,19 @@ def processes() -> Iterator[World]:
         raise
     finally:
         if dist.is_initialized() and not was_there:
-            dist.destroy_process_group()
+            _leave()
+
+
+def _leave() -> None:
+    """Take the process group apart, and with it gloo's threads.
+
+    Such a thread may still hold the tensors of a collective that all others have long left. If it lets go of them while
+    the interpreter shuts down, the process aborts, after a run that ended well. The threads end with the last reference
+    to their group; DeepSpeed, once started, holds some that it alone can let go.
+    """
+    comm = import_module("deepspeed.comm.comm")
+    (comm if comm.cdb is not None else dist).destroy_process_group()
+    gc.collect()  # an engine that an error left behind holds groups as well
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:

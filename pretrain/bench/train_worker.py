@@ -12,9 +12,10 @@ from pretrain import distributed, memory
 from pretrain.bench.slices import serve
 from pretrain.config import load_config
 from pretrain.config.schema import Config
+from pretrain.distributed import World
 
 
-def sparlow_step(config: Config) -> Callable[[], object]:
+def sparlow_step(config: Config, world: World) -> Callable[[], object]:
     """Sparlow's own step, engine and all."""
     from pretrain.build import build
     from pretrain.data.dataset import Batch
@@ -23,7 +24,6 @@ def sparlow_step(config: Config) -> Callable[[], object]:
     from pretrain.resume import resolve_dtype
 
     memory.keep_freed_memory()
-    world = distributed.start()
     config = resolve_dtype(config, world.device, None)
     model = build(config, world.device)
     apply(model, decide(model, config, {}, 1, world.device))
@@ -84,7 +84,8 @@ def main() -> None:
     kind, path, *overrides = sys.argv[1:]
     config = load_config(path, overrides)
     if kind == "sparlow":
-        serve(sparlow_step(config))
+        with distributed.processes() as world:
+            serve(sparlow_step(config, world))
         return
     _, precision, setting = kind.split("-")
     if setting == "tuned":

@@ -7,6 +7,8 @@ of a refresh period. At the end of each, the weights of all ranks are compared b
 import sys
 import zlib
 
+from gloo_threads import gloo_threads
+
 import pretrain.run
 from pretrain import distributed
 from pretrain.checkpoint import save
@@ -29,6 +31,7 @@ def checksum(model):
 
 
 with distributed.processes() as world:
+    assert gloo_threads()
     for preset in presets:
         name, _, weights = preset.partition("-")
         for last in (int(steps) // 2, int(steps)):
@@ -38,3 +41,5 @@ with distributed.processes() as world:
                 options += ["--train.dtype=bf16"] if weights.startswith("bf16") else []
             assert train(load_config(path, options), world) == 0
             assert len(set(gather_outcomes(world, checksum(engines[-1].model)))) == 1, f"{preset}: ranks differ"
+    engines.clear()
+assert not gloo_threads()

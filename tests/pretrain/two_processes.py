@@ -6,6 +6,8 @@ files, so that both ranks write some.
 
 import sys
 
+from gloo_threads import gloo_threads
+
 from pretrain import distributed
 from pretrain.checkpoint import save
 from pretrain.config import load_config
@@ -14,6 +16,7 @@ from pretrain.train import train
 path, folder, steps = sys.argv[1:]
 save.SHARD_BYTES = 8192
 with distributed.processes() as world:
+    assert gloo_threads()
     for stage in (0, 1, 2, 3):
         for last in (int(steps) // 2, int(steps)):
             options = [
@@ -22,3 +25,4 @@ with distributed.processes() as world:
                 f"--train.max_steps={last}",
             ]
             assert train(load_config(path, options), world) == 0
+assert not gloo_threads()
