@@ -15,7 +15,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]
 
     Memory is that of the rank and the growth stage with most: `memory_bytes` by item at the worst moment of an
     optimizer step, with their sum as `total`; `memory_phases` the same for each part of the step; `reserve` what a GPU
-    must have besides.
+    must have besides; `host_memory_bytes` what a process keeps in the host's memory instead.
     """
     train, steps = config.train, config.schedule.total_steps
     stages = [_stage(stage, train.global_batch_size * train.seq_len) for stage in config.stages]
@@ -36,6 +36,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]
         "memory_worst_phase": memory.worst,
         "memory_worst_layers": memory.n_layers,
         "memory_phases": {phase: moment.items | {"total": moment.total} for phase, moment in memory.phases.items()},
+        "host_memory_bytes": memory.host,
         "reserve": reserve(memory.total),
         "fits": {f"{size}GiB": fits(config, world_size, size * GIB) for size in CARDS},
     }

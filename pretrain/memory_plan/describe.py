@@ -18,6 +18,8 @@ def describe_memory(figures: dict[str, Any]) -> Iterator[str]:
     phases = ", ".join(f"{name} {moment['total'] / GIB:.2f}" for name, moment in figures["memory_phases"].items())
     yield f"  {'total':<15} {total / GIB:>22.3f}  GiB  ({phases})"
     yield f"  {'reserve':<15} {reserve / GIB:>22.3f}  GiB  (assumed: 1 GiB for CUDA, 5 % for the allocator)"
+    if figures["host_memory_bytes"]:
+        yield f"  {'in host memory':<15} {figures['host_memory_bytes'] / GIB:>22.3f}  GiB  (besides)"
     fitting = [size for size, fits in figures["fits"].items() if fits]
     yield f"fits a GPU of     {fitting[0] + ' or more' if fitting else 'no size known here':>22}"
 

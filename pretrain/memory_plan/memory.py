@@ -25,6 +25,8 @@ class MemoryPlan:
     """The worst moment of each part of an optimizer step."""
     n_layers: int
     """Of the growth stage that takes most."""
+    host: int = 0
+    """Bytes of the process that are kept in the host's memory instead of a GPU's; not part of `total`."""
 
     @property
     def worst(self) -> Phase:
@@ -57,7 +59,7 @@ def plan_memory(
         plan_stage(stage.config, world_size, cuda=cuda, card_bytes=card_bytes, kernels=kernels)
         for stage in config.stages
     ]
-    return max(plans, key=lambda plan: plan.total)
+    return replace(max(plans, key=lambda plan: plan.total), host=max(plan.host for plan in plans))
 
 
 def plan_stage(
@@ -107,4 +109,4 @@ def plan_stage(
         ledger.take("kept_weights", 0 if micro_step else model.kept())
         model.micro_step(ledger, gradients)
     update.update(ledger, gradients)
-    return MemoryPlan(ledger.peaks, config.model.n_layers)
+    return MemoryPlan(ledger.peaks, config.model.n_layers, update.host)

@@ -14,6 +14,11 @@ class Update(ABC):
     def before(self) -> int:
         """Bytes before the first step: weights and all state."""
 
+    @property
+    def host(self) -> int:
+        """Bytes that are in the host's memory instead; no item of the ledger."""
+        return 0
+
     @abstractmethod
     def begin(self, ledger: Ledger) -> None:
         """Take them."""
