@@ -1,39 +1,32 @@
-"""The engine of matrix optimizers: DeepSpeed at stage 0, which hands parameters over as they are."""
+"""The engine of matrix optimizers, with what it reports of them."""
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from model.errors import RunFailed, UserError
+from model.errors import RunFailed
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.distributed import World, shared
-from pretrain.engine.engine import Engine, Update
+from pretrain.engine.engine import Update
+from pretrain.engine.sharded import ShardedEngine
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.targets import find_targets
 
 
-class MatrixEngine(Engine):
-    """The optimizer reduces, clips and shards; DeepSpeed counts micro-steps and would only be in its way."""
+class MatrixEngine(ShardedEngine):
+    """Watches that every planned matrix takes the low-rank path; bytes are those of the matrices' gradients."""
 
     optimizer: MatrixOptimizer
 
     def __init__(
         self, model: Transformer, optimizer: MatrixOptimizer, config: Config, world: World, grad_accum_steps: int
     ):
-        super().__init__(model, optimizer, config, world, grad_accum_steps, bf16=False)
-        self.deepspeed.enable_backward_allreduce = False
+        super().__init__(model, optimizer, config, world, grad_accum_steps)
         self.planned_matrices = len(find_targets(model, config.optimizer))
         if optimizer.rule.needs == "projected":
             self.norm_name = "grad_norm_projected"
 
     def update(self) -> Update:
-        self.deepspeed.step()
-        self.parameters_changed()
+        update = super().update()
         if self.optimizer.applied and self.optimizer.low_rank_matrices != self.planned_matrices:
             raise shared(
                 RunFailed(
@@ -41,15 +34,7 @@ class MatrixEngine(Engine):
                     "planned: an error of this program, or a model changed behind its back"
                 )
             )
-        return Update(self.optimizer.grad_norm, self.optimizer.applied)
-
-    def close(self) -> None:
-        super().close()
-        self.optimizer.unhook()
-
-    def reduced_bytes(self) -> int:
-        """Bytes of the matrices' gradients that a rank handed to reductions in the last optimizer step."""
-        return self.optimizer.exchange.reduced_bytes
+        return update
 
     def low_rank_matrices(self) -> int:
         return self.planned_matrices
@@ -65,38 +50,3 @@ class MatrixEngine(Engine):
             "train/kept_bases": self.optimizer.kept_bases,
             "comm/reduced_bytes": self.reduced_bytes(),
         }
-
-    def state_tensors(self) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
-        """(name, bytes, read) of the optimizer's state in a fixed order; `read()` is collective."""
-        for name, owner, like, _ in self.optimizer.tensors():
-            yield name, like.numel() * like.element_size(), partial(self._read, owner, like)
-        yield "updates", 8, lambda: torch.tensor(self.optimizer.updates)
-        yield "kept_bases", 8, lambda: torch.tensor(self.optimizer.kept_bases)
-        yield "refreshes", 8, lambda: torch.tensor(self.optimizer.refreshes)
-
-    def restore_state(self, read: Callable[[str], Tensor]) -> None:
-        """Put the state back, each rank what it owns here; `read(name)` gives a whole tensor."""
-        for name, owner, like, put in self.optimizer.tensors():
-            if owner in (-1, self.world.rank):
-                stored = read(name)
-                if stored.dtype != like.dtype or stored.shape != like.shape:
-                    raise UserError(
-                        f"optimizer.{name} of the checkpoint is {stored.dtype} {tuple(stored.shape)}, this optimizer "
-                        f"keeps {like.dtype} {tuple(like.shape)}; it is of another optimizer or version"
-                    )
-                put(stored.to(self.world.device))
-        for count in ("updates", "kept_bases", "refreshes"):
-            setattr(self.optimizer, count, int(read(count)))
-
-    def _read(self, owner: int, like: Tensor) -> Tensor:
-        if owner == -1:
-            return like
-        # Contiguous on both sides: what is sent is memory.
-        mine = owner == self.world.rank
-        tensor = like.contiguous() if mine else torch.empty(like.shape, dtype=like.dtype, device=self.world.device)
-        if self.world.size > 1:
-            dist.broadcast(tensor, src=owner)
-        return tensor
-
-    def _fill_optimizer_state(self) -> None:
-        """Its state exists from the start."""

@@ -15,7 +15,7 @@ from model.linear.support.base import check_supports
 from pretrain.data.dataset import Batch
 from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.engine import Engine
-from pretrain.engine.matrix import MatrixEngine
+from pretrain.engine.sharded import ShardedEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,7 +36,7 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, int, Callable[[], Tenso
         yield f"model.{name}", buffer.nbytes, partial(torch.Tensor.detach, buffer)
     for name, parameter in parameters(engine):
         yield f"model.{name}", _master_bytes(engine, parameter), partial(_read_master, engine, parameter)
-    if isinstance(engine, MatrixEngine):
+    if isinstance(engine, ShardedEngine):
         for name, size, read in engine.state_tensors():
             yield f"optimizer.{name}", size, read
         return
@@ -54,8 +54,8 @@ def restore(
     `read(name)` gives a whole tensor; `updates` is the number of applied optimizer steps; `warm_up` is any batch of
     the run's shape: sharded state exists only after a first optimizer step, so one is taken at learning rate 0.
     """
-    if isinstance(engine, MatrixEngine):
-        _restore_matrix_engine(engine, read, has_optimizer)
+    if isinstance(engine, ShardedEngine):
+        _restore_own(engine, read, has_optimizer)
         return
     if engine.stage:
         _materialise(engine, warm_up)
@@ -69,12 +69,11 @@ def restore(
             for key in MOMENTS if has_optimizer else ():
                 _write_moment(engine, parameter, key, read(f"optimizer.{name}.{key}"))
     _weights_were_read(engine)
-    for state in engine.deepspeed.basic_optimizer.state.values():
-        device = next(iter(engine.model.parameters())).device
-        state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
+    for partition, state in engine.deepspeed.basic_optimizer.state.items():  # in host memory under parallel.offload
+        state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=partition.device)
 
 
-def _restore_matrix_engine(engine: MatrixEngine, read: Callable[[str], Tensor], has_optimizer: bool) -> None:
+def _restore_own(engine: ShardedEngine, read: Callable[[str], Tensor], has_optimizer: bool) -> None:
     with torch.no_grad():
         for name, tensor in [*buffers(engine), *parameters(engine)]:
             tensor.copy_(read(f"model.{name}"))

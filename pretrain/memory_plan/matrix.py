@@ -12,12 +12,13 @@ from pretrain.memory_plan.projector import basis_bytes, new_basis
 from pretrain.memory_plan.rule import RULE_MEMORY, element_step, project
 from pretrain.memory_plan.setting import Setting
 from pretrain.memory_plan.update import Update
+from pretrain.optim.element import Element
 from pretrain.optim.exchange import BUCKET_BYTES, share_out
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.refresh import FIRST_STEPS, is_due
 from pretrain.optim.rules import RULES
 from pretrain.optim.rules.base import State
-from pretrain.optim.target import Element, Target
+from pretrain.optim.target import Target
 from pretrain.optim.targets import find_targets
 from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
 

@@ -11,13 +11,16 @@ from model.linear.int8 import Int8Linear
 from model.schema import Frozen
 from model.transformer import Transformer
 from pretrain.optim.adamw import AdamW
+from pretrain.optim.adamw8bit import AdamW8bit
+from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.exchange import Exchange
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
+from pretrain.optim.sharded_optimizer import ShardedOptimizer
 from pretrain.optim.targets import find_targets
 
-OPTIMIZERS: dict[str, type[Frozen]] = {"adamw": AdamW.Config, **PRESETS}
+OPTIMIZERS: dict[str, type[Frozen]] = {"adamw": AdamW.Config, "adamw8bit": AdamW8bit, **PRESETS}
 """The configuration of each."""
 
 if TYPE_CHECKING:
@@ -36,11 +39,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that `config.name` names, over the parameters of `model`.
 
-    `seed`, `grad_clip` and `exchange` are for matrix optimizers, which clip and reduce gradients themselves.
+    `seed`, `grad_clip` and `exchange` are for Sparlow's own, which clip and reduce gradients themselves.
     """
+    named: list[tuple[str, Any]] = list(model.named_parameters())
     if isinstance(config, MatrixConfig):
-        named: list[tuple[str, Any]] = list(model.named_parameters())
         targets = find_targets(model, config)
         int8 = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
         return MatrixOptimizer(named, targets, config, seed, grad_clip, model.compute_dtype, exchange, int8)
+    if isinstance(config, ElementConfig):
+        return ShardedOptimizer(named, config, seed, grad_clip, exchange)
     return AdamW.build(config, model)

@@ -1,7 +1,8 @@
-"""Which choices of a matrix optimizer fit each other."""
+"""Which choices of an optimizer fit each other."""
 
 from model.errors import UserError
 from pretrain.optim.basis import BITS
+from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.rules import RULES
@@ -9,12 +10,38 @@ from pretrain.optim.rules import RULES
 OF_ADAPTIVE = ("refresh_overlap", "refresh_threshold", "max_proj_gap")
 
 
-def require_coherent(config: MatrixConfig) -> None:
+def require_coherent(config: ElementConfig) -> None:
     """UserError when one choice contradicts another, or has no effect beside it."""
+    if config.embedding_moments != "same" and config.moments != "8bit":
+        raise UserError(
+            f'optimizer.embedding_moments = "{config.embedding_moments}" has no effect with optimizer.moments = '
+            f'"{config.moments}", which leaves them in fp32 anyway; remove it'
+        )
+    if isinstance(config, MatrixConfig):
+        _matrix(config)
+
+
+def _matrix(config: MatrixConfig) -> None:
     if config.projector not in PROJECTORS:
         raise UserError(f"optimizer.projector {config.projector!r} is unknown; choose one of {', '.join(PROJECTORS)}")
+    _accumulators(config)
     _projection(config)
     _refresh(config)
+
+
+def _accumulators(config: MatrixConfig) -> None:
+    if config.accumulators == "device":
+        return
+    if RULES[config.rule].needs != "projected":
+        raise UserError(
+            f'optimizer.accumulators = "host" has no effect with optimizer.name = "{config.name}", which sums whole '
+            'gradients; set "device"'
+        )
+    if config.update == "per_layer":
+        raise UserError(
+            'optimizer.accumulators = "host" has no effect with optimizer.update = "per_layer", which sums nothing; '
+            'set "device"'
+        )
 
 
 def _projection(config: MatrixConfig) -> None:

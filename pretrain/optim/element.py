@@ -1,14 +1,15 @@
 """AdamW for whatever is not projected: embeddings, head, norms, factors and sparse values."""
 
 import math
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
 from kernels.rounding import round_to
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.moments import cautious
 
 State = dict[str, Tensor]
@@ -16,8 +17,48 @@ State = dict[str, Tensor]
 SMALLEST_8BIT = 4096
 """Smaller tensors keep fp32 moments, as in bitsandbytes."""
 
+EMBEDDINGS = ("tok_embeddings.weight", "lm_head.weight")
+"""Whose moments are `embedding_moments`."""
 
-def init_element(config: MatrixConfig, parameter: Tensor) -> State:
+
+@dataclass
+class Element:
+    """A parameter that takes AdamW. `state` is filled on its owner alone."""
+
+    name: str
+    parameter: nn.Parameter
+    owner: int = 0
+    state: State = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it is kept in less than fp32."""
+        return self.parameter.dtype != torch.float32
+
+    @property
+    def gradient(self) -> Tensor:
+        """Summed over micro-steps, in the parameter's precision."""
+        assert self.parameter.grad is not None, f"{self.name} received no gradient"
+        return self.parameter.grad
+
+    def cost(self, config: ElementConfig) -> float:
+        """Of its steps to its owner."""
+        return float(self.parameter.numel())
+
+    def step(self, config: ElementConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:
+        """One step in place; `number` counts from 1."""
+        decay = 0.0 if self.name.endswith("norm.weight") else config.weight_decay
+        rate = lr * (config.factor_lr_ratio if self.name.endswith(".B") else 1.0)
+        element_step(config, self.parameter, gradient, self.state, number, rate, decay, key)
+
+    def fresh_state(self, config: ElementConfig, device: torch.device) -> State:
+        """Zero moments."""
+        like = torch.empty(self.parameter.shape, dtype=self.parameter.dtype, device=device)
+        wide = self.name in EMBEDDINGS and config.embedding_moments == "fp32"
+        return init_element(config.model_copy(update={"moments": "fp32"}) if wide else config, like)
+
+
+def init_element(config: ElementConfig, parameter: Tensor) -> State:
     """Zero moments."""
     if config.moments == "8bit" and parameter.numel() >= SMALLEST_8BIT:
         return dict(vars(Adam8bitState.zeros_for(parameter)))
@@ -25,7 +66,7 @@ def init_element(config: MatrixConfig, parameter: Tensor) -> State:
 
 
 def element_step(
-    config: MatrixConfig,
+    config: ElementConfig,
     parameter: Tensor,
     gradient: Tensor,
     state: State,
@@ -51,7 +92,7 @@ def element_step(
     parameter.copy_(round_to(new.view(1, -1), parameter.dtype, key).view_as(parameter))
 
 
-def _fused(config: MatrixConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float) -> None:
+def _fused(config: ElementConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float) -> None:
     """PyTorch's kernel, one pass. sqrt(c2) / (sqrt(v) + eps) is 1 / (sqrt(v) / sqrt(c2) + eps / sqrt(c2))."""
     beta1, beta2 = config.betas
     eps = config.eps if config.eps_mode == "torch" else config.eps / math.sqrt(1 - beta2**step)
@@ -62,7 +103,7 @@ def _fused(config: MatrixConfig, parameter: Tensor, gradient: Tensor, state: Sta
     )  # fmt: skip
 
 
-def _direction(config: MatrixConfig, gradient: Tensor, state: State, step: int) -> Tensor:
+def _direction(config: ElementConfig, gradient: Tensor, state: State, step: int) -> Tensor:
     if state["exp_avg"].dtype == torch.uint8:
         N = torch.empty_like(gradient)
         kept = Adam8bitState(**state)

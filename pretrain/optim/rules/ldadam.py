@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.low_rank_update import low_rank_update_
+from pretrain.optim.element_config import Beta
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import Beta, MatrixConfig
+from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import direction, load
 from pretrain.optim.rotation import rotate_moments
 from pretrain.optim.rules.adam import project

@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import scaled_update_
+from pretrain.optim.element_config import Beta
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import Beta, MatrixConfig
+from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import cautious
 from pretrain.optim.rules.base import Rule, State, Step
 

@@ -162,7 +162,7 @@ def peak_of_a_step(count):
         memory.ignore(*(t for _, _, t, _ in optimizer.tensors()), named[0][1], named[0][1].grad)
         for linear in linears.values():
             linear(torch.eye(size)).sum().backward()
-        memory.ignore(*(t.projected for t in optimizer.targets if step))
+        memory.ignore(*(t.sum.read() for t in optimizer.targets if step))
         with memory:
             optimizer.step()
     return memory.peak, 4 * size * size

@@ -1,0 +1,197 @@
+"""AdamW with choices of moments, weights and time: whole parameters shared out over ranks."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from model.seeding import derive_seed
+from pretrain.optim.element import Element, State
+from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.exchange import Exchange, share_out
+
+
+class Part(Protocol):
+    """A parameter, or a matrix of a subclass."""
+
+    name: str
+    owner: int
+    state: State
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it is kept in less than fp32."""
+
+    def cost(self, config: Any) -> float:
+        """Of its steps to its owner."""
+
+
+class ShardedOptimizer(torch.optim.Optimizer):
+    """Steps `named_parameters` with AdamW; those named in `apart` are a subclass's own affair.
+
+    Each part has one owner among the ranks of `exchange`, which keeps its moments. Gradients come as means over
+    micro-steps; `step` takes their mean over ranks. torch.optim.Optimizer is the interface DeepSpeed expects; state is
+    kept by parameter name, in `tensors`.
+    """
+
+    counts: tuple[str, ...] = ("updates",)
+    """Attributes that are state."""
+
+    def __init__(
+        self,
+        named_parameters: list[tuple[str, nn.Parameter]],
+        config: ElementConfig,
+        seed: int,
+        grad_clip: float = 0.0,
+        exchange: Exchange | None = None,
+        apart: Collection[str] = (),
+    ):
+        super().__init__([parameter for _, parameter in named_parameters], {"lr": config.lr})
+        self.config, self.seed, self.grad_clip = config, seed, grad_clip
+        self.exchange = exchange or Exchange(0, 1)
+        self.updates = 0
+        """Applied so far."""
+        self.grad_norm = 0.0
+        """Of the last step, before clipping."""
+        self.applied = False
+        """Whether the last step was; it is not when a gradient is not finite."""
+        self.elements = [Element(name, parameter) for name, parameter in named_parameters if name not in apart]
+        self._squares: list[Tensor] = []
+        self._hooks: list[RemovableHandle] = []
+        parts = self._parts()
+        owners = share_out([part.cost(config) for part in parts], self.exchange.size)
+        for part, owner in zip(parts, owners, strict=True):
+            part.owner = owner
+        self._init_state()
+        if config.update == "per_layer":
+            assert self.exchange.size == 1
+            assert not grad_clip
+            for element in self.elements:
+                work = partial(_call, self._step_element_now, element)
+                self._hooks.append(element.parameter.register_post_accumulate_grad_hook(work))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Reduce, clip and apply what was accumulated since the last step; nothing when a gradient is not finite."""
+        self.exchange.reset()
+        if self.config.update == "per_layer":
+            self._finish()
+        else:
+            self._reduce()
+            self.grad_norm = self._square() ** 0.5
+            self.applied = self.grad_norm < float("inf")
+            if self.applied:
+                self._apply(min(1.0, self.grad_clip / (self.grad_norm + 1e-6)) if self.grad_clip else 1.0)
+                self.updates += 1
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of all gradients."""
+        for element in self.elements:
+            element.parameter.grad = None
+
+    def unhook(self) -> None:
+        """Take the hooks off the weights: they hold this optimizer, and autograd holds them where gc cannot see."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def tensors(self) -> Iterator[tuple[str, int, Tensor, Callable[[Tensor], None]]]:
+        """(name, owner, tensor, put) of all state, in a fixed order; elsewhere than on the owner, one like the tensor.
+
+        `put` takes a tensor of the same shape and dtype in its place. Names are <parameter>.<state>. What every rank
+        keeps has owner -1.
+        """
+        for element in self.elements:
+            like = element.state or element.fresh_state(self.config, torch.device("meta"))
+            yield from entries(element.name, element.owner, like, element.state)
+
+    def _parts(self) -> Sequence[Part]:
+        return self.elements
+
+    def _init_state(self) -> None:
+        for element in self.elements:
+            if element.owner == self.exchange.rank:
+                element.state = element.fresh_state(self.config, element.parameter.device)
+
+    def _reduce(self) -> None:
+        """Every gradient becomes the mean over ranks, on its owner."""
+        self._reduce_elements(count=True)
+
+    def _reduce_elements(self, count: bool) -> None:
+        self.exchange.sum_to_owners(((e.owner, e.gradient) for e in self.elements), count=count)
+
+    def _square(self) -> float:
+        """The squared norm of all gradients."""
+        return self.exchange.total(self._own_square()).item()
+
+    def _own_square(self) -> Tensor:
+        """That of the gradients that this rank owns."""
+        norms = self._own_norms()
+        return torch.stack(norms).square().sum() if norms else self._zero()
+
+    def _own_norms(self) -> list[Tensor]:
+        return norms_of([element.gradient for element in self.elements if element.owner == self.exchange.rank])
+
+    def _apply(self, clip: float) -> None:
+        """Change every parameter by its gradient times `clip`."""
+        lr = self.param_groups[0]["lr"]
+        for element in self.elements:
+            if element.owner == self.exchange.rank:
+                gradient = scaled(element.gradient, clip)
+                element.step(self.config, gradient, self.updates + 1, lr, self._key(element))
+        self.exchange.send((element.owner, element.parameter.data) for element in self.elements)
+
+    @torch.no_grad()
+    def _step_element_now(self, element: Element) -> None:
+        """per_layer: the whole step of one parameter, inside of the backward pass."""
+        gradient = self._finite(element.gradient)
+        element.step(self.config, gradient, self.updates + 1, self.param_groups[0]["lr"], self._key(element))
+        element.parameter.grad = None
+
+    def _finite(self, gradient: Tensor, count: bool = True) -> Tensor:
+        """`gradient`, with zeros in its place if it is not finite: a backward pass cannot be taken back once other
+        weights have moved. The norm of the step says that it happened; with `count` the gradient is part of it.
+        """
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)  # isfinite(...).all() would write a matrix first
+        finite = torch.isfinite(norm)
+        self._squares.append(norm.square() if count else torch.where(finite, 0.0, torch.inf))
+        return gradient.masked_fill_(~finite, 0.0)
+
+    def _finish(self) -> None:
+        self.grad_norm = torch.stack(self._squares).sum().sqrt().item()
+        self.applied = self.grad_norm < float("inf")
+        self._squares.clear()
+        self.updates += 1
+
+    def _key(self, part: Part) -> int | None:
+        if self.config.weights not in ("bf16_stochastic", "int8") or not part.rounds:
+            return None
+        return derive_seed(self.seed, "rounding", part.name, self.updates) & 0xFFFFFFFF
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self.param_groups[0]["params"][0].device)
+
+
+def norms_of(gradients: list[Tensor]) -> list[Tensor]:
+    """L2 norms in fp32."""
+    return list(torch._foreach_norm(gradients, dtype=torch.float32)) if gradients else []
+
+
+def scaled(gradient: Tensor, factor: float) -> Tensor:
+    """`gradient` itself, or times `factor` in fp32: in place where it is fp32."""
+    return gradient if factor == 1 else gradient.float().mul_(factor)
+
+
+def entries(
+    name: str, owner: int, like: State, state: State
+) -> Iterator[tuple[str, int, Tensor, Callable[[Tensor], None]]]:
+    """What `ShardedOptimizer.tensors` yields, of one state."""
+    for key, tensor in like.items():
+        yield f"{name}.{key}", owner, tensor, partial(state.__setitem__, key)
+
+
+def _call(work: Callable[[Any], None], part: Any, parameter: Tensor) -> None:
+    work(part)
