@@ -12,8 +12,10 @@ from pretrain.memory_plan.element import element_memory
 from pretrain.memory_plan.ledger import Ledger, Moment, Phase
 from pretrain.memory_plan.matrix import MatrixMemory
 from pretrain.memory_plan.setting import Setting
+from pretrain.memory_plan.sharded import ShardedMemory
 from pretrain.memory_plan.update import Update
 from pretrain.memory_plan.walk import Model
+from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.matrix_config import MatrixConfig
 
 
@@ -92,8 +94,11 @@ def plan_stage(
     )
     micro_steps = max(1, config.train.global_batch_size // (config.train.micro_batch_size * world_size))
     update: Update
+    clips = config.train.grad_clip > 0
     if isinstance(config.optimizer, MatrixConfig):
-        update = MatrixMemory(config.optimizer, shape, setting, world_size)
+        update = MatrixMemory(config.optimizer, shape, setting, world_size, clips)
+    elif isinstance(config.optimizer, ElementConfig):
+        update = ShardedMemory(config.optimizer, shape, setting, world_size, clips)
     else:
         update = element_memory(config, shape, setting, world_size)
     free = max(0, card_bytes - update.before)
