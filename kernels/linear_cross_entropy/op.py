@@ -5,6 +5,8 @@ loss is a sum over tokens, so its gradients can be formed in the forward pass, c
 there; the backward pass only scales them (the idea of Liger Kernel's fused linear cross entropy, arXiv 2410.10989).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -14,6 +16,9 @@ LOGITS_BYTES = 64 * 1024**2
 
 MIN_CHUNK = 128
 """Tokens that keep the chunk's matmuls efficient, however large the vocabulary."""
+
+PART_ROWS = 4096
+"""Rows of the weight's gradient that are computed at once: what is alive twice."""
 
 
 def linear_cross_entropy(
@@ -70,7 +75,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[rows] = (grad_logits @ weight_) * row_scale
                 if grad_weight is not None:
-                    grad_weight += grad_logits.t() @ (h * row_scale).to(dtype)
+                    scaled = (h * row_scale).to(dtype)
+                    for part in _parts(grad_weight):
+                        grad_weight[part] += grad_logits[:, part].t() @ scaled
 
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -83,5 +90,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_loss).to(ctx.weight_dtype)
+            grad_weight = _scaled(grad_weight, grad_loss, ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None
+
+
+def _scaled(wide: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`wide` times `factor`, rounded to `dtype`; narrowed by parts, so that there is no second wide copy."""
+    if dtype == wide.dtype:
+        return wide * factor
+    narrow = torch.empty_like(wide, dtype=dtype)
+    for part in _parts(wide):
+        narrow[part] = wide[part] * factor
+    return narrow
+
+
+def _parts(matrix: Tensor) -> Iterator[slice]:
+    """Of its rows."""
+    return (slice(start, start + PART_ROWS) for start in range(0, len(matrix), PART_ROWS))

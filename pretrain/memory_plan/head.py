@@ -1,6 +1,6 @@
 """The two ends of the network: token embedding, and output head with the chunked loss."""
 
-from kernels.linear_cross_entropy.op import LOGITS_BYTES, MIN_CHUNK
+from kernels.linear_cross_entropy.op import LOGITS_BYTES, MIN_CHUNK, PART_ROWS
 from pretrain.memory_plan.gradients import Gradients
 from pretrain.memory_plan.ledger import Ledger
 from pretrain.memory_plan.setting import Setting
@@ -42,7 +42,8 @@ class OutputHead:
         # Narrow logits: those of the product or of the last chunk, and their gradient.
         narrow = b * chunk * model.vocab_size if b < 4 else 0
         several = setting.tokens > chunk
-        self.scratch = max(narrow * (2 if several else 1), narrow + b * self.numel)
+        self.part = model.dim * min(PART_ROWS, model.vocab_size)
+        self.scratch = max(narrow * (2 if several else 1), narrow + b * self.part)
         self.copy = b * self.numel if setting.casts else 0
         self.kept = self.hidden + 4 * self.numel
 
@@ -56,11 +57,11 @@ class OutputHead:
 
     def backward(self, ledger: Ledger, gradients: Gradients) -> None:
         """Takes the gradient of the last hidden state as a temporary."""
-        scaled = 4 * self.numel
+        is_narrow = self.setting.param < 4
+        scaled = 4 * (self.part if is_narrow else self.numel)
         ledger.take("temporaries", self.hidden)
-        narrow = self.setting.param * self.numel if self.setting.param < 4 else 0
-        with ledger.during(scaled):
-            ledger.touch(narrow)
+        narrow = self.setting.param * self.numel if is_narrow else 0
         with ledger.during(narrow):
+            ledger.touch(scaled)
             ledger.free("loss", self.kept)
         gradients.receive(self.name, self.numel)
