@@ -6,7 +6,7 @@ from model.counts import count_parameters, training_flops
 from pretrain.config.schema import Config
 from pretrain.distributed import require_divisible
 from pretrain.growth.stages import Stage
-from pretrain.memory_plan.cards import CARDS, GIB, fits, reserve
+from pretrain.memory_plan.cards import CARDS, GIB, fits, fragmentation, reserve
 from pretrain.memory_plan.memory import plan_memory
 
 
@@ -37,7 +37,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]
         "memory_worst_layers": memory.n_layers,
         "memory_phases": {phase: moment.items | {"total": moment.total} for phase, moment in memory.phases.items()},
         "host_memory_bytes": memory.host,
-        "reserve": reserve(memory.total),
+        "reserve": reserve(memory.total, fragmentation(config)),
         "fits": {f"{size}GiB": fits(config, world_size, size * GIB) for size in CARDS},
     }
 

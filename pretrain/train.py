@@ -245,7 +245,8 @@ def _introduce(run: Run) -> None:
     micro_steps = run.engine.micro_batches // world.size
     epochs = per_update * steps / (run.dataset.n_samples * train.seq_len)
     say(versions_line())
-    say(f"{world.size} x {device_name(world.device)}, {train.dtype}, ZeRO stage {config.parallel.zero_stage}")
+    offload = ", optimizer state in host memory" if config.parallel.offload == "optimizer" else ""
+    say(f"{world.size} x {device_name(world.device)}, {train.dtype}, ZeRO stage {config.parallel.zero_stage}{offload}")
     say(
         f"{train.micro_batch_size} sequences x {train.seq_len} tokens x {micro_steps} micro-steps x {world.size} "
         f"processes = {per_update:,} tokens per update; x {steps:,} updates = {per_update * steps:,} tokens, "

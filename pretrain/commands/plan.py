@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
     for line in describe_stages(config):
         print(line)
-    for line in describe_memory(figures):
+    for line in describe_memory(config, figures):
         print(line)
     for line in describe_changes(config, args.world_size, card, figures) if card else ():
         print(line)

@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.train import train
 
     memory.keep_freed_memory()
+    if config.train.expandable_segments:
+        memory.expand_segments()
     if config.train.deterministic:  # cuBLAS reads this at its first use
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with distributed.processes() as world:

@@ -174,8 +174,8 @@ class Config(Frozen):
         weights = self.optimizer.weights
         if parallel.offload == "optimizer" and self.optimizer.name != "adamw":
             raise ValueError(
-                f'parallel.offload = "optimizer" does not work with optimizer.name = "{self.optimizer.name}", only with '
-                'ZeRO: set parallel.offload = "none", or optimizer.name = "adamw"'
+                f'parallel.offload = "optimizer" does not work with optimizer.name = "{self.optimizer.name}", which '
+                'ZeRO does not shard: set parallel.offload = "none", or optimizer.name = "adamw"'
             )
         if parallel.offload == "optimizer" and not parallel.zero_stage:
             raise ValueError(

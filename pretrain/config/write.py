@@ -7,7 +7,10 @@ from typing import Any
 from pretrain.config.schema import Config
 
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
-CHANGEABLE = ("run.dir", "train.max_steps", "data.path", "guard.memory", "checkpoint", "eval", "metrics")
+CHANGEABLE = (
+    *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "parallel.offload", "guard.memory"),
+    *("checkpoint", "eval", "metrics"),
+)
 
 
 def to_toml(config: Config, comments: bool = False) -> str:

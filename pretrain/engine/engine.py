@@ -41,6 +41,7 @@ class Engine:
         bf16: bool,
     ):
         self.stage = config.parallel.zero_stage
+        self.offloads = config.parallel.offload == "optimizer"
         self.world = world
         self.optimizer = optimizer
         self.grad_clip = config.train.grad_clip
@@ -93,7 +94,11 @@ class Engine:
 
     def _update_sharded(self) -> Update:
         self.deepspeed.step()
-        return Update(float(self.deepspeed.get_global_grad_norm()), self.deepspeed.was_step_applied())
+        applied = self.deepspeed.was_step_applied()
+        if self.offloads and not applied:
+            # In bf16, DeepSpeed 0.19.8 would add the next gradients to the sums that are not finite.
+            getattr(self.deepspeed.optimizer, "averaged_gradients", {}).clear()
+        return Update(float(self.deepspeed.get_global_grad_norm()), applied)
 
     def _update_unsharded(self) -> Update:
         """Stage 0: the engine has reduced the gradients; norm, finite check and clipping are Sparlow's."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from pretrain.config.schema import Config
 
 
@@ -21,4 +23,11 @@ def deepspeed_settings(config: Config, grad_accum_steps: int, bf16: bool) -> dic
     if stage and bf16:
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.parallel.offload == "optimizer":
+        settings["zero_optimization"]["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": torch.cuda.is_available(),
+        }
+        # The update is torch.optim.AdamW's: DeepSpeed's own CPU optimizer would be compiled at the first start.
+        settings["zero_force_ds_cpu_optimizer"] = False
     return settings

@@ -17,16 +17,25 @@ CONTEXT = GIB
 FRAGMENTATION = 0.05
 """Assumed part of the tensors' peak that the allocator cannot use."""
 
+EXPANDABLE_FRAGMENTATION = 0.02
+"""The same with train.expandable_segments; as much an assumption."""
 
-def reserve(total: int) -> int:
-    """Bytes beside the tensors' peak `total` that a GPU must have. An assumption: no tensor shows them."""
-    return CONTEXT + int(FRAGMENTATION * total)
+
+def fragmentation(config: Config) -> float:
+    """Of the two, the run's."""
+    return EXPANDABLE_FRAGMENTATION if config.train.expandable_segments else FRAGMENTATION
+
+
+def reserve(total: int, lost: float = FRAGMENTATION) -> int:
+    """Bytes beside the tensors' peak `total` that a GPU must have, the part `lost` of it to fragmentation. An
+    assumption: no tensor shows them."""
+    return CONTEXT + int(lost * total)
 
 
 def fits(config: Config, world_size: int, card_bytes: int) -> bool:
     """Whether the run's peak and its reserve fit the card, with kernels chosen as they would be there."""
     total = plan_memory(config, world_size, card_bytes=card_bytes).total
-    return total + reserve(total) <= card_bytes
+    return total + reserve(total, fragmentation(config)) <= card_bytes
 
 
 def parse_memory(text: str) -> int:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.config.schema import Config
-from pretrain.memory_plan.cards import GIB
+from pretrain.memory_plan.cards import GIB, fragmentation
 from pretrain.memory_plan.levers import describe, proposals
 
 
-def describe_memory(figures: dict[str, Any]) -> Iterator[str]:
+def describe_memory(config: Config, figures: dict[str, Any]) -> Iterator[str]:
     """A line per item of `pretrain.plan.plan`'s figures at the worst moment, largest first, and what it fits."""
     items = {name: size for name, size in figures["memory_bytes"].items() if name != "total"}
     total, reserve = figures["memory_bytes"]["total"], figures["reserve"]
@@ -17,7 +17,8 @@ def describe_memory(figures: dict[str, Any]) -> Iterator[str]:
         yield f"  {name.replace('_', ' '):<15} {size / GIB:>22.3f}  GiB"
     phases = ", ".join(f"{name} {moment['total'] / GIB:.2f}" for name, moment in figures["memory_phases"].items())
     yield f"  {'total':<15} {total / GIB:>22.3f}  GiB  ({phases})"
-    yield f"  {'reserve':<15} {reserve / GIB:>22.3f}  GiB  (assumed: 1 GiB for CUDA, 5 % for the allocator)"
+    assumed = f"assumed: 1 GiB for CUDA, {100 * fragmentation(config):g} % for the allocator"
+    yield f"  {'reserve':<15} {reserve / GIB:>22.3f}  GiB  ({assumed})"
     if figures["host_memory_bytes"]:
         yield f"  {'in host memory':<15} {figures['host_memory_bytes'] / GIB:>22.3f}  GiB  (besides)"
     fitting = [size for size, fits in figures["fits"].items() if fits]

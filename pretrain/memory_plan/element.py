@@ -4,6 +4,7 @@ from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.memory_plan.gradients import Gradients
 from pretrain.memory_plan.ledger import Ledger
+from pretrain.memory_plan.offload import Offloaded
 from pretrain.memory_plan.setting import Setting
 from pretrain.memory_plan.update import Update
 from pretrain.memory_plan.zero import BUCKET, Sharded
@@ -39,5 +40,10 @@ class Unsharded(Update):
 
 def element_memory(config: Config, shape: Transformer, setting: Setting, world_size: int) -> Update:
     """At the configuration's ZeRO stage."""
-    stage = config.parallel.zero_stage
-    return Sharded(stage, shape, setting, world_size) if stage else Unsharded(shape, setting, world_size)
+    stage, train = config.parallel.zero_stage, config.train
+    if not stage:
+        return Unsharded(shape, setting, world_size)
+    if config.parallel.offload == "none":
+        return Sharded(stage, shape, setting, world_size)
+    accumulates = train.global_batch_size > train.micro_batch_size * world_size
+    return Offloaded(stage, shape, setting, world_size, accumulates)

@@ -28,7 +28,7 @@ def proposals(config: Config, world_size: int, card_bytes: int) -> list[Change]:
     """
     found: list[Change] = []
     levers = list(_levers(config, world_size))
-    for changes in (levers, [one | other for one, other in combinations(levers, 2) if not set(one) & set(other)]):
+    for changes in (levers, [one | other for one, other in combinations(levers, 2) if _agree(one, other)]):
         for change in changes:
             if len(found) == MOST:
                 return found
@@ -40,11 +40,18 @@ def proposals(config: Config, world_size: int, card_bytes: int) -> list[Change]:
     return found
 
 
+def _agree(one: Change, other: Change) -> bool:
+    """Whether both can be made: no key has another value in the other."""
+    return all(one[key] == other[key] for key in set(one) & set(other))
+
+
 def _levers(config: Config, world_size: int) -> Iterator[Change]:
     """The fixed list, cheapest first."""
     train, optimizer = config.train, config.optimizer
     if config.kernels.keep_weight not in ("auto", "none"):
         yield {"kernels.keep_weight": "none"}
+    if not train.expandable_segments:
+        yield {"train.expandable_segments": True}
     size = train.micro_batch_size
     while size % 2 == 0 and size > 1:
         size //= 2
@@ -54,16 +61,20 @@ def _levers(config: Config, world_size: int) -> Iterator[Change]:
     matrix = isinstance(optimizer, MatrixConfig)
     if matrix and optimizer.update == "step":
         yield {"optimizer.update": "per_layer"}
+    stage = max(2, config.parallel.zero_stage)
+    if not matrix and config.parallel.offload == "none":
+        yield {"parallel.zero_stage": stage, "parallel.offload": "optimizer"}
     if not matrix:
         for processes in (2, 4, 8):
             if processes > world_size:
-                yield {"parallel.zero_stage": max(2, config.parallel.zero_stage), "--world-size": processes}
+                yield {"parallel.zero_stage": stage, "--world-size": processes}
     if matrix and optimizer.moments != "8bit":
         yield {"optimizer.moments": "8bit"}
     if matrix and optimizer.weights == "fp32_master":
         yield {"optimizer.weights": "bf16_stochastic"}
     if not matrix and config.linear.name == "dense":
-        yield {"optimizer.name": "galore_adamw8bit", "parallel.zero_stage": 0}
+        without = {} if config.parallel.offload == "none" else {"parallel.offload": "none"}
+        yield {"optimizer.name": "galore_adamw8bit", "parallel.zero_stage": 0} | without
 
 
 def _changed(config: Config, change: Change) -> Config | None:
@@ -86,4 +97,5 @@ def _changed(config: Config, change: Change) -> Config | None:
 
 def describe(change: Change) -> str:
     """As on a command line."""
-    return " ".join(f"{key} {value}" if key.startswith("--") else f"--{key}={value}" for key, value in change.items())
+    words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in change.items()}
+    return " ".join(f"{key} {value}" if key.startswith("--") else f"--{key}={value}" for key, value in words.items())

@@ -1,7 +1,7 @@
 """AdamW under DeepSpeed 0.19's ZeRO: what a rank keeps of all P parameters, and the buffers of its collectives.
 
-Stage 1 in bf16 is DeepSpeed's BF16_Optimizer, which sums gradients of all parameters in fp32 on every rank; stage 1 in
-fp32, 2 and 3 collect gradients in a bucket and keep the sum of a rank's own share.
+Stage 1 in bf16 is DeepSpeed's BF16_Optimizer, which sums gradients of all parameters in fp32 on every rank; so does
+stage 1 in fp32, with a bucket; 2 and 3 collect gradients in a bucket and keep the sum of a rank's own share.
 """
 
 from model.transformer import Transformer
@@ -32,6 +32,16 @@ class Sharded(Update):
         """Whether gradients of all parameters are summed in fp32."""
 
     @property
+    def bucket(self) -> int:
+        """Bytes of the bucket that a backward pass takes."""
+        return 0 if self.stage == 3 else BUCKET * self.setting.param
+
+    @property
+    def sums(self) -> int:
+        """Bytes that gradients are summed in from the first backward pass to the update."""
+        return 0 if self.stage == 3 else 4 * (self.numel if self.stage == 1 else self.share)
+
+    @property
     def before(self) -> int:
         stored = self.share if self.stage == 3 else self.numel
         return stored * self.setting.param + 12 * self.share
@@ -59,7 +69,7 @@ class Sharded(Update):
             ledger.touch(4 * min(SUB_GROUP, self.share))
         elif not self.whole_sums:  # the norm in fp64, parameter by parameter; in fp32 the share once more
             ledger.touch(8 * min(self.largest, self.share) + (4 * self.share if b == 4 else 0))
-            ledger.free("accumulators", 4 * self.share)
+            ledger.free("accumulators", self.sums)
         gradients.clear()
 
 
@@ -69,25 +79,23 @@ class Bucketed(Gradients):
     def __init__(self, ledger: Ledger, optimizer: Sharded):
         super().__init__(ledger, optimizer.setting.param)
         self.optimizer = optimizer
-        self._summing = optimizer.stage == 3
-        b = optimizer.setting.param
-        self._bucket = 0 if optimizer.stage == 3 else BUCKET * b
-        gathered = min(MOST_GATHERED, optimizer.numel) * b
+        self._summing = False
+        gathered = min(MOST_GATHERED, optimizer.numel) * optimizer.setting.param
         self._gathered = gathered if optimizer.stage == 3 and optimizer.world_size > 1 else 0
 
     def begin_forward(self) -> None:
         self.ledger.take("weights", self._gathered)
 
     def begin_backward(self) -> None:
-        self.ledger.take("reduction", self._bucket)
+        self.ledger.take("reduction", self.optimizer.bucket)
         if not self._summing:
-            self.ledger.take("accumulators", 4 * self.optimizer.share)
+            self.ledger.take("accumulators", self.optimizer.sums)
             self._summing = True
 
     def end_backward(self) -> None:
         """The bucket is flattened for its last message."""
         self.ledger.touch(min(BUCKET, self.optimizer.numel) * self.param, "reduction")
-        self.ledger.free("reduction", self._bucket)
+        self.ledger.free("reduction", self.optimizer.bucket)
         self.ledger.free("weights", self._gathered)
 
     def receive(self, name: str, numel: int) -> None:

@@ -10,6 +10,7 @@ from support import ROOT
 
 from pretrain import distributed
 
+OFFLOAD = "--parallel.offload=optimizer"
 GALORE = ["--linear.name=dense", "--optimizer.name=galore_adamw", "--optimizer.rank=8"]
 ENGINES = {
     f"stage{stage}-{dtype}": [f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}"]
@@ -25,11 +26,14 @@ ENGINES = {
         "--train.global_batch_size=2",
     ],
     "q_galore": [*GALORE[:1], "--optimizer.name=q_galore", *GALORE[2:], "--train.dtype=bf16"],
+    "stage1-fp32-offload": ["--parallel.zero_stage=1", "--train.dtype=fp32", OFFLOAD],
+    "stage2-bf16-offload": ["--parallel.zero_stage=2", "--train.dtype=bf16", OFFLOAD],
+    "stage3-bf16-offload": ["--parallel.zero_stage=3", "--train.dtype=bf16", OFFLOAD],
     "stage3-recompute": ["--parallel.zero_stage=3", "--train.checkpoint_every_layers=1"],
 }
 
 
-QUICK = ("stage0-fp32", "stage1-bf16", "stage3-fp32", "galore-bf16", "q_galore")
+QUICK = ("stage0-fp32", "stage1-bf16", "stage2-bf16-offload", "stage3-fp32", "galore-bf16", "q_galore")
 """What the others differ from in dtype, stage or hooks."""
 
 
@@ -43,6 +47,7 @@ def test_nothing_outlives_its_engine(tiny, engine):
 @pytest.mark.slow
 def test_nor_does_it_on_two_processes(tiny):
     kinds = [",".join(ENGINES[engine]) for engine in ("stage0-fp32", "stage1-bf16", "stage2-fp32", "stage3-fp32")]
+    kinds += [",".join(ENGINES[engine]) for engine in ("stage2-bf16-offload", "stage3-bf16-offload")]
     kinds += [",".join(ENGINES["stage3-bf16"]), ",".join(ENGINES["galore-fp32"])]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "tests" / "rebuilding.py"), str(tiny), *kinds]

@@ -1,0 +1,89 @@
+"""AdamW under ZeRO whose state is in host memory: what leaves a GPU, and what its transfers need there.
+
+At stage 1, gradients of all parameters are summed on the GPU, in fp32; at stage 2 in bf16 a rank's share of them is; at
+stage 2 in fp32 and at stage 3 they are summed in host memory.
+"""
+
+from model.transformer import Transformer
+from pretrain.memory_plan.gradients import Gradients
+from pretrain.memory_plan.ledger import Item, Ledger
+from pretrain.memory_plan.setting import Setting
+from pretrain.memory_plan.zero import BUCKET, SUB_GROUP, Bucketed, Sharded
+
+
+class Offloaded(Sharded):
+    """With parallel.offload = "optimizer"."""
+
+    def __init__(self, stage: int, shape: Transformer, setting: Setting, world_size: int, accumulates: bool):
+        super().__init__(stage, shape, setting, world_size)
+        self.whole_sums = False
+        self.accumulates = accumulates
+        """Whether an optimizer step has several micro-steps."""
+
+    @property
+    def host(self) -> int:
+        return sum(self.moved.values()) if self.setting.cuda else 0
+
+    @property
+    def moved(self) -> dict[Item, int]:
+        """Bytes in host memory. On a CPU they are a part of the process like all else."""
+        share, b = self.share, self.setting.param
+        if self.stage == 3:
+            whole, rest = divmod(share, SUB_GROUP)
+            updated = whole * self._pinned(4 * SUB_GROUP) + self._pinned(4 * rest)
+            return {"masters": 4 * share, "moments": 8 * share, "accumulators": self._pinned(4 * share) + updated}
+        summed = self._pinned(4 * share) if self.stage == 2 and b == 4 and self.accumulates else 0
+        return {
+            "masters": self._pinned(4 * share),
+            "moments": 8 * share,
+            "accumulators": self._pinned(4 * share) + summed,
+            "reduction": self._pinned(share * b) + self._pinned(self.largest * b),
+        }
+
+    def _pinned(self, size: int) -> int:
+        """PyTorch rounds page-locked memory up to a power of two."""
+        return 1 << (size - 1).bit_length() if self.setting.cuda and size else size
+
+    @property
+    def bucket(self) -> int:
+        return 0 if self.stage == 3 else BUCKET * (4 if self.stage == 1 else self.setting.param)
+
+    @property
+    def sums(self) -> int:
+        narrow = self.setting.param == 2
+        if self.stage == 1:
+            whole = self.accumulates or narrow  # otherwise a rank's own leave in the backward pass
+            return 4 * (self.numel if whole else self.numel - self.share) + (4 * self.share if narrow else 0)
+        return 4 * self.share if self.stage == 2 and narrow else 0
+
+    @property
+    def before(self) -> int:
+        """The weights, and at stage 1 and 2 room for the gradient that is on its way."""
+        b = self.setting.param
+        return self.share * b if self.stage == 3 else (self.numel + self.largest) * b
+
+    def begin(self, ledger: Ledger) -> None:
+        b = self.setting.param
+        ledger.take("weights", (self.share if self.stage == 3 else self.numel) * b)
+        ledger.take("reduction", (BUCKET if self.stage == 3 else self.largest) * b)
+        for item, size in self.moved.items() if not self.setting.cuda else ():
+            ledger.take(item, size)
+
+    def gradients(self, ledger: Ledger) -> Gradients:
+        return Leaving(ledger, self)
+
+    def update(self, ledger: Ledger, gradients: Gradients) -> None:
+        """On the CPU; the sums are on the GPU until it has ended."""
+        ledger.begin("update")
+        ledger.free("accumulators", self.sums)
+        gradients.clear()
+
+
+class Leaving(Bucketed):
+    """Reduced in the bucket, then copied to host memory parameter by parameter."""
+
+    def end_backward(self) -> None:
+        """Of the largest one: the norm in fp64, and at stage 3 the rank's part of it in fp32, twice."""
+        part = -(-self.optimizer.largest // (self.optimizer.world_size if self.optimizer.stage == 3 else 1))
+        self.ledger.touch((16 if self.optimizer.stage == 3 else 8) * part)
+        super().end_backward()
