@@ -11,6 +11,7 @@ class Gradients:
         self.last_micro_step = True
         """Whether the present backward pass ends the step."""
         self._held: dict[str, int] = {}
+        self._wide: set[str] = set()
 
     def begin_forward(self) -> None:
         """Of a micro-step."""
@@ -33,6 +34,18 @@ class Gradients:
 
     def arrived(self, name: str, numel: int) -> None:
         """What a hook does with it."""
+
+    def widen(self, name: str, numel: int) -> None:
+        """The parameter's gradient becomes one in fp32."""
+        self.ledger.touch(4 * numel)
+        self.drop(name)
+        self.ledger.take("gradients", 4 * numel)
+        self._held[name] = 4 * numel
+        self._wide.add(name)
+
+    def wide(self, name: str) -> bool:
+        """Whether the parameter's gradient is in fp32."""
+        return self.param == 4 or name in self._wide
 
     def holds(self, name: str) -> bool:
         """Whether the parameter has a gradient."""

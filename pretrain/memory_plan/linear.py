@@ -88,13 +88,13 @@ class Int8Memory(LinearMemory):
         return self.n_in * self.n_out * self.setting.compute
 
     def forward(self, ledger: Ledger, saves: bool) -> None:
-        if not self.setting.cuda:  # codes as numbers
-            ledger.touch(4 * self.n_in * self.n_out)
+        if not self.setting.cuda:  # codes as numbers, step by step
+            ledger.touch(12 * self.n_in * self.n_out)
         ledger.take("temporaries", self.output)
 
     def backward(self, ledger: Ledger, gradients: Gradients, name: str) -> None:
         if not self.setting.cuda:
-            ledger.touch(4 * self.n_in * self.n_out)
+            ledger.touch(12 * self.n_in * self.n_out)
         ledger.take("temporaries", self.input)
         gradients.receive(f"{name}.weight", self.n_in * self.n_out)
 

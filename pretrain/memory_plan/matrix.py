@@ -5,7 +5,7 @@ from model.transformer import Transformer
 from pretrain.memory_plan.gradients import Gradients
 from pretrain.memory_plan.ledger import Ledger
 from pretrain.memory_plan.projector import basis_bytes, new_basis
-from pretrain.memory_plan.rule import RULE_MEMORY, project
+from pretrain.memory_plan.rule import RULE_MEMORY, project, read_basis, store_codes
 from pretrain.memory_plan.setting import Setting
 from pretrain.memory_plan.sharded import META, Owned, ShardedGradients, ShardedMemory, state_bytes
 from pretrain.optim.exchange import BUCKET_BYTES
@@ -30,6 +30,7 @@ class MatrixMemory(ShardedMemory):
         weights |= {f"{n}.weight": Int8Weight(m) for n, m in model.named_modules() if isinstance(m, Int8Linear)}
         self.targets = [Target(name, weights[name], matrix, i) for i, (name, matrix) in enumerate(matrices.items())]
         super().__init__(config, model, setting, world_size, clips, apart=self.targets)
+        self.weights += sum(m.quantized.nbytes for m in model.modules() if isinstance(m, Int8Linear))
 
     @property
     def host(self) -> int:
@@ -64,7 +65,7 @@ class MatrixMemory(ShardedMemory):
         ledger.begin("update")
         if self.config.update == "step":
             self._reduce(ledger, gradients)
-            self._apply(ledger)
+            self._apply(ledger, gradients)
             self.apply_elements(ledger)
         ledger.free("accumulators", ledger.alive("accumulators"))
         gradients.clear()
@@ -77,12 +78,21 @@ class MatrixMemory(ShardedMemory):
         due = {t.name for t in self.due(self.busiest_step())} if self.rule.uses_basis else set()
         for target in whole:
             if target.name in due:
-                wide = 4 * numel(target) if self.narrow else 0
-                ledger.touch(wide + new_basis(self.config.projector, target.matrix))
+                self.refresh(target, ledger)
         for target in whole if self.rule.needs == "projected" else ():
-            ledger.touch(project(target.matrix, self.setting))
+            self.project(target, gradients, ledger)
             self.keep(target, ledger)
-            gradients.drop(target.name)
+        for target in whole if self.rule.needs == "projected" else ():
+            gradients.drop(target.name)  # at the end: `_reduce` has them in a list
+
+    def refresh(self, target: Target, ledger: Ledger) -> None:
+        """A new basis, beside the old one as it is used."""
+        ledger.touch(read_basis(self.config, target.matrix) + new_basis(self.config.projector, target.matrix))
+
+    def project(self, target: Target, gradients: Gradients, ledger: Ledger) -> None:
+        """The projected gradient, as a temporary."""
+        size = project(target.matrix, self.setting, gradients.wide(target.name))
+        ledger.touch(read_basis(self.config, target.matrix) + size)
 
     def keep(self, target: Target, ledger: Ledger) -> None:
         """R beside what made it; on the device it stays."""
@@ -92,46 +102,61 @@ class MatrixMemory(ShardedMemory):
         else:
             ledger.take("accumulators", R)
 
-    def _apply(self, ledger: Ledger) -> None:
+    def _apply(self, ledger: Ledger, gradients: Gradients) -> None:
         """Of as many matrices at once as have messages that fill a bucket for each rank."""
         group: list[Target] = []
         for target in self.targets:
             group.append(target)
-            messages = sum(self.memory.message(self.config, t.matrix, self.setting) for t in group)
+            messages = sum(self._message(t) for t in group)
             if self.world_size == 1 or messages >= BUCKET_BYTES * self.world_size or target is self.targets[-1]:
-                self._apply_group(group, ledger)
+                self._apply_group(group, ledger, gradients)
                 group = []
 
-    def _apply_group(self, targets: list[Target], ledger: Ledger) -> None:
-        config, memory, setting = self.config, self.memory, self.setting
-        gradients = sum(self._gradient_copy(target) for target in targets)
-        messages = sum(memory.message(config, t.matrix, setting) for t in targets)
+    def _apply_group(self, targets: list[Target], ledger: Ledger, gradients: Gradients) -> None:
+        copies = sum(self._gradient_copy(target, gradients) for target in targets)
+        messages = sum(self._message(target) for target in targets)
         for target in targets:
-            own = memory.message(config, target.matrix, setting)
-            ledger.touch(gradients + messages - own + memory.direct(config, target.matrix, setting))
-            ledger.touch(gradients + messages + memory.apply(config, target.matrix, setting))
+            ledger.touch(copies + messages - self._message(target) + self._direct(target))
+            ledger.touch(copies + messages + self._change(target))
 
-    def _gradient_copy(self, target: Target) -> int:
+    def _gradient_copy(self, target: Target, gradients: Gradients) -> int:
         """Its gradient on the device in fp32, where it is not so already."""
         if self.rule.needs == "full":
-            return 4 * numel(target) if self.narrow else 0
+            return 0 if gradients.wide(target.name) else 4 * numel(target)
         return 4 * target.matrix.rank * target.matrix.n if self.config.accumulators == "host" else 0
 
-    def step_now(self, name: str, numel: int, ledger: Ledger) -> None:
+    def _direct(self, target: Target) -> int:
+        """While its message is made."""
+        return self._basis(target) + self.memory.direct(self.config, target.matrix, self.setting)
+
+    def _message(self, target: Target) -> int:
+        return self.memory.message(self.config, target.matrix, self.setting)
+
+    def _change(self, target: Target) -> int:
+        """While its weight is changed; codes as numbers, and then as codes again."""
+        size = self.memory.apply(self.config, target.matrix, self.setting)
+        if isinstance(target.weight, Int8Weight):
+            size = 4 * numel(target) + max(size, store_codes(target.matrix, self.setting))
+        return self._basis(target) + size
+
+    def _basis(self, target: Target) -> int:
+        return read_basis(self.config, target.matrix) if self.rule.uses_basis else 0
+
+    def step_now(self, name: str, numel: int, gradients: Gradients, ledger: Ledger) -> None:
         target = next((target for target in self.targets if target.name == name), None)
         if target is None:
-            super().step_now(name, numel, ledger)
+            super().step_now(name, numel, gradients, ledger)
             return
-        config, matrix, memory, setting = self.config, target.matrix, self.memory, self.setting
-        wide = 4 * numel if self.narrow else 0
         if self.rule.uses_basis:
-            ledger.touch(wide + new_basis(config.projector, matrix))
-        R = 4 * matrix.rank * matrix.n
+            self.refresh(target, ledger)
+        kept = self._gradient_copy(target, gradients)
         if self.rule.needs == "projected":
-            ledger.touch(project(matrix, setting))
-        with ledger.during(R if self.rule.needs == "projected" else wide):
-            ledger.touch(memory.direct(config, matrix, setting))
-            ledger.touch(memory.message(config, matrix, setting) + memory.apply(config, matrix, setting))
+            self.project(target, gradients, ledger)
+            kept = 4 * target.matrix.rank * target.matrix.n
+            ledger.touch(2 * kept)  # it and its squares
+        with ledger.during(kept):
+            ledger.touch(self._direct(target))
+            ledger.touch(self._message(target) + self._change(target))
 
 
 def numel(target: Target) -> int:
@@ -149,6 +174,15 @@ class MatrixGradients(ShardedGradients):
         self.due = {target.name for target in optimizer.due(optimizer.busiest_step())}
         self._projected: set[str] = set()
 
+    def receive(self, name: str, numel: int) -> None:
+        """Gradients of codes are summed in fp32."""
+        target = self.targets.get(name)
+        if target is None or not isinstance(target.weight, Int8Weight) or not self.holds(name):
+            super().receive(name, numel)
+            return
+        with self.ledger.during(numel * self.param, "gradients"):
+            self.widen(name, numel)
+
     def arrived(self, name: str, numel: int) -> None:
         optimizer, target = self.optimizer, self.targets.get(name)
         summed = target is not None and optimizer.rule.needs == "projected" and name not in self.due
@@ -156,7 +190,7 @@ class MatrixGradients(ShardedGradients):
             super().arrived(name, numel)
             return
         assert target is not None
-        self.ledger.touch(project(target.matrix, optimizer.setting))
+        optimizer.project(target, self, self.ledger)
         R = 4 * target.matrix.rank * target.matrix.n
         if name not in self._projected:
             optimizer.keep(target, self.ledger)

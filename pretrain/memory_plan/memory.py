@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from model.build import shape_of_model
+from model.linear.int8 import Int8Linear
+from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.memory_plan.choices import choices
 from pretrain.memory_plan.element import element_memory
@@ -105,7 +107,7 @@ def plan_stage(
     setting = replace(setting, choice=choices(config, shape, setting, micro_steps, free, kernels))
     model, ledger = Model(config.linear, setting), Ledger()
     update.begin(ledger)
-    ledger.take("support", sum(buffer.nbytes for buffer in shape.buffers()) + model.derived())
+    ledger.take("support", support_bytes(shape) + model.derived())
     ledger.take("activations", model.tables)
     ledger.take("kept_weights", model.scratch())
     gradients = update.gradients(ledger)
@@ -115,3 +117,9 @@ def plan_stage(
         model.micro_step(ledger, gradients)
     update.update(ledger, gradients)
     return MemoryPlan(ledger.peaks, config.model.n_layers, update.host)
+
+
+def support_bytes(shape: Transformer) -> int:
+    """Buffers, but for codes, which are weights."""
+    modules = (module for module in shape.modules() if not isinstance(module, Int8Linear))
+    return sum(buffer.nbytes for module in modules for buffer in module.buffers(recurse=False))

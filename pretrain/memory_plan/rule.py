@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from model.linear.int8 import GROUP
 from pretrain.memory_plan.setting import Setting
 from pretrain.optim.element import SMALLEST_8BIT
 from pretrain.optim.matrix import Matrix
@@ -26,10 +27,17 @@ class RuleMemory:
     """The most that is alive while its weight is changed."""
 
 
-def project(matrix: Matrix, setting: Setting) -> int:
-    """Narrow copies of basis and gradient, and their product; or the product alone."""
+def read_basis(config: Any, matrix: Matrix) -> int:
+    """The basis as it is used, where it is not kept so."""
+    return 0 if config.projection == "fp32" else 4 * matrix.m * matrix.rank
+
+
+def project(matrix: Matrix, setting: Setting, wide: bool = True) -> int:
+    """Narrow copies of basis and (`wide`) gradient, and their product, which becomes fp32; or the product alone."""
     R, b = matrix.rank * matrix.n, setting.compute
-    return (matrix.m * matrix.rank + matrix.m * matrix.n + R) * b if b < 4 else 4 * R
+    if b == 4:
+        return 4 * R
+    return max(b * (matrix.m * (matrix.rank + (matrix.n if wide else 0)) + R), (4 + b) * R)
 
 
 def adam(config: Any, matrix: Matrix, setting: Setting) -> int:
@@ -42,33 +50,46 @@ def adam(config: Any, matrix: Matrix, setting: Setting) -> int:
 
 def low_rank_update(config: Any, matrix: Matrix, setting: Setting) -> int:
     """Factors in the precision of products, in the order of the weight; on a CPU their product, or a new weight."""
-    b, factors = setting.compute, matrix.rank * (matrix.m + matrix.n)
-    numel = matrix.m * matrix.n
-    copies = factors * b * (2 if b < 4 else 1)
+    b, numel = setting.compute, matrix.m * matrix.n
+    copies = matrix.m * matrix.rank * b if b < 4 else 0  # of the basis: the message is in that precision
+    if matrix.side == "right":
+        copies += matrix.rank * (matrix.m + matrix.n) * b
     if setting.cuda:
         return copies
-    return copies + (
-        numel * b if setting.param == 4 and b < 4 else 0 if setting.param == 4 else _new_weight(config, numel)
-    )
+    if setting.wide_weights:
+        return copies + (numel * b if b < 4 else 0)
+    return copies + 4 * matrix.rank * (matrix.m + matrix.n) + _new_weight(config, numel)
 
 
 def scaled_update(config: Any, matrix: Matrix, setting: Setting) -> int:
     """The weight itself, except in bf16 on a CPU."""
-    return 0 if setting.cuda or setting.param == 4 else _new_weight(config, matrix.m * matrix.n)
+    return 0 if setting.cuda or setting.wide_weights else _new_weight(config, matrix.m * matrix.n)
+
+
+def store_codes(matrix: Matrix, setting: Setting) -> int:
+    """New codes of 8 bits with scales and zeros; on a CPU copies of the weight, and random words of 64 bits."""
+    numel = matrix.m * matrix.n
+    return numel + 5 * -(-numel // GROUP) + (0 if setting.cuda else 28 * numel)
 
 
 def _new_weight(config: Any, numel: int) -> int:
     """A bf16 weight in PyTorch: fp32 old, step and new; rounding at random takes words of 64 bits."""
-    return numel * (12 + (24 if config.weights == "bf16_stochastic" else 0))
+    return numel * (32 if config.weights == "bf16_stochastic" else 12)
 
 
 def element_step(config: Any, numel: int, setting: Setting) -> int:
-    """AdamW of one parameter of `numel` numbers."""
+    """AdamW of one parameter of `numel` numbers: on a GPU one kernel in 8 bits, else a chain of operations in fp32."""
+    wide = setting.param == 4
     if config.moments == "8bit" and numel >= SMALLEST_8BIT:
-        return 0 if setting.cuda and not config.cautious else 32 * numel
-    if setting.param == 4 and not config.cautious and not config.weight_decay:
+        if not setting.cuda:
+            return (38 if config.cautious and not wide else 34) * numel
+        if not config.cautious:
+            return 0
+    if wide and not config.cautious and not config.weight_decay:
         return 0
-    return numel * (12 + (24 if config.weights == "bf16_stochastic" else 0))
+    if not wide and config.weights in ("bf16_stochastic", "int8"):
+        return 32 * numel
+    return (16 if config.cautious else 8 if wide else 12) * numel
 
 
 def _R(matrix: Matrix, setting: Setting) -> int:
@@ -77,7 +98,8 @@ def _R(matrix: Matrix, setting: Setting) -> int:
 
 
 def _galore_direct(config: Any, matrix: Matrix, setting: Setting) -> int:
-    return adam(config, matrix, setting)
+    """R is there."""
+    return max(adam(config, matrix, setting), 4 * matrix.rank * matrix.n + _R(matrix, setting))
 
 
 def _full_direct(config: Any, matrix: Matrix, setting: Setting) -> int:

@@ -34,6 +34,11 @@ class Setting:
         return self.batch * self.seq_len
 
     @property
+    def wide_weights(self) -> bool:
+        """Whether an optimizer's rule changes matrices in fp32: parameters, or what codes of 8 bits stand for."""
+        return self.param == 4 or self.int8
+
+    @property
     def casts(self) -> bool:
         """Whether parameters are stored in another precision than they are computed with."""
         return self.param != self.compute

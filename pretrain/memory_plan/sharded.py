@@ -90,7 +90,7 @@ class ShardedMemory(Update):
             clipped = 4 * numel if self.narrow and self.clips else 0
             ledger.touch(clipped + element_step(self.config, numel, self.setting))
 
-    def step_now(self, name: str, numel: int, ledger: Ledger) -> None:
+    def step_now(self, name: str, numel: int, gradients: Gradients, ledger: Ledger) -> None:
         """per_layer: the whole step of parameter `name`, beside its gradient."""
         ledger.touch(element_step(self.config, numel, self.setting))
 
@@ -104,7 +104,7 @@ class ShardedGradients(Gradients):
 
     def arrived(self, name: str, numel: int) -> None:
         if self.optimizer.config.update == "per_layer":
-            self.optimizer.step_now(name, numel, self.ledger)
+            self.optimizer.step_now(name, numel, self, self.ledger)
             self.drop(name)
 
 
