@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Proof on a GPU, in one command and under 8 minutes: the kernels' tests with real launches, equal bits over 1,000 repeats,
 # 200 steps of configs/llama_60m_sltrain.toml with kernels, without and with dense linears, a stop and a resume,
-# compute-sanitizer, and in what time is left, timings of kernels and optimizers against their peers. Writes a dated JSON under kernels/bench/results/ (or the folder given).
+# compute-sanitizer, and in what time is left, the 7B recipes for consumer cards and timings of kernels and optimizers
+# against their peers. Writes a dated JSON: `bash launch/gpu_check.sh [FOLDER] [--only NAME] [--minutes N]`, FOLDER being
+# kernels/bench/results. --only runs the parts whose names begin with NAME, with an hour of time: --only "7B recipes".
 # Installs nothing and needs no network: it uses the active environment, .venv or python3, and says what it skipped.
 # On a machine without a GPU it says so and exits 0; a GPU that could not be checked, or a part that failed, is status 1.
 set -euo pipefail
-case ${1:-} in "" | /*) ;; *) set -- "$PWD/$1" ;; esac
+case ${1:-} in "" | -*) set -- kernels/bench/results "$@" ;; /*) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
 cd "$(dirname "$0")/.."
 source launch/common.sh
 
-results=${1:-kernels/bench/results}
 find_environment
 [ -n "$PY" ] || PY=$(find_python)
 gpu=/dev/nvidia0
@@ -26,4 +27,4 @@ if [ "$cuda" = False ]; then
     exit 0
 fi
 [ -z "$(missing triton)" ] || fail "triton is not installed in $PY, so the kernels of this GPU were not checked."
-"$PY" -m pretrain.bench.gpu_check "$results"
+"$PY" -m pretrain.bench.gpu_check "$@"

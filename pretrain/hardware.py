@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from pretrain.memory import gpu_cap
+
 # Peak dense bf16 TFLOP/s with fp32 accumulation, from the makers' data sheets; the first name contained wins.
 PEAK_TFLOPS = {
     "B200": 2250,
@@ -31,8 +33,10 @@ def free_bytes(device: torch.device) -> int:
     """Memory that `device` could still give to this process; of a CPU's, which all of a machine share, its part."""
     if device.type == "cuda":
         # PyTorch does not give memory back: what it has reserved and does not use is free to this process alone.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + reserved - allocated
+        cap = gpu_cap()
+        return free if cap is None else max(0, min(free, cap - allocated))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

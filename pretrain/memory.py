@@ -1,4 +1,4 @@
-"""Memory: the settings of both allocators, the CPU's and CUDA's, and the peak that was reached."""
+"""Memory: the settings of both allocators, the CPU's and CUDA's, how much a GPU has, and the peak that was reached."""
 
 import ctypes
 import os
@@ -6,10 +6,15 @@ import resource
 
 import torch
 
+from model.errors import UserError
+
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The second is the older name; some parts of PyTorch 2.11 to 2.15 read it first."""
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+CAP = "SPARLOW_GPU_MEMORY_CAP"
+"""An environment variable: GiB of a GPU that a run may use, as if the card had no more. For trials on a larger card."""
 
 
 def keep_freed_memory() -> None:
@@ -40,8 +45,45 @@ def expand_segments() -> None:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "expandable_segments:True"]))
 
 
+def gpu_cap() -> int | None:
+    """Bytes that SPARLOW_GPU_MEMORY_CAP allows; None where it is not set."""
+    text = os.environ.get(CAP, "")
+    if not text:
+        return None
+    try:
+        cap = int(float(text) * 2**30)
+    except (ValueError, OverflowError):
+        cap = 0
+    if cap <= 0:
+        raise UserError(f"{CAP}={text} is no size; set it to a number of GiB, e.g. {CAP}=24, or unset it")
+    return cap
+
+
+def gpu_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or the cap where that is less."""
+    has = torch.cuda.get_device_properties(device).total_memory
+    return min(has, gpu_cap() or has)
+
+
+def hold_to_cap(device: torch.device) -> None:
+    """Let PyTorch take no more of a GPU than the cap: past it a run fails as on a card of that size.
+
+    What the driver and libraries take for themselves is not PyTorch's and stays outside of it.
+    """
+    cap = gpu_cap()  # read on a CPU too: a wrong value is a mistake everywhere
+    if device.type != "cuda" or cap is None:
+        return
+    has = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / has), device)
+
+
 def peak_bytes(device: torch.device) -> int:
     """Peak of the live tensors on a GPU; on a CPU the peak resident size of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_reserved_bytes(device: torch.device) -> int | None:
+    """Peak of what PyTorch took from a GPU: the live tensors and the gaps between them. None on a CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

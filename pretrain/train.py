@@ -252,6 +252,11 @@ def _introduce(run: Run) -> None:
         f"processes = {per_update:,} tokens per update; x {steps:,} updates = {per_update * steps:,} tokens, "
         f"{epochs:.2f} epochs of {config.data.path}"
     )
+    if getattr(config.optimizer, "update", "step") == "per_layer":
+        say(
+            f'WARNING: updates on {per_update:,} tokens each, as optimizer.update = "per_layer" accumulates nothing: '
+            "a learning rate found with larger updates is too high"
+        )
     for line in describe_stages(config):
         say(line)
     if run.state.grown and not run.state.step:

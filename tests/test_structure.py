@@ -64,7 +64,8 @@ def test_every_shipped_configuration_runs_scaled_down(path, corpus, tmp_path):
     small = [f"--run.dir={tmp_path}/run", f"--data.path={corpus}", "--metrics.tensorboard=false"]
     small += ["--model.dim=32", "--model.n_layers=2", "--model.n_heads=2", "--model.ffn_dim=53"]
     small += ["--model.vocab_size=320", "--train.seq_len=16", "--train.micro_batch_size=2"]
-    small += ["--train.global_batch_size=4", "--eval.tokens=64", "--eval.prompts=[]"]
+    batch = 2 if getattr(config.optimizer, "update", "step") == "per_layer" else 4
+    small += [f"--train.global_batch_size={batch}", "--eval.tokens=64", "--eval.prompts=[]"]
     if config.linear.name != "dense":
         small += ["--linear.rank=4", "--linear.density=0.1"]
     if getattr(config.optimizer, "rank", 0) > 4:

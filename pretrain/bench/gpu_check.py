@@ -1,9 +1,10 @@
-"""`python -m pretrain.bench.gpu_check RESULTS`: what launch/gpu_check.sh runs once there is a GPU.
+"""`python -m pretrain.bench.gpu_check RESULTS [--only NAME] [--minutes N]`: what launch/gpu_check.sh runs on a GPU.
 
 Every part runs in processes of its own within a time limit. A part that fails is recorded and the rest still runs. The
 record is rewritten after every part, so whatever ends the check leaves what was found.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from kernels.bench.environment import environment
-from pretrain.bench import gpu_kernels, gpu_training
+from pretrain.bench import gpu_7b, gpu_kernels, gpu_training
 from pretrain.bench.part import Check, Failed, Part, Skipped
 
 PARTS = [
@@ -27,14 +28,21 @@ PARTS = [
     Part("training", gpu_training.parity),
     Part("resume", gpu_training.resume),
     Part("compute-sanitizer", gpu_kernels.sanitizer),
+    *gpu_7b.parts(),
     Part("timings", gpu_kernels.timings, proof=False),
     Part("optimizer timings", gpu_kernels.optimizer_timings, proof=False),
 ]
 """In this order: proofs first, then what takes whatever time is left."""
 
+MINUTES, MINUTES_ALONE = 440 / 60, 60.0
+"""Time of a whole check, and of parts that are asked for by name."""
 
-def run_parts(check: Check, parts: list[Part], results: Path) -> int:
-    """Run all of `parts` and keep the record in `results`; 1 when one failed, else 0."""
+
+def run_parts(check: Check, parts: list[Part], results: Path, *, asked_for: bool = False) -> int:
+    """Run all of `parts` and keep the record in `results`; 1 when one failed, else 0.
+
+    `asked_for` by name, it is a failure too if every part was skipped.
+    """
     record: dict[str, Any] = {"command": "bash launch/gpu_check.sh", **environment(torch.device(check.device))}
     record |= {"seconds": 0.0, "failures": {}, "skipped": {}, "parts": {}}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
@@ -53,7 +61,7 @@ def run_parts(check: Check, parts: list[Part], results: Path) -> int:
         _write(path, record)
         print(f"== {name}: {outcome} after {seconds} s" + (f": {why}" if why else ""), flush=True)
     print(f"written to {path}")
-    return 1 if record["failures"] else 0
+    return 1 if record["failures"] or (asked_for and len(record["skipped"]) == len(parts)) else 0
 
 
 def _attempt(part: Part, check: Check) -> tuple[str, str, dict[str, Any]]:
@@ -77,9 +85,19 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="launch/gpu_check.sh", allow_abbrev=False)
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of the record")
+    parser.add_argument("--only", metavar="NAME", help="only the parts whose names begin so")
+    parser.add_argument("--minutes", type=float, metavar="N", help=f"at most ({MINUTES:.1f}; {MINUTES_ALONE:g} --only)")
+    args = parser.parse_args(arguments)
+    parts = [part for part in PARTS if part.name.startswith(args.only or "")]
+    if not parts:
+        parser.error(f"--only {args.only!r}: no such part; there are {', '.join(part.name for part in PARTS)}")
+    minutes = args.minutes or (MINUTES if args.only is None else MINUTES_ALONE)
     with tempfile.TemporaryDirectory() as work:
-        return run_parts(Check(Path(work)), PARTS, Path(sys.argv[1]))
+        check = Check(Path(work), deadline=time.monotonic() + 60 * minutes)
+        return run_parts(check, parts, args.results, asked_for=args.only is not None)
 
 
 if __name__ == "__main__":

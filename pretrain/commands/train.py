@@ -34,4 +34,5 @@ def run(args: argparse.Namespace) -> int:
     if config.train.deterministic:  # cuBLAS reads this at its first use
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with distributed.processes() as world:
+        memory.hold_to_cap(world.device)
         return train(config, world)

@@ -125,7 +125,8 @@ class GuardConfig(Frozen):
     max_consecutive_skips: int = Field(10, ge=1)
     """Give up after this many skipped updates in a row."""
     memory: bool = True
-    """Refuse to start on a GPU that has less memory than the tensors of a step are planned to take."""
+    """Refuse to start on a GPU that has less memory than the tensors of a step are planned to take. With the
+    environment variable SPARLOW_GPU_MEMORY_CAP, in GiB, a GPU counts as one of that size; no more of it is taken."""
 
 
 class Config(Frozen):

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from model.errors import UserError
 from pretrain.config.schema import Config
 from pretrain.distributed import World
 from pretrain.growth.stages import Stage
-from pretrain.memory import peak_bytes
+from pretrain.memory import gpu_bytes, peak_bytes
 from pretrain.memory_plan.memory import plan_stage
 from pretrain.state import TrainState
 
@@ -26,7 +24,7 @@ def require_memory(config: Config, world: World) -> None:
     """UserError when a stage of the run cannot fit this GPU: found at the start, not at a growth days later."""
     if world.device.type != "cuda" or not config.guard.memory:
         return
-    has = torch.cuda.get_device_properties(world.device).total_memory
+    has = gpu_bytes(world.device)
     for stage in config.stages:
         planned = plan_stage(stage.config, world.size, cuda=True, card_bytes=has).total
         if planned > has:

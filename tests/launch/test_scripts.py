@@ -13,30 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from shell import PREFIX, bash, fake_environment
 from support import ROOT
 
 SCRIPTS = sorted(ROOT.joinpath("launch").glob("*.sh"))
-PREFIX = Path(sys.executable).parents[1]
-
-
-def bash(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {key: value for key, value in os.environ.items() if key != "CONDA_PREFIX"}
-    env |= {"VIRTUAL_ENV": str(PREFIX), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(["bash", *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
 def common(script: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """`script` after launch/common.sh."""
     return bash("-c", f'set -euo pipefail; source "{ROOT}/launch/common.sh"; {script}', cwd=cwd, **environment)
-
-
-def fake_environment(folder: Path, python: str) -> Path:
-    """An environment whose Python is the shell script `python`."""
-    (folder / "bin").mkdir(parents=True)
-    path = folder / "bin" / "python"
-    path.write_text(f"#!/bin/sh\n{python}\n")
-    path.chmod(0o755)
-    return folder
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -1,0 +1,127 @@
+"""Parts of the check on a GPU: every 7B recipe for a consumer card trains, saves and resumes in that card's memory.
+
+Each recipe, configs/llama_7b_<GiB>gb_<recipe>.toml, is a part of its own: processes with the memory of its card.
+Fewer micro-steps than the recipe's leave the peak as it is: sums begin with the second.
+"""
+
+import json
+import math
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pretrain.bench.gpu_training import QUIET, corpus
+from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
+from pretrain.memory import CAP
+
+NAME = "7B recipes"
+PATTERN = "llama_7b_*gb_*.toml"
+STEPS = 20
+MICRO_STEPS = 4
+STORED = ("weights", "support", "moments", "projections")
+"""Items of a plan that a checkpoint holds."""
+RECIPE_SECONDS = 240.0
+"""Estimated for one recipe; what is left beyond it is for the timings that follow."""
+LATER_SECONDS = 60.0
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped ones by what follows llama_7b_: the smallest card first."""
+    paths = sorted((ROOT / "configs").glob(PATTERN))
+    return {path.stem.removeprefix("llama_7b_"): path for path in paths}
+
+
+def parts() -> list[Part]:
+    """A part for each recipe."""
+    return [Part(f"{NAME}: {name}", partial(recipe, path), proof=False) for name, path in recipes().items()]
+
+
+def recipe(path: Path, check: Check) -> dict[str, Any]:
+    """Half of the steps, a checkpoint, and the other half from it: tokens/s, and peak memory against the plan."""
+    card = card_gib(path)
+    overrides = [*_shortened(path), *check.small]
+    figures = _planned(check, path, card, overrides)
+    _require_room(check, path, card, figures)
+    run, data = check.work / path.stem, corpus(check)
+    options = [f"--run.dir={run}", f"--data.path={data}", *QUIET, "--metrics.every=1", *overrides]
+    environment = {CAP: str(card), "HF_HUB_OFFLINE": "1"}
+    try:
+        for last in (STEPS // 2, STEPS):
+            command = ["-m", "pretrain", "train", str(path), *options, f"--train.max_steps={last}"]
+            done = check.python(*command, limit=check.seconds_left - LATER_SECONDS, **environment)
+            if done.status is None:
+                raise Skipped(f"the time did not suffice to train to step {last}")
+            output = done.require(f"training to step {last}")
+            if last == STEPS and f"at step {STEPS // 2} (" not in output:
+                raise Failed("the second half did not begin at the checkpoint of the first")
+        found = _figures(run, card)
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+    found["planned_on_card_bytes"] = figures["memory_bytes"]["total"]
+    if not all(math.isfinite(loss) for loss in found["losses"]):
+        raise Failed("a loss is not finite", **found)
+    return found
+
+
+def card_gib(path: Path) -> int:
+    """GiB of the card that a recipe's file is named after."""
+    found = re.search(r"_(\d+)gb_", path.name)
+    assert found is not None
+    return int(found[1])
+
+
+def _shortened(path: Path) -> list[str]:
+    """Overrides: a few micro-steps per update where the recipe accumulates at all."""
+    from pretrain.config import load_config
+
+    train = load_config(path).train
+    micro_steps = min(MICRO_STEPS, train.global_batch_size // train.micro_batch_size)
+    return [f"--train.global_batch_size={train.micro_batch_size * micro_steps}", f"--eval.tokens={train.seq_len}"]
+
+
+def _planned(check: Check, path: Path, card: int, overrides: list[str]) -> dict[str, Any]:
+    """`sparlow plan --json` of the shortened run."""
+    command = ["-m", "pretrain", "plan", str(path), *overrides, "--gpu-memory", f"{card}GiB", "--json"]
+    return json.loads(check.python(*command, limit=60).require("plan"))
+
+
+def _require_room(check: Check, path: Path, card: int, figures: dict[str, Any]) -> None:
+    """Skipped where the check has too little time left, the disk too little space, or the GPU less than the card."""
+    if not check.small and check.seconds_left < RECIPE_SECONDS + LATER_SECONDS:
+        raise Skipped(
+            f"{check.seconds_left:.0f} s are left and it takes about {RECIPE_SECONDS:.0f}: "
+            f'bash launch/gpu_check.sh --only "{NAME}" has the time'
+        )
+    checkpoint = sum(figures["memory_bytes"].get(item, 0) for item in STORED)
+    free = shutil.disk_usage(check.work).free
+    if free < 2 * checkpoint:
+        raise Skipped(
+            f"{check.work} has {free / 1e9:.0f} GB free and two checkpoints take {2 * checkpoint / 1e9:.0f} GB: name a "
+            "larger folder with TMPDIR"
+        )
+    if check.device == "cuda":
+        import torch
+
+        has = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if has < card - 1:  # a card sold as 24 GiB reports a little less
+            raise Skipped(f"this GPU has {has:.1f} GiB, the recipe is for {card}")
+
+
+def _figures(run: Path, card: int) -> dict[str, Any]:
+    """What the run came to; `fits_card` counts what PyTorch reserved and what is assumed for CUDA beside it."""
+    from pretrain.memory_plan.cards import CONTEXT
+
+    summary = json.loads((run / "summary.json").read_text())
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    keys = ("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "planned_memory_bytes", "skipped_steps")
+    reserved = summary["peak_reserved_bytes"]
+    return {
+        "card_gib": card,
+        "steps": summary["step"],
+        **{key: summary[key] for key in keys},
+        "plan_error": summary["peak_memory_bytes"] / summary["planned_memory_bytes"] - 1,
+        "fits_card": None if reserved is None else reserved + CONTEXT <= card * 2**30,
+        "losses": [math.nan if line["train/loss"] is None else line["train/loss"] for line in lines],
+    }
