@@ -100,7 +100,10 @@ def test_gpu_check_hands_over_where_there_is_a_gpu(tmp_path):
     """With a Python that says there is one, and prints what it is asked to run."""
     answers = f'case "$*" in *cuda*) echo True ;; -m\\ *) echo "$@"; exit 1 ;; *) exec "{sys.executable}" "$@" ;; esac'
     environment = fake_environment(tmp_path / "env", answers)
-    for arguments, folder in (([], "kernels/bench/results"), (["out"], str(tmp_path / "out"))):
+    default, only = "kernels/bench/results", ["--only", "7B recipes"]
+    handed = [([], default), (["out"], f"{tmp_path}/out"), (only, f"{default} --only 7B recipes")]
+    handed.append((["out", *only], f"{tmp_path}/out --only 7B recipes"))
+    for arguments, folder in handed:
         result = bash(str(ROOT / "launch/gpu_check.sh"), *arguments, cwd=tmp_path, VIRTUAL_ENV=str(environment))
         assert result.returncode == 1, result.stderr
         assert result.stdout.endswith(f"-m pretrain.bench.gpu_check {folder}\n")

@@ -178,3 +178,11 @@ def test_a_cap_that_is_no_size_is_one_sentence(monkeypatch, text):
     monkeypatch.setenv("SPARLOW_GPU_MEMORY_CAP", text)
     with pytest.raises(UserError, match=f"SPARLOW_GPU_MEMORY_CAP={text} is no size"):
         memory.gpu_cap()
+
+
+def test_train_reads_the_cap(tiny, monkeypatch, capsys):
+    from pretrain import cli
+
+    monkeypatch.setenv("SPARLOW_GPU_MEMORY_CAP", "x")
+    assert cli.main(["train", str(tiny), "--train.max_steps=1"]) == 2
+    assert "SPARLOW_GPU_MEMORY_CAP=x is no size" in capsys.readouterr().err
