@@ -18,7 +18,7 @@ GROUP = 256
 """Elements of a row that share a scale and a zero point."""
 
 _scratch: WeakValueDictionary[tuple[Any, ...], Tensor] = WeakValueDictionary()
-"""A dequantised matrix of each (shape, dtype, device), there as long as a linear that has used it."""
+"""Memory for the largest dequantised matrix of each (dtype, device), there as long as a linear that has used it."""
 
 
 class Int8Linear(BaseLinear):
@@ -26,7 +26,7 @@ class Int8Linear(BaseLinear):
 
     What a Dense becomes with optimizer.weights = "int8". Codes receive no gradient from autograd, so the backward pass
     hands dW (out, in), in the dtype of x, to `sink`; without one a backward pass is a RuntimeError. W is dequantised
-    for each product, into memory that all linears of one shape share.
+    for each product, into memory that all linears share.
     """
 
     codes: Tensor
@@ -79,13 +79,13 @@ class Int8Linear(BaseLinear):
     training_flops = staticmethod(Dense.training_flops)
 
     def scratch_weight(self, dtype: torch.dtype) -> Tensor:
-        """W in memory that the next call of any linear of this shape overwrites."""
-        shape, device = (self.out_features, self.in_features), self.codes.device
-        memory = _scratch.get((shape, dtype, device))
-        if memory is None:
-            memory = _scratch[shape, dtype, device] = torch.empty(shape, dtype=dtype, device=device)
+        """W in memory that the next call of any linear overwrites."""
+        shape, device = torch.Size((self.out_features, self.in_features)), self.codes.device
+        memory = _scratch.get((dtype, device))
+        if memory is None or memory.numel() < shape.numel():
+            memory = _scratch[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)
         self._used = memory
-        return dequantize(self.quantized, dtype, memory)
+        return dequantize(self.quantized, dtype, memory[: shape.numel()].view(shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
         """Scales stay fp32 in whatever dtype the rest of a model is put."""

@@ -44,7 +44,7 @@ class LinearMemory(ABC):
         return 0
 
     def scratch(self) -> int:
-        """Bytes that are kept once for all linears of this shape."""
+        """Bytes of memory that all linears share: the largest counts."""
         return 0
 
     @property

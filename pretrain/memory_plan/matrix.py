@@ -82,8 +82,7 @@ class MatrixMemory(ShardedMemory):
         for target in whole if self.rule.needs == "projected" else ():
             self.project(target, gradients, ledger)
             self.keep(target, ledger)
-        for target in whole if self.rule.needs == "projected" else ():
-            gradients.drop(target.name)  # at the end: `_reduce` has them in a list
+            gradients.drop(target.name)
 
     def refresh(self, target: Target, ledger: Ledger) -> None:
         """A new basis, beside the old one as it is used."""

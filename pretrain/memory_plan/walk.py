@@ -31,9 +31,8 @@ class Model:
         return len(self.layers) * sum(linear.kept() for linear in self.block.linears)
 
     def scratch(self) -> int:
-        """Of matrices that linears of one shape share."""
-        shapes = {(linear.n_in, linear.n_out): linear.scratch() for linear in self.block.linears}
-        return sum(shapes.values())
+        """Of the memory that all linears share."""
+        return max(linear.scratch() for linear in self.block.linears)
 
     def micro_step(self, ledger: Ledger, gradients: Gradients) -> None:
         ledger.begin("forward")

@@ -136,20 +136,19 @@ class MatrixOptimizer(ShardedOptimizer):
         """Matrices that are due get their new basis between the whole gradients and the projected ones."""
         self._reduce_elements(count=False)
         kept = [target for target in self.targets if not target.sum.empty]
-        wholes = {target.name: target.whole for target in self.targets if target.sum.empty}
-        owned = [(t.owner, wholes[t.name]) for t in self.targets if t.name in wholes]
+        whole = [target for target in self.targets if target.sum.empty]
+        wholes = {target.name: target.whole for target in whole}
         if self.rule.gradient_everywhere:
-            self.exchange.sum_everywhere(G for _, G in owned)
+            self.exchange.sum_everywhere(wholes.values())
         else:
-            self.exchange.sum_to_owners(owned)
+            self.exchange.sum_to_owners((target.owner, wholes[target.name]) for target in whole)
         self.refresher.refresh(wholes, self.updates)
         if self.rule.needs == "full":
             return
         self._reduce_kept(kept)
-        for target in self.targets:
-            if target.name in wholes:
-                target.sum.write(self._projection(target, wholes.pop(target.name)))
-                target.weight.grad = None
+        for target in whole:
+            target.sum.write(self._projection(target, wholes.pop(target.name)))
+            target.weight.grad = None
 
     def _reduce_kept(self, targets: list[Target]) -> None:
         """Sums that are on the device travel together; those in host memory visit the device one by one."""
@@ -249,7 +248,7 @@ class MatrixOptimizer(ShardedOptimizer):
         lr, projected = self.param_groups[0]["lr"], self.rule.needs == "projected"
         G = self._finite(target.whole, count=not projected)
         if self.rule.uses_basis and self._due(target):
-            overlap = self.refresher.new_basis(target, G.float(), self.updates)
+            overlap = self.refresher.new_basis(target, G, self.updates)
             self.refresher.reschedule(target, float(overlap))
         gradient = self._projection(target, G) if projected else G.float()
         if projected:

@@ -56,7 +56,7 @@ class Refresher:
         overlaps = {t.name: torch.full((), math.nan, device=t.weight.device) for t in due}
         for target in due:
             if target.owner == self.exchange.rank:
-                overlaps[target.name].fill_(self.new_basis(target, wholes[target.name].float(), updates))
+                overlaps[target.name].fill_(self.new_basis(target, wholes[target.name], updates))
         kept = [(t.owner, t.basis.tensors) for t in due if t.basis is not None]
         self.exchange.send((owner, tensor) for owner, tensors in kept for _, tensor in sorted(tensors.items()))
         if self.config.refresh == "adaptive":

@@ -1,6 +1,7 @@
 """The dense linear in 8-bit codes: the map of its dequantised weight, and a gradient that goes to a sink."""
 
 import gc
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -80,18 +81,20 @@ def test_without_gradients_it_saves_nothing_and_without_a_sink_it_does_not_train
             linear(x).sum().backward()
 
 
-def test_linears_of_one_shape_share_their_scratch_and_nothing_outlives_them():
-    gc.collect()
-    before = len(module._scratch)
-    linears = [int8_linear(normal(21, 13, seed=seed)) for seed in range(3)] + [int8_linear(normal(13, 21))]
+def test_linears_share_their_scratch_and_nothing_outlives_them(monkeypatch):
+    monkeypatch.setattr(module, "_scratch", WeakValueDictionary())
+    linears = [int8_linear(normal(21, 13, seed=seed)) for seed in range(3)] + [int8_linear(normal(30, 21))]
+    for _ in range(2):  # the last one is the largest, and makes the memory that all use from then on
+        for linear in linears:
+            linear(torch.ones(2, linear.in_features))
+    (memory,) = module._scratch.values()
+    assert memory.shape == (30 * 21,)
+    assert len({linear.scratch_weight(torch.float32).data_ptr() for linear in linears}) == 1
     for linear in linears:
-        linear(torch.ones(2, linear.in_features))
-    assert len(module._scratch) == before + 2
-    assert linears[0].scratch_weight(torch.float32) is linears[2].scratch_weight(torch.float32)
-    torch.testing.assert_close(linears[0](torch.eye(13)).t(), linears[0].dense_weight())
-    del linear, linears
+        torch.testing.assert_close(linear(torch.eye(linear.in_features)).t(), linear.dense_weight())
+    del linear, linears, memory
     gc.collect()
-    assert len(module._scratch) == before
+    assert not module._scratch
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, -0.2, 1e-20])

@@ -37,7 +37,7 @@ with distributed.processes() as world:
         for last in (int(steps) // 2, int(steps)):
             options = [f"--optimizer.name={name}", f"--run.dir={folder}/{preset}", f"--train.max_steps={last}"]
             if weights:
-                options += [f"--optimizer.weights={weights}"]
+                options += [f"--optimizer.{'accumulators' if weights == 'host' else 'weights'}={weights}"]
                 options += ["--train.dtype=bf16"] if weights.startswith("bf16") else []
             assert train(load_config(path, options), world) == 0
             assert len(set(gather_outcomes(world, checksum(engines[-1].model)))) == 1, f"{preset}: ranks differ"

@@ -25,6 +25,12 @@ ENGINES = {
         "--train.grad_clip=0.0",
         "--train.global_batch_size=2",
     ],
+    "adamw8bit-per-layer": [
+        "--optimizer.name=adamw8bit",
+        "--optimizer.update=per_layer",
+        "--train.grad_clip=0.0",
+        "--train.global_batch_size=2",
+    ],
     "q_galore": [*GALORE[:1], "--optimizer.name=q_galore", *GALORE[2:], "--train.dtype=bf16"],
     "stage1-fp32-offload": ["--parallel.zero_stage=1", "--train.dtype=fp32", OFFLOAD],
     "stage2-bf16-offload": ["--parallel.zero_stage=2", "--train.dtype=bf16", OFFLOAD],

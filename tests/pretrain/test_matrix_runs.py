@@ -82,3 +82,36 @@ def test_updates_inside_of_the_backward_pass_resume_and_report(tiny, tmp_path):
     for key in ("train/loss", "train/lr", "train/grad_norm_projected"):
         one, other = (list(map(float, logged(run, key).values())) for run in (after, inside))
         assert one == pytest.approx(other, rel=1e-5), key
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer.weights=bf16_stochastic", "--train.dtype=bf16"],
+        ["--optimizer.update=per_layer", "--train.global_batch_size=2", "--train.grad_clip=0.0"],
+    ],
+    ids=["step", "per_layer"],
+)
+def test_adamw8bit_resumes_exactly_and_moves_every_tensor(tiny, tmp_path, options):
+    common = ["--optimizer.name=adamw8bit", *options]
+    straight, paused = tmp_path / "straight", tmp_path / "paused"
+    for run, pauses in ((straight, (6,)), (paused, (2, 6))):
+        for last in pauses:
+            train_here(tiny, *common, f"--run.dir={run}", f"--train.max_steps={last}", "--checkpoint.every=2")
+    assert tensor_hashes(straight, 6) == tensor_hashes(paused, 6)
+    early, late = tensor_hashes(straight, 2), tensor_hashes(straight, 4)
+    trained = [name for name in early if name.startswith("model.") and not name.endswith(("index", "indices"))]
+    same = [name for name in trained if early[name] == late[name]]
+    assert all("support" in name for name in same), same
+
+
+def test_adamw8bit_is_refused_where_it_cannot_work(tiny):
+    name = "--optimizer.name=adamw8bit"
+    for options, message in (
+        (["--parallel.zero_stage=2"], r"adamw8bit\" needs parallel\.zero_stage = 0"),
+        (["--optimizer.update=per_layer"], r"train\.global_batch_size = train\.micro_batch_size"),
+        (["--optimizer.rank=8"], r"optimizer\.adamw8bit\.rank|optimizer\.rank"),
+        (["--optimizer.weights=int8"], r"optimizer.*weights"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(tiny, [name, *options])

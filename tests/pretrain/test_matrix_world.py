@@ -12,7 +12,7 @@ from support import ROOT, logged, train_here, write_tiny
 from pretrain.optim.presets import PRESETS
 
 STEPS = 50
-COMPARED = ["galore_adamw", "galore_adamw8bit", "fira", "apollo", "q_galore", "fira-int8"]
+COMPARED = ["galore_adamw", "galore_adamw8bit", "fira", "apollo", "q_galore", "fira-int8", "galore_adamw-host"]
 # 8-bit codes jump where a last bit of a sum of two orders decides between neighbours.
 TOLERANCE = {"galore_adamw8bit": 1e-3, "q_galore": 1e-3, "fira-int8": 1e-3}
 SETTINGS = """
@@ -35,9 +35,10 @@ def config_file(folder: Path, corpus: Path) -> Path:
 
 
 def options_of(preset: str) -> list[str]:
-    """`name` or `name-weights`."""
-    name, _, weights = preset.partition("-")
-    return [f"--optimizer.name={name}", *([f"--optimizer.weights={weights}"] if weights else [])]
+    """`name` or `name-weights`, or `name-host` for accumulators there."""
+    name, _, more = preset.partition("-")
+    key = "accumulators" if more == "host" else "weights"
+    return [f"--optimizer.name={name}", *([f"--optimizer.{key}={more}"] if more else [])]
 
 
 def torchrun(processes: int, *arguments: str) -> None:

@@ -18,7 +18,7 @@ class Projector(ABC):
 
     @abstractmethod
     def basis(self, matrix: Matrix, G: Tensor | None, old: Tensor | None, random: torch.Generator) -> Tensor | None:
-        """A new basis (m, rank) fp32 for G (m, n) fp32, on its device; None keeps the old one.
+        """A new basis (m, rank) fp32 for G (m, n) fp32 or bf16, on its device; None keeps the old one.
 
         None is the answer to a gradient that is zero or not finite. A gradient of lower rank than `matrix.rank` still
         gives a full basis (completed by other directions). `old` is the present basis; `random` is seeded from
@@ -27,9 +27,12 @@ class Projector(ABC):
 
 
 def scaled(G: Tensor) -> Tensor | None:
-    """G with largest entry 1, so that no square over- or underflows; None if G is zero or not finite."""
-    largest = G.abs().amax()
-    return G / largest if 0 < float(largest) < math.inf else None
+    """G in fp32 with largest entry 1, so that no square over- or underflows; None if G is zero or not finite."""
+    least, most = G.aminmax()
+    largest = torch.maximum(-least, most).float()
+    if not 0 < float(largest) < math.inf:
+        return None
+    return G / largest if G.dtype == torch.float32 else G.float().div_(largest)
 
 
 def align_signs(new: Tensor, old: Tensor | None) -> Tensor:
