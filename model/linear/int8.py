@@ -44,6 +44,8 @@ class Int8Linear(BaseLinear):
         self.register_buffer("zeros", empty.zeros)
         self.sink: Callable[[Tensor], None] | None = None
         """Takes dW of each backward pass."""
+        self.scratch_numel = out_features * in_features
+        """Elements of the scratch memory to make where there is none."""
         self._used: Tensor | None = None  # keeps the scratch memory alive
 
     @property
@@ -83,7 +85,7 @@ class Int8Linear(BaseLinear):
         shape, device = torch.Size((self.out_features, self.in_features)), self.codes.device
         memory = _scratch.get((dtype, device))
         if memory is None or memory.numel() < shape.numel():
-            memory = _scratch[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)
+            memory = _scratch[dtype, device] = torch.empty(self.scratch_numel, dtype=dtype, device=device)
         self._used = memory
         return dequantize(self.quantized, dtype, memory[: shape.numel()].view(shape))
 
@@ -123,3 +125,7 @@ def to_int8(model: nn.Module) -> None:
             if isinstance(child, Dense):
                 linear = Int8Linear(Dense.Config(), child.in_features, child.out_features, child.name, child.init_std)
                 setattr(module, name, linear)
+    linears = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    largest = max((linear.scratch_numel for linear in linears), default=0)
+    for linear in linears:
+        linear.scratch_numel = largest
