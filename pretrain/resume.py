@@ -14,14 +14,20 @@ from pretrain.hardware import has_bf16
 def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint | None) -> Config:
     """`config` with train.dtype = "auto" settled: by the checkpoint that the run goes on from, else by the device.
 
-    Weights that are stored in bf16 are computed with in bf16, whatever the device has.
+    Weights that are stored in bf16 are computed with in bf16. On a CPU that works without bf16 instructions too; a GPU
+    must have them (UserError).
     """
-    if config.train.dtype != "auto":
-        return config
-    if checkpoint:
+    dtype = config.train.dtype
+    if dtype == "auto" and checkpoint:
         dtype = checkpoint.config.train.dtype
-    else:
+    elif dtype == "auto":
         dtype = "bf16" if has_bf16(device) or config.optimizer.weights.startswith("bf16") else "fp32"
+    if dtype == "bf16" and device.type == "cuda" and not has_bf16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise UserError(
+            f"bf16 needs a GPU of compute capability 8.0 or more, {torch.cuda.get_device_name(device)} has {major}."
+            f'{minor}: start a run with train.dtype = "fp32" and optimizer.weights = "fp32_master", or take another GPU'
+        )
     return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 
