@@ -1,17 +1,38 @@
 """The figures of a run before it runs: parameters, tokens and FLOPs, by arithmetic alone."""
 
+import math
 from typing import Any, Literal
 
 from model.counts import count_parameters, training_flops
+from model.errors import UserError
 from pretrain.config.schema import Config
 from pretrain.distributed import require_divisible
 from pretrain.growth.stages import Stage
 from pretrain.memory_plan.cards import CARDS, GIB, fits, fragmentation, reserve
 from pretrain.memory_plan.memory import plan_memory
 
+MFU = 0.4
+"""Assumed part of a GPU's peak that training reaches."""
 
-def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]:
+
+def parse_speed(tflops: float | None, mfu: float | None) -> float:
+    """FLOP/s that one GPU reaches, from its peak in TFLOP/s; 0 when no peak is given. UserError for nonsense."""
+    if tflops is None:
+        if mfu is not None:
+            raise UserError("--mfu is a part of a GPU's peak: give that too, e.g. --gpu-tflops 165")
+        return 0.0
+    if not 0 < tflops < math.inf:
+        raise UserError(f"--gpu-tflops {tflops:g} is no peak; write TFLOP/s in bf16, e.g. 165")
+    part = MFU if mfu is None else mfu
+    if not 0 < part <= 1:
+        raise UserError(f"--mfu {part:g} is no part of a peak; write a number up to 1, e.g. {MFU}")
+    return part * tflops * 1e12
+
+
+def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.0) -> dict[str, Any]:
     """All figures of `sparlow plan --json` for `world_size` processes, on GPUs of `card_bytes` if given.
+
+    `seconds`: all FLOPs at `speed` FLOP/s on each GPU, without evaluations and checkpoints; None without a speed.
 
     Memory is that of the rank and the growth stage with most: `memory_bytes` by item at the worst moment of an
     optimizer step, with their sum as `total`; `memory_phases` the same for each part of the step; `reserve` what a GPU
@@ -22,6 +43,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]
     tokens_per_update = train.global_batch_size * train.seq_len
     micro_steps = require_divisible(train.global_batch_size, train.micro_batch_size, world_size)
     memory = plan_memory(config, world_size, card_bytes=card_bytes)
+    flops = sum(stage["flops"] for stage in stages)
     return {
         "parameters": count_parameters(config.model, config.linear),
         "tokens_per_micro_step": train.micro_batch_size * train.seq_len,
@@ -29,8 +51,9 @@ def plan(config: Config, world_size: int, card_bytes: int = 0) -> dict[str, Any]
         "tokens_per_update": tokens_per_update,
         "tokens": tokens_per_update * steps,
         "steps": steps,
-        "flops": sum(stage["flops"] for stage in stages),
+        "flops": flops,
         "flops_dense_equivalent": sum(stage["flops_dense_equivalent"] for stage in stages),
+        "seconds": flops / (speed * world_size) if speed else None,
         "stages": stages,
         "memory_bytes": memory.items | {"total": memory.total},
         "memory_worst_phase": memory.worst,

@@ -7,10 +7,15 @@ EXAMPLE = "sparlow plan configs/llama_1b_sltrain.toml --json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
-    parser.usage = "sparlow plan CONFIG.toml [--section.key=value ...] [--world-size N] [--gpu-memory SIZE] [--json]"
+    parser.usage = "sparlow plan CONFIG.toml [--section.key=value ...] [--world-size N] [--gpu-memory SIZE]"
+    parser.usage += " [--gpu-tflops T] [--mfu F] [--json]"
     parser.add_argument("config", metavar="CONFIG.toml", help="configs/ holds the shipped ones")
     parser.add_argument("--world-size", type=int, default=1, metavar="N", help="number of processes (default 1)")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="of one GPU, e.g. 24GiB: how to make it fit")
+    parser.add_argument(
+        "--gpu-tflops", type=float, metavar="T", help="peak of a GPU in bf16, e.g. 165: how long it takes"
+    )
+    parser.add_argument("--mfu", type=float, metavar="F", help="part of the peak that is reached (default 0.4)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -22,13 +27,14 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.growth.describe import describe_stages
     from pretrain.memory_plan.cards import parse_memory
     from pretrain.memory_plan.describe import describe_changes, describe_memory
-    from pretrain.plan import plan
+    from pretrain.plan import parse_speed, plan
 
     if args.world_size < 1:
         raise UserError(f"--world-size {args.world_size}: must be at least 1")
     card = parse_memory(args.gpu_memory) if args.gpu_memory else 0
+    speed = parse_speed(args.gpu_tflops, args.mfu)
     config = load_config(args.config, args.overrides)
-    figures = plan(config, args.world_size, card)
+    figures = plan(config, args.world_size, card, speed)
     if args.json:
         print(json.dumps(figures, indent=1))
         return 0
@@ -40,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"updates           {figures['steps']:>22,}")
     print(f"tokens            {figures['tokens']:>22,}")
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
+    if speed:
+        print(f"time              {figures['seconds'] / 86400:>22.2f}  days (at {speed / 1e12:g} TFLOP/s on each GPU)")
     for line in describe_stages(config):
         print(line)
     for line in describe_memory(config, figures):

@@ -43,6 +43,23 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (figures["fits"]["8GiB"], figures["fits"]["24GiB"]) == (False, True)
 
 
+def test_time_at_a_given_utilisation(capsys: pytest.CaptureFixture[str]) -> None:
+    path = next(path for path in CONFIGS if path.stem == "llama_60m_dense")
+    command = ["plan", str(path), "--json", "--world-size", "2"]
+    assert main([*command, "--gpu-tflops", "100", "--mfu", "0.5"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["seconds"] == pytest.approx(figures["flops"] / 1e14)
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] is None
+    for options, message in (
+        (["--mfu", "0.4"], "give that too"),
+        (["--gpu-tflops", "0"], "is no peak"),
+        (["--gpu-tflops", "100", "--mfu", "40"], "is no part of a peak"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_proposals_fit_and_are_valid() -> None:
     path = next(path for path in CONFIGS if path.stem == "llama_130m_dense")
     config, card = load_config(str(path), []), 8 * GIB
