@@ -10,7 +10,9 @@ from model.errors import UserError
 from pretrain.config.schema import Config
 from pretrain.memory_plan.cards import fits
 from pretrain.optim import OPTIMIZERS
+from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.rules import RULES
 
 MOST = 3
 """Proposals."""
@@ -58,23 +60,42 @@ def _levers(config: Config, world_size: int) -> Iterator[Change]:
         yield {"train.micro_batch_size": size}
     if train.checkpoint_every_layers != 1:
         yield {"train.checkpoint_every_layers": 1}
-    matrix = isinstance(optimizer, MatrixConfig)
-    if matrix and optimizer.update == "step":
-        yield {"optimizer.update": "per_layer"}
+    own = isinstance(optimizer, ElementConfig)
     stage = max(2, config.parallel.zero_stage)
-    if not matrix and config.parallel.offload == "none":
+    if isinstance(optimizer, MatrixConfig) and RULES[optimizer.rule].needs == "projected":
+        yield {"optimizer.accumulators": "host"}
+    if not own and config.parallel.offload == "none":
         yield {"parallel.zero_stage": stage, "parallel.offload": "optimizer"}
-    if not matrix:
+    if not own:
         for processes in (2, 4, 8):
             if processes > world_size:
                 yield {"parallel.zero_stage": stage, "--world-size": processes}
-    if matrix and optimizer.moments != "8bit":
+        yield from _other_optimizers(config)
+    if own and optimizer.moments != "8bit":
         yield {"optimizer.moments": "8bit"}
-    if matrix and optimizer.weights == "fp32_master":
+    if own and optimizer.weights == "fp32_master":
         yield {"optimizer.weights": "bf16_stochastic"}
-    if not matrix and config.linear.name == "dense":
-        without = {} if config.parallel.offload == "none" else {"parallel.offload": "none"}
-        yield {"optimizer.name": "galore_adamw8bit", "parallel.zero_stage": 0} | without
+    if own and optimizer.update == "step":
+        yield {
+            "optimizer.update": "per_layer",
+            "train.global_batch_size": train.micro_batch_size,
+            "train.grad_clip": 0.0,
+        }
+
+
+def _other_optimizers(config: Config) -> Iterator[Change]:
+    """With smaller state, at a quarter of the width as the papers' rank; the last ones with narrow weights too."""
+    alone = {"parallel.zero_stage": 0} | ({} if config.parallel.offload == "none" else {"parallel.offload": "none"})
+    narrow = {"optimizer.weights": "bf16_stochastic"}
+    if config.linear.name != "dense":
+        yield {"optimizer.name": "adamw8bit"} | alone
+        yield {"optimizer.name": "adamw8bit"} | narrow | alone
+        return
+    rank = {"optimizer.rank": max(1, config.model.dim // 4)}
+    yield {"optimizer.name": "galore_adamw8bit"} | rank | alone
+    bases = {"optimizer.projection": "bf16", "optimizer.accumulators": "host"}
+    yield {"optimizer.name": "galore_adamw8bit"} | rank | narrow | bases | alone
+    yield {"optimizer.name": "q_galore"} | rank | alone
 
 
 def _changed(config: Config, change: Change) -> Config | None:

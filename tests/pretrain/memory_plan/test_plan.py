@@ -60,9 +60,19 @@ def test_time_at_a_given_utilisation(capsys: pytest.CaptureFixture[str]) -> None
         assert message in capsys.readouterr().err
 
 
-def test_proposals_fit_and_are_valid() -> None:
-    path = next(path for path in CONFIGS if path.stem == "llama_130m_dense")
-    config, card = load_config(str(path), []), 8 * GIB
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("llama_130m_dense", 8),
+        ("llama_7b_dense", 24),
+        ("llama_7b_sltrain", 24),
+        ("llama_7b_24gb_sltrain", 16),
+        ("llama_7b_24gb_q_galore", 16),
+    ],
+)
+def test_proposals_fit_and_are_valid(name: str, size: int) -> None:
+    path = next(path for path in CONFIGS if path.stem == name)
+    config, card = load_config(str(path), []), size * GIB
     assert not fits(config, 1, card)
     changes = proposals(config, 1, card)
     assert changes
