@@ -36,7 +36,7 @@ class MatrixMemory(ShardedMemory):
     def host(self) -> int:
         if self.config.accumulators == "device":
             return 0
-        return sum(4 * t.matrix.rank * t.matrix.n for t in self.targets)
+        return sum(self.setting.pinned(4 * t.matrix.rank * t.matrix.n) for t in self.targets)
 
     def owned(self, rank: int) -> Owned:
         kept = self.targets if self.rule.uses_basis else []

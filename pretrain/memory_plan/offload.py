@@ -27,22 +27,18 @@ class Offloaded(Sharded):
     @property
     def moved(self) -> dict[Item, int]:
         """Bytes in host memory. On a CPU they are a part of the process like all else."""
-        share, b = self.share, self.setting.param
+        share, b, pinned = self.share, self.setting.param, self.setting.pinned
         if self.stage == 3:
             whole, rest = divmod(share, SUB_GROUP)
-            updated = whole * self._pinned(4 * SUB_GROUP) + self._pinned(4 * rest)
-            return {"masters": 4 * share, "moments": 8 * share, "accumulators": self._pinned(4 * share) + updated}
-        summed = self._pinned(4 * share) if self.stage == 2 and b == 4 and self.accumulates else 0
+            updated = whole * pinned(4 * SUB_GROUP) + pinned(4 * rest)
+            return {"masters": 4 * share, "moments": 8 * share, "accumulators": pinned(4 * share) + updated}
+        summed = pinned(4 * share) if self.stage == 2 and b == 4 and self.accumulates else 0
         return {
-            "masters": self._pinned(4 * share),
+            "masters": pinned(4 * share),
             "moments": 8 * share,
-            "accumulators": self._pinned(4 * share) + summed,
-            "reduction": self._pinned(share * b) + self._pinned(self.largest * b),
+            "accumulators": pinned(4 * share) + summed,
+            "reduction": pinned(share * b) + pinned(self.largest * b),
         }
-
-    def _pinned(self, size: int) -> int:
-        """PyTorch rounds page-locked memory up to a power of two."""
-        return 1 << (size - 1).bit_length() if self.setting.cuda and size else size
 
     @property
     def bucket(self) -> int:

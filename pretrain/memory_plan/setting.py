@@ -47,6 +47,10 @@ class Setting:
         """Bytes of one activation of `width` features."""
         return self.tokens * width * self.compute
 
+    def pinned(self, size: int) -> int:
+        """Bytes of host memory for `size`: what is page-locked beside a GPU, PyTorch rounds up to a power of two."""
+        return 1 << (size - 1).bit_length() if self.cuda and size else size
+
     def checkpointed(self, layer: int) -> bool:
         """Whether the activations of block `layer` are recomputed."""
         return self.checkpoint_every > 0 and layer % self.checkpoint_every == 0

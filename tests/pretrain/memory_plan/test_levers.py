@@ -55,6 +55,12 @@ def test_page_locked_memory_is_rounded_up() -> None:
     assert host == 8 * numel + 2 * 8 * GIB + 4 * GIB + 2 ** (2 * largest - 1).bit_length()
 
 
+def test_so_are_sums_of_projected_gradients() -> None:
+    """R of a layer's 4 square matrices takes 16 MiB, that of the 3 others 43 MiB, for which there are 64."""
+    config = load_config(Path(PATH).with_name("llama_7b_24gb_galore.toml"))
+    assert plan_memory(config).host == 32 * (4 * 16 + 3 * 64) * 2**20
+
+
 def test_on_a_cpu_it_is_memory_of_the_process() -> None:
     kind = shipped("--parallel.zero_stage=2", OFFLOAD)
     there = plan_memory(kind, cuda=False)
