@@ -1,4 +1,4 @@
-"""What the ranks of a matrix optimizer tell each other: in a fixed order, in buckets, and only what is needed."""
+"""What the ranks of a sharded optimizer tell each other: in a fixed order, in buckets, and only what is needed."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,14 +16,15 @@ Owned = tuple[int, Tensor]
 class Exchange:
     """Collectives over `size` ranks. All ranks call the same methods with tensors of equal shapes in equal order.
 
-    With one rank nothing is sent and nothing is counted. Gradients are fp32 here and travel as `wire`, the dtype of the
-    parameters: in bf16 they have no more digits to lose than bf16 gradients have.
+    With one rank nothing is sent and nothing is counted. Gradients come as autograd leaves them, projected
+    ones in fp32, and travel as `wire`, the dtype of the parameters: in bf16 they have no more digits to lose than bf16
+    gradients have.
     """
 
     def __init__(self, rank: int, size: int, wire: torch.dtype = torch.float32):
         self.rank, self.size, self.wire = rank, size, wire
         self.reduced_bytes = 0
-        """Handed to `sum_to_owners` and `sum_everywhere` as gradients of matrices since the last `reset`."""
+        """Handed to `sum_to_owners` (where it counts) and `sum_everywhere` since the last `reset`."""
 
     def reset(self) -> None:
         self.reduced_bytes = 0

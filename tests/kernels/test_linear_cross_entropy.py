@@ -61,6 +61,15 @@ def test_bf16_weight_gradient_is_summed_over_chunks_in_fp32():
     assert relative(many, expected) <= 6e-3  # summed in bf16 it is 5e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weight_gradient_by_parts_is_the_same(dtype, monkeypatch):
+    hidden, weight, targets = inputs(hidden_dtype=dtype, weight_dtype=dtype)
+    (whole,) = torch.autograd.grad(fused(hidden, weight, targets, chunk_tokens=5), weight)
+    monkeypatch.setattr(op, "PART_ROWS", 8)  # 37 rows: four whole parts and another of five
+    (by_parts,) = torch.autograd.grad(fused(hidden, weight, targets, chunk_tokens=5), weight)
+    assert relative(by_parts, whole) <= 1e-6
+
+
 def test_batches_of_sequences_and_another_ignored_target():
     hidden, weight, targets = inputs(n_tokens=24)
     flat = fused(hidden, weight, targets)

@@ -96,9 +96,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_inside_of_the_backward_pass_it_moves_nothing_of_its_own():
+@pytest.mark.parametrize("moments", ["fp32", "8bit"])
+def test_inside_of_the_backward_pass_it_moves_nothing_of_its_own(moments):
     model = chain()
-    optimizer = sharded(model, AdamW8bit(update="per_layer"))
+    optimizer = sharded(model, AdamW8bit(update="per_layer", moments=moments))
     before = model[2].weight.detach().clone()
     model[2].weight.register_hook(lambda gradient: gradient * float("nan"))
     backward(model, 0)
