@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.train import train
 
     memory.keep_freed_memory()
+    memory.gpu_cap()  # a wrong one is said once, before there are ranks
     if config.train.expandable_segments:
         memory.expand_segments()
     if config.train.deterministic:  # cuBLAS reads this at its first use

@@ -9,6 +9,7 @@ from pretrain.config.schema import Config
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (
     *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "parallel.offload", "guard.memory"),
+    "optimizer.accumulators",
     *("checkpoint", "eval", "metrics"),
 )
 

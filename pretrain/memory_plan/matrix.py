@@ -33,8 +33,13 @@ class MatrixMemory(ShardedMemory):
         self.weights += sum(m.quantized.nbytes for m in model.modules() if isinstance(m, Int8Linear))
 
     @property
+    def sums_on_host(self) -> bool:
+        """Whether projected gradients leave the device; on a CPU they are a part of the process like all else."""
+        return self.config.accumulators == "host" and self.setting.cuda
+
+    @property
     def host(self) -> int:
-        if self.config.accumulators == "device":
+        if not self.sums_on_host:
             return 0
         return sum(self.setting.pinned(4 * t.matrix.rank * t.matrix.n) for t in self.targets)
 
@@ -96,7 +101,7 @@ class MatrixMemory(ShardedMemory):
     def keep(self, target: Target, ledger: Ledger) -> None:
         """R beside what made it; on the device it stays."""
         R = 4 * target.matrix.rank * target.matrix.n
-        if self.config.accumulators == "host":
+        if self.sums_on_host:
             ledger.touch(R)
         else:
             ledger.take("accumulators", R)
@@ -122,7 +127,7 @@ class MatrixMemory(ShardedMemory):
         """Its gradient on the device in fp32, where it is not so already."""
         if self.rule.needs == "full":
             return 0 if gradients.wide(target.name) else 4 * numel(target)
-        return 4 * target.matrix.rank * target.matrix.n if self.config.accumulators == "host" else 0
+        return 4 * target.matrix.rank * target.matrix.n if self.sums_on_host else 0
 
     def _direct(self, target: Target) -> int:
         """While its message is made."""
@@ -195,5 +200,5 @@ class MatrixGradients(ShardedGradients):
             optimizer.keep(target, self.ledger)
             self._projected.add(name)
         else:  # the sum visits the device
-            self.ledger.touch(2 * R if optimizer.config.accumulators == "host" else R)
+            self.ledger.touch(2 * R if optimizer.sums_on_host else R)
         self.drop(name)

@@ -8,7 +8,7 @@ from model.transformer import Transformer
 from pretrain.memory_plan.gradients import Gradients
 from pretrain.memory_plan.ledger import Item, Ledger
 from pretrain.memory_plan.setting import Setting
-from pretrain.memory_plan.zero import BUCKET, SUB_GROUP, Bucketed, Sharded
+from pretrain.memory_plan.zero import BUCKET, NORM_PART, SUB_GROUP, Sharded
 
 
 class Offloaded(Sharded):
@@ -46,11 +46,23 @@ class Offloaded(Sharded):
 
     @property
     def sums(self) -> int:
-        narrow = self.setting.param == 2
-        if self.stage == 1:
-            whole = self.accumulates or narrow  # otherwise a rank's own leave in the backward pass
-            return 4 * (self.numel if whole else self.numel - self.share) + (4 * self.share if narrow else 0)
-        return 4 * self.share if self.stage == 2 and narrow else 0
+        return 4 * self.share if self.stage < 3 and self.narrow else 0
+
+    @property
+    def copied(self) -> int:
+        return 0
+
+    def message(self, sent: int, filled: list[int]) -> int:
+        if self.stage == 1 and self.narrow:  # from fp32, sent as bf16
+            return 6 * sum(filled)
+        return super().message(sent, filled)
+
+    def take_in(self, ledger: Ledger, largest: int, last_micro_step: bool) -> None:
+        """To host memory, parameter by parameter: the norm in fp64, and at stage 3 on a GPU two parts in fp32."""
+        part = -(-largest // self.world_size) if self.stage == 3 else min(largest, self.share)
+        norm = 8 * (min(part, NORM_PART) if self.stage == 3 else part)
+        staged = 8 * part if self.stage == 3 and self.setting.cuda else 0
+        ledger.touch(staged + (norm if last_micro_step else 0))
 
     @property
     def before(self) -> int:
@@ -65,21 +77,8 @@ class Offloaded(Sharded):
         for item, size in self.moved.items() if not self.setting.cuda else ():
             ledger.take(item, size)
 
-    def gradients(self, ledger: Ledger) -> Gradients:
-        return Leaving(ledger, self)
-
     def update(self, ledger: Ledger, gradients: Gradients) -> None:
         """On the CPU; the sums are on the GPU until it has ended."""
         ledger.begin("update")
         ledger.free("accumulators", self.sums)
         gradients.clear()
-
-
-class Leaving(Bucketed):
-    """Reduced in the bucket, then copied to host memory parameter by parameter."""
-
-    def end_backward(self) -> None:
-        """Of the largest one: the norm in fp64, and at stage 3 the rank's part of it in fp32, twice."""
-        part = -(-self.optimizer.largest // (self.optimizer.world_size if self.optimizer.stage == 3 else 1))
-        self.ledger.touch((16 if self.optimizer.stage == 3 else 8) * part)
-        super().end_backward()

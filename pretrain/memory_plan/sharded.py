@@ -81,8 +81,8 @@ class ShardedMemory(Update):
         gradients.clear()
 
     def message(self, numel: int) -> int:
-        """The largest one, where `numel` is the largest gradient: tensors travel together, in the wire's precision."""
-        return max(BUCKET_BYTES // 4, numel) * self.setting.param
+        """The largest one, where `numel` is the largest gradient; smaller ones fill a bucket together."""
+        return max(BUCKET_BYTES, numel * self.setting.param)
 
     def apply_elements(self, ledger: Ledger) -> None:
         for element in self.elements:

@@ -34,7 +34,7 @@ def test_a_wrong_argument_lists_the_recipes(arguments, says):
 
 
 def test_a_configuration_that_is_refused_is_refused_here():
-    said = refused("16", "--train.grad_clip=1")
+    said = refused("12", "--train.grad_clip=1")
     assert 'optimizer.update = "per_layer" knows no global gradient norm' in said
 
 

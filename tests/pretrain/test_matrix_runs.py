@@ -115,3 +115,11 @@ def test_adamw8bit_is_refused_where_it_cannot_work(tiny):
     ):
         with pytest.raises(UserError, match=message):
             load_config(tiny, [name, *options])
+
+
+def test_sums_may_move_to_host_memory_on_resume(tiny, tmp_path):
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    train_here(tiny, *GALORE, f"--run.dir={straight}", "--train.max_steps=6")
+    train_here(tiny, *GALORE, f"--run.dir={moved}", "--train.max_steps=3")
+    train_here(tiny, *GALORE, f"--run.dir={moved}", "--train.max_steps=6", "--optimizer.accumulators=host")
+    assert tensor_hashes(straight, 6) == tensor_hashes(moved, 6)
