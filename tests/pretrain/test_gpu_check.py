@@ -13,7 +13,7 @@ from pretrain.bench import gpu_7b, gpu_kernels, gpu_training
 from pretrain.bench.gpu_check import PARTS, run_parts
 from pretrain.bench.part import ROOT, Check, Done, Failed, Part, Skipped
 
-SMALL = ["--model.dim=32", "--model.n_layers=1", "--model.n_heads=2", "--model.ffn_dim=53", "--model.vocab_size=320"]
+SMALL = ["--model.dim=32", "--model.n_layers=2", "--model.n_heads=2", "--model.ffn_dim=53", "--model.vocab_size=320"]
 SMALL += ["--linear.rank=4", "--linear.density=0.1", "--train.micro_batch_size=2", "--train.global_batch_size=4"]
 SMALL += ["--train.seq_len=16", "--train.dtype=fp32", "--eval.tokens=64", "--eval.prompts=[]"]
 
