@@ -22,9 +22,9 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations(path: Path) -> None:
-    config, started = load_config(str(path), []), time.monotonic()
+    config, started = load_config(str(path), []), time.process_time()
     plan = plan_memory(config)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert sum(plan.items.values()) == plan.total == max(moment.total for moment in plan.phases.values())
 
 
