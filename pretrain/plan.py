@@ -8,7 +8,7 @@ from model.errors import UserError
 from pretrain.config.schema import Config
 from pretrain.distributed import require_divisible
 from pretrain.growth.stages import Stage
-from pretrain.memory_plan.cards import CARDS, GIB, fits, fragmentation, reserve
+from pretrain.memory_plan.cards import fitting, fragmentation, reserve
 from pretrain.memory_plan.memory import plan_memory
 
 MFU = 0.4
@@ -61,7 +61,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
         "memory_phases": {phase: moment.items | {"total": moment.total} for phase, moment in memory.phases.items()},
         "host_memory_bytes": memory.host,
         "reserve": reserve(memory.total, fragmentation(config)),
-        "fits": {f"{size}GiB": fits(config, world_size, size * GIB) for size in CARDS},
+        "fits": {f"{size}GiB": fit for size, fit in fitting(config, world_size).items()},
     }
 
 

@@ -35,9 +35,9 @@ def test_every_card_has_its_default():
 @each
 def test_fits_its_card(path: Path) -> None:
     config, card = load_config(path), card_gib(path) * GIB
-    started = time.process_time()
+    started = time.monotonic()
     figures = plan(config, 1, card)
-    assert time.process_time() - started < 5
+    assert time.monotonic() - started < 5
     assert figures["fits"][f"{card_gib(path)}GiB"]
     assert fits(config, 1, card)
     total = figures["memory_bytes"]["total"]

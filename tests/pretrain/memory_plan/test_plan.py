@@ -10,7 +10,7 @@ from model.errors import UserError
 from model.linear import LINEARS
 from pretrain.cli import main
 from pretrain.config import load_config
-from pretrain.memory_plan.cards import CARDS, GIB, fits, parse_memory, reserve
+from pretrain.memory_plan.cards import CARDS, GIB, fits, fitting, parse_memory, reserve
 from pretrain.memory_plan.levers import _changed, proposals
 from pretrain.memory_plan.linear import MEMORY
 from pretrain.memory_plan.memory import plan_memory
@@ -22,9 +22,9 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations(path: Path) -> None:
-    config, started = load_config(str(path), []), time.process_time()
+    config, started = load_config(str(path), []), time.monotonic()
     plan = plan_memory(config)
-    assert time.process_time() - started < 5
+    assert time.monotonic() - started < 5
     assert sum(plan.items.values()) == plan.total == max(moment.total for moment in plan.phases.values())
 
 
@@ -107,3 +107,9 @@ def test_memory_sizes() -> None:
     for text in ("", "0", "x", "-1GiB", "24TiB"):
         with pytest.raises(UserError, match="--gpu-memory"):
             parse_memory(text)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_card_is_judged_as_alone(path: Path) -> None:
+    config = load_config(str(path), [])
+    assert fitting(config, 1) == {size: fits(config, 1, size * GIB) for size in CARDS}
