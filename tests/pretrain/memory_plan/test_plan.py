@@ -82,6 +82,25 @@ def test_proposals_fit_and_are_valid(name: str, size: int) -> None:
         assert fits(changed, change.get("--world-size", 1), card)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("llama_7b_dense", 24, {"galore_adamw8bit", "q_galore"}),
+        ("llama_7b_sltrain", 24, {"adamw8bit"}),
+    ],
+)
+def test_other_optimizers_are_proposed_whole(name: str, size: int, expected: set[str]) -> None:
+    path = next(path for path in CONFIGS if path.stem == name)
+    changes = proposals(load_config(str(path), []), 1, size * GIB)
+    assert {change["optimizer.name"] for change in changes if "optimizer.name" in change} == expected
+
+
+def test_updates_per_layer_are_proposed_with_their_batch() -> None:
+    path = next(path for path in CONFIGS if path.stem == "llama_7b_24gb_sltrain")
+    (change,) = proposals(load_config(str(path), []), 1, 16 * GIB)
+    assert change == {"optimizer.update": "per_layer", "train.global_batch_size": 8, "train.grad_clip": 0.0}
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_shards_shrink_with_the_number_of_processes(stage: int) -> None:
     path = next(path for path in CONFIGS if path.stem == "llama_1b_dense")
