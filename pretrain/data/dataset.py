@@ -34,7 +34,8 @@ class TokenDataset:
     the number of processes and a resume needs the cursor alone.
 
     packing "concat": documents end to end, cut into windows of seq_len inputs and as many targets. packing "document":
-    one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness).
+    one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
+    document of one token has no target and gets no row.
 
     Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row.
     """
@@ -62,7 +63,13 @@ class TokenDataset:
         self._tokens = Tokens(folder, manifest, split)
         self.n_tokens = self._tokens.n_tokens
         self._starts = document_starts(folder, manifest, split) if packing == "document" else None
-        self.n_samples = (self.n_tokens - 1) // seq_len if self._starts is None else len(self._starts) - 1
+        self._rows = None if self._starts is None else np.flatnonzero(np.diff(self._starts) > 1)
+        if self._rows is not None and (seq_len < 2 or not len(self._rows)):
+            raise UserError(
+                f'data.packing: "document" leaves split {split} of {folder} nothing to predict, since each row would '
+                'hold one token; use data.packing = "concat"'
+            )
+        self.n_samples = (self.n_tokens - 1) // seq_len if self._rows is None else len(self._rows)
         if self.n_samples < 1:
             raise UserError(
                 f"data.path: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
@@ -92,10 +99,11 @@ class TokenDataset:
     def _spans(self, cursor: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """(first token, number of tokens) of each sample, targets included."""
         samples = self._samples(cursor, n)
-        if self._starts is None:
+        if self._starts is None or self._rows is None:
             return samples * self.seq_len, np.full(n, self.seq_len + 1)
-        starts = self._starts[samples]
-        return starts, np.minimum(self._starts[samples + 1] - starts, self.seq_len)
+        documents = self._rows[samples]
+        starts = self._starts[documents]
+        return starts, np.minimum(self._starts[documents + 1] - starts, self.seq_len)
 
     def _samples(self, cursor: int, n: int) -> np.ndarray:
         epochs, samples = np.divmod(np.arange(cursor, cursor + n), self.n_samples)

@@ -1,7 +1,11 @@
 """TokenDataset: every token once per epoch, in an order that depends on (seed, epoch) alone."""
 
+import io
+import json
+
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 from model.errors import UserError
@@ -138,3 +142,49 @@ def test_document_starts_out_of_order(prepared):
     starts.tofile(index)
     with pytest.raises(UserError, match=r"train\.index\.bin: the starts of the documents are not in order"):
         TokenDataset(prepared, "train", 16, "document", 0)
+
+
+@pytest.fixture
+def unmarked(texts, tmp_path):
+    """Prepare documents with a tokenizer that has neither bos nor eos."""
+
+    def make(*documents: str):
+        model = io.BytesIO()
+        sentences = [line for path in sorted(texts.iterdir()) for line in path.read_text().splitlines()]
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=100, bos_id=-1, eos_id=-1,
+            add_dummy_prefix=False, minloglevel=2,
+        )  # fmt: skip
+        (tmp_path / "bare.model").write_bytes(model.getvalue())
+        lines = [json.dumps({"text": document}) for document in documents]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        options = PrepareOptions(out=tmp_path / "bare", tokenizer=tmp_path / "bare.model", val_fraction=0.4)
+        prepare(TextSource([str(tmp_path / "rows.jsonl")]), options, say=print)
+        return options.out
+
+    return make
+
+
+def test_documents_of_one_token_are_no_rows_of_their_own(unmarked):
+    folder = unmarked(*["a"] * 30, *["abcdefghij"] * 30)
+    for split in ("train", "val"):
+        data = TokenDataset(folder, split, 16, "document", 0)
+        starts = np.fromfile(folder / f"{split}.index.bin", "<u8").astype(np.int64)
+        lengths = np.diff(starts)
+        assert lengths.min() == 1
+        assert data.n_samples == (lengths > 1).sum()
+        batch = data.batch(0, data.n_samples)
+        assert ((batch.targets != IGNORE).sum(dim=1) == lengths[lengths > 1][0] - 1).all()
+        assert min(data.count(i, 1)[1] for i in range(data.n_samples)) > 0
+
+
+def test_only_documents_of_one_token(unmarked):
+    folder = unmarked(*"abcdefghij" * 4)
+    with pytest.raises(UserError, match=r'data\.packing: "document" leaves split train .* data\.packing = "concat"'):
+        TokenDataset(folder, "train", 16, "document", 0)
+    assert TokenDataset(folder, "train", 4, "concat", 0).n_samples > 1
+
+
+def test_rows_of_one_token_predict_nothing(corpus):
+    with pytest.raises(UserError, match=r"data\.packing: .* nothing to predict"):
+        TokenDataset(corpus, "train", 1, "document", 0)
