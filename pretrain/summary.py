@@ -15,7 +15,7 @@ from pretrain.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
 from pretrain.growth.stages import Stage
-from pretrain.memory import peak_bytes, peak_reserved_bytes
+from pretrain.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.state import TrainState
@@ -67,8 +67,10 @@ def write_summary(
         "flops_dense_equivalent": state.flops_dense_equivalent,
         "peak_memory_bytes": peak_bytes(world.device),
         "peak_reserved_bytes": peak_reserved_bytes(world.device),
+        "peak_resident_bytes": peak_resident_bytes(),
         "planned_memory_bytes": planned_bytes(stage, state, world),
-        "growth_stages": len(state.grown),
+        "growth_stages": len(stages),
+        "growths": len(state.grown),
         "stages": stages,
         "skipped_steps": state.skipped_steps,
         "low_rank_matrices": engine.low_rank_matrices(),

@@ -22,7 +22,7 @@ from pretrain.growth.between import grow
 from pretrain.growth.describe import describe_stages
 from pretrain.hardware import peak_flops
 from pretrain.kernel_choices import describe
-from pretrain.memory import peak_bytes
+from pretrain.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.plan import flops_per_update
@@ -195,7 +195,7 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "perf/tokens_per_s": config.train.global_batch_size * config.train.seq_len / clock.last,
         "perf/step_ms_p50": clock.percentile_ms(50),
         "perf/step_ms_p99": clock.percentile_ms(99),
-        "mem/peak_gib": peak_bytes(world.device) / 2**30,
+        **peak_figures(world.device),
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
         figures["perf/mfu"] = (
@@ -211,9 +211,16 @@ def _line(figures: dict[str, float]) -> str:
         f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}  "
         f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}  "
         f"{figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
-        f"(p99 {figures['perf/step_ms_p99']:.0f})  {figures['mem/peak_gib']:.2f} GiB"
+        f"(p99 {figures['perf/step_ms_p99']:.0f})  {_memory(figures)}"
         + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
     )
+
+
+def _memory(figures: dict[str, float]) -> str:
+    """The peak of tensors, or where nobody counts them that of the process, which is more."""
+    if "mem/peak_gib" in figures:
+        return f"{figures['mem/peak_gib']:.2f} GiB"
+    return f"process {figures['mem/peak_resident_gib']:.2f} GiB"
 
 
 def _sample(run: Run) -> None:
