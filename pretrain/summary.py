@@ -51,14 +51,13 @@ def write_summary(
     config = stage.config
     counts = count_parameters(config.model, config.linear)
     stages = [*state.grown, state.this_stage(config.model.n_layers)]
-    # A model grown offline brings the steps of another run along, as it does their seconds.
-    mean_seconds = state.train_seconds / sum(stage["steps"] for stage in stages)
-    step_seconds = mean_seconds if clock.empty else clock.steady_seconds()
+    # A model grown offline brings the tokens of another run along, as it does their seconds.
+    speed = state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
     summary: dict[str, Any] = {
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.train_seconds,
-        "tokens_per_second": config.train.global_batch_size * config.train.seq_len / step_seconds,
+        "tokens_per_second": speed,
         "val_loss": _finite(evaluation.loss) if evaluation else None,
         "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
         "parameters": counts["total"],
