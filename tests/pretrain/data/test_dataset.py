@@ -11,9 +11,10 @@ import torch
 from model.errors import UserError
 from pretrain.cli import main
 from pretrain.data.dataset import IGNORE, TokenDataset
+from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.sources.text import TextSource
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import SETTINGS, Tokenizer
 
 
 def flat(folder, split) -> np.ndarray:
@@ -103,7 +104,53 @@ def test_target_bytes(corpus, salad):
     tokenizer = Tokenizer(corpus / "tokenizer.model")
     texts = [tokenizer.decode(row.tolist()) for row in batch.tokens]
     assert set(texts) <= set(salad)
-    assert data.target_bytes(batch.targets) == sum(len(text.encode()) for text in texts)
+    assert data.target_bytes(0, data.n_samples) == sum(len(text.encode()) for text in texts)
+
+
+def prefixed(folder, salad, **settings):
+    """Short documents as a tokenizer writes them that adds a space to each, as LLaMA's does."""
+    texts = [line for text in salad for line in text.splitlines()][:120]
+    texts += [" a space begins it", "  two do", "\n", "ünïcode ✓", "ends with one "]
+    (folder / "text").mkdir()
+    for index, text in enumerate(texts):
+        (folder / "text" / f"{index:03d}.txt").write_text(text)
+    options = SETTINGS | {"add_dummy_prefix": True, "vocab_size": 320, "num_threads": 1, **settings}
+    with open(folder / "prefix.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=file, **options)
+    out = folder / "data"
+    prepare(
+        TextSource([str(folder / "text")]),
+        PrepareOptions(out=out, tokenizer=folder / "prefix.model", val_fraction=0.3),
+        say=print,
+    )
+    return out, load_manifest(out)
+
+
+@pytest.mark.parametrize("suffix", [False, True])
+def test_target_bytes_are_those_of_the_text_without_an_added_space(salad, tmp_path, suffix):
+    folder, manifest = prefixed(tmp_path, salad, treat_whitespace_as_suffix=suffix)
+    assert manifest.val.documents > 20
+    for split in ("train", "val"):
+        expected = manifest.split(split).bytes
+        for packing, seq_len in (("document", 300), ("concat", 1), ("concat", manifest.split(split).tokens - 1)):
+            data = TokenDataset(folder, split, seq_len, packing, seed=0)
+            assert data.target_bytes(0, data.n_samples) == expected, (split, packing, seq_len)
+            assert sum(data.target_bytes(row, 1) for row in range(data.n_samples)) == expected
+
+
+def test_target_bytes_without_markers(salad, tmp_path):
+    """The first piece of the first document is no target, so the rest of the text counts."""
+    folder, manifest = prefixed(tmp_path, salad, bos_id=-1, eos_id=-1)
+    data = TokenDataset(folder, "val", 1, "concat", seed=0)
+    piece = Tokenizer(folder / "tokenizer.model").decode([int(flat(folder, "val")[0])])
+    assert data.target_bytes(0, data.n_samples) == manifest.val.bytes - len(piece.encode())
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_tokens_per_row_are_real_ones(corpus, packing):
+    data = TokenDataset(corpus, "train", 1300, packing, seed=1)
+    real, _ = data.count(0, data.n_samples)
+    assert data.tokens_per_row == pytest.approx(real / data.n_samples)
 
 
 def test_fingerprint_and_attributes(corpus, prepared):
