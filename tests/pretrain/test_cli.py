@@ -189,7 +189,7 @@ def test_export_checks_itself(finished, capsys, tmp_path):
 
 
 def test_export_refuses_a_folder_that_computes_something_else(finished, tmp_path, monkeypatch):
-    """The check is real: a wrong merge leaves no folder."""
+    """The check is real: a wrong merge leaves no folder of that name."""
     from model.errors import RunFailed
     from model.linear.sparse_low_rank import SparseLowRank
     from pretrain.export import export

@@ -87,7 +87,7 @@ def test_export_takes_no_lines_from_another_corpus(finished):
 
 
 @pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])
-def test_export_removes_what_it_could_not_check(finished, tmp_path, monkeypatch, error):
+def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_path, monkeypatch, error):
     from pretrain import export
 
     def read_back(folder):
@@ -98,6 +98,7 @@ def test_export_removes_what_it_could_not_check(finished, tmp_path, monkeypatch,
     with pytest.raises(type(error)):
         export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
     assert not (tmp_path / "hf").exists()
+    assert type(error).__name__ in (tmp_path / "hf.failed-check" / "FAILED_CHECK.txt").read_text()
 
 
 @needs_transformers

@@ -121,5 +121,5 @@ def test_trains_resumes_and_exports_in_miniature(path: Path, corpus, tmp_path, c
     assert still == []
 
     report = export(str(run), str(tmp_path / "hf"), dtype="bf16", overwrite=False)
-    assert report["parameters"] == plan(config, 1)["parameters"]["total"]
+    assert report["parameters"] == plan(config, 1)["parameters"]["dense_equivalent"]
     assert (tmp_path / "hf" / "config.json").exists()
