@@ -4,6 +4,12 @@
 # Import names of what Sparlow needs to train, evaluate and report.
 NEEDED=(torch deepspeed sentencepiece datasets tensorboard safetensors pydantic rich matplotlib numpy)
 
+# What the tests and checks need besides.
+NEEDED_DEV=(pytest xdist transformers hypothesis ruff mypy)
+
+# Not empty where PY is a Python of the system's, which is used as it is.
+BORROWED=
+
 fail() { printf '\n%s\n' "$1" >&2; exit "${2:-1}"; }
 
 # step "what" command …: says what it does and how long it took.
@@ -44,9 +50,25 @@ find_environment() {
     fi
 }
 
-# find_environment, which makes .venv when there is none.
+# borrow NAME…: sets PY to a Python on PATH, new enough, that finds all of NEEDED and these. Nothing is ever installed into it.
+borrow() {
+    local candidate absent
+    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
+        [ -n "$candidate" ] && PY=$(command -v "$candidate") || continue
+        "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        absent=$(missing "${NEEDED[@]}" "$@" 2>/dev/null) && [ -z "$absent" ] || continue
+        BORROWED=yes
+        echo "environment: $PY, which has what is needed"
+        return
+    done
+    PY=
+}
+
+# use_environment "extras": find_environment, else a Python on PATH that has everything, else a new .venv.
 use_environment() {
     find_environment
+    [ -z "$PY" ] || return 0
+    if [ "${1:-}" = dev ]; then borrow "${NEEDED_DEV[@]}"; else borrow; fi
     [ -z "$PY" ] || return 0
     local base free
     base=$(find_python) || exit 1
@@ -72,7 +94,11 @@ EOF
 # install "extras": torch first (DeepSpeed's build looks for it), then Sparlow, editable. Done once per set of requirements.
 install() {
     local extras=$1 names=("${NEEDED[@]}") stamp prefix log absent
-    [ "$extras" != dev ] || names+=(pytest transformers)
+    if [ -n "$BORROWED" ]; then
+        echo "already there"
+        return
+    fi
+    [ "$extras" != dev ] || names+=("${NEEDED_DEV[@]}")
     prefix=$("$PY" -c 'import sys; print(sys.prefix)')
     stamp=$prefix/.sparlow-$extras-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(pwd | cksum | cut -d' ' -f1)
     if [ -e "$stamp" ] && [ -z "$(missing "${names[@]}")" ]; then

@@ -18,6 +18,16 @@ where=(--num_gpus "$NPROC")
 [ -z "${HOSTFILE:-}" ] || where=(--hostfile "$HOSTFILE")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / NPROC > 0 ? $(nproc) / NPROC : 1))}
 
+# Several machines: their shells read what is passed on, and know no variable of this one. (One runs without a shell.)
+if [ -n "${HOSTFILE:-}" ] && [ "$(grep -cvE '^[[:space:]]*(#|$)' "$HOSTFILE")" -gt 1 ]; then
+    DS_ENV_FILE=$(mktemp)
+    export DS_ENV_FILE
+    trap 'rm -f "$DS_ENV_FILE"' EXIT
+    "$PY" launch/remote.py environment >"$DS_ENV_FILE"
+    mapfile -d '' quoted < <("$PY" launch/remote.py arguments "$@")
+    set -- "${quoted[@]}"
+fi
+
 # A session of its own: a Ctrl-C at the terminal reaches this script alone, which passes one signal on.
 setsid "$PY" -m deepspeed.launcher.runner "${where[@]}" --master_port "${MASTER_PORT:-29500}" --module pretrain train "$@" &
 runner=$!

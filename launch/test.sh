@@ -9,7 +9,7 @@ if [ "${1:-}" = --slow ]; then
     select=()
     shift
 fi
-step "environment" use_environment
+step "environment" use_environment dev
 step "installation" install "dev"
 export HF_HUB_OFFLINE=1
 # One process per core, each with one thread; the tests of a file share what it sets up.

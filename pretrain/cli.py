@@ -41,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(subparser)
     args, rest = parser.parse_known_args(arguments)
     args.overrides = rest
-    if rest and not (hasattr(args, "takes_overrides") and all(_is_override(a) for a in rest)):
-        wrong = next(a for a in rest if not (hasattr(args, "takes_overrides") and _is_override(a)))
-        return _refuse(chosen, f"{wrong}: unknown argument; see sparlow {chosen} --help")
+    if rest and (sentence := _wrong_argument(rest, arguments, hasattr(args, "takes_overrides"))):
+        return _refuse(chosen, f"{sentence}; see sparlow {chosen} --help")
     try:
         return module.run(args)
     except UserError as error:
@@ -64,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_local_rank(argument: str) -> bool:
     """The DeepSpeed launcher puts --local_rank=N before the command; the environment says the same."""
     return argument.startswith(("--local_rank=", "--local-rank="))
+
+
+def _wrong_argument(rest: Sequence[str], arguments: Sequence[str], takes_overrides: bool) -> str | None:
+    """What is wrong with `rest`, those of `arguments` that the command does not know, or None."""
+    if not takes_overrides:
+        return f"{rest[0]}: unknown argument" + ("; only CONFIG.toml has such keys" if _is_override(rest[0]) else "")
+    from pretrain.config.arguments import unknown, without_equals
+
+    wrong = next((a for a in rest if not _is_override(a)), None)
+    return without_equals(arguments) or (unknown(wrong, arguments) if wrong else None)
 
 
 def _is_override(argument: str) -> bool:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.wrong_value import expected
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -66,7 +67,7 @@ def read_config(path: Path) -> ModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the model's shape"
-        raise UserError(f"{path}: {where} cannot be used here: {first['msg']}") from error
+        raise UserError(f"{path}: {where} cannot be used here: {expected(first)}, got {first['input']!r}") from error
 
 
 def _rope(hf: dict[str, Any]) -> dict[str, Any]:

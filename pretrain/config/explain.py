@@ -1,18 +1,22 @@
 """Validation errors as sentences: the dotted key, what is wrong, and the nearest valid name."""
 
+import datetime
 import difflib
+import typing
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
+from model.wrong_value import expected
 from pretrain.config.schema import Config
 from pretrain.config.types import members, table_type
+from pretrain.growth.config import as_toml
 
 
 def explain(error: ValidationError, raw: dict[str, Any]) -> str:
     """One sentence per error, joined by semicolons."""
-    return "; ".join(_sentence(item, raw) for item in error.errors(include_url=False))
+    return "; ".join(dict.fromkeys(_sentence(item, raw) for item in error.errors(include_url=False)))
 
 
 def _sentence(item: Any, raw: dict[str, Any]) -> str:
@@ -27,12 +31,42 @@ def _sentence(item: Any, raw: dict[str, Any]) -> str:
         return _unknown_key(key, path, raw)
     if kind == "union_tag_invalid" or (kind == "literal_error" and path[1:] == ["name"]):
         tag = item["ctx"].get("tag", item["input"])
-        return f"{section}.name: unknown name {tag!r}; one of {', '.join(named)}{_nearest(str(tag), named)}"
+        close = difflib.get_close_matches(str(tag), named, 1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{section}.name: unknown name {tag!r}; one of {', '.join(named)}{meant}"
     if kind == "value_error":
         message = str(item["ctx"]["error"])
         return f"{key}: {message}" if key and not message.startswith(section + ".") else message
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{key}: {message}, got {item['input']!r}"
+    if len(path) == 1:
+        return f"{key}: {expected(item)} [{key}], got {item['input']!r}"
+    return _wrong_value(path, item, raw)
+
+
+def _wrong_value(path: list[Any], item: Any, raw: dict[str, Any]) -> str:
+    """The key, what it takes, what it got, and an example in the form that TOML and the command line have."""
+    section, name = str(path[0]), str(path[1])
+    owner = table_type(section, raw.get(section, {}))
+    assert owner is not None, "an unknown section or name is another kind of error"
+    field = owner.model_fields[name]
+    example = as_toml(field.default)
+    key, takes, got = f"{section}.{name}", expected(item), item["input"]
+    parts = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is tuple else ()
+    if parts and item["type"] in ("tuple_type", "missing", "too_short", "too_long"):
+        kind = "texts" if parts[0] is str else "numbers"
+        count = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        takes = takes if item["type"] == "too_short" else f"expected a list of {count}{kind} in brackets"
+    elif len(path) > 2:
+        key += f".{path[2]}"
+    if field.default in ((), ""):
+        example = '["one", "two"]' if str in parts else "[1, 2]" if parts else '"text"'
+    return f"{key}: {takes}, got {_as_given(got)}; for example {name} = {example}"
+
+
+def _as_given(value: Any) -> str:
+    """A value as it was written: lists, which arrive as tuples, in brackets, and dates without Python's name."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return f"[{', '.join(map(_as_given, value))}]" if isinstance(value, tuple) else repr(value)
 
 
 def _unknown_key(key: str, path: list[Any], raw: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from model.errors import UserError
 from model.schema import Frozen
+from model.wrong_value import expected
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -97,7 +98,7 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"])) or "the file"
-        raise UserError(f"{path}: not a manifest of a prepared corpus ({place}: {wrong['msg']}); {AGAIN}") from error
+        raise UserError(f"{path}: not a manifest of a prepared corpus ({place}: {expected(wrong)}); {AGAIN}") from error
     _require_consistent(manifest, path)
     return manifest
 

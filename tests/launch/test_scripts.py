@@ -56,6 +56,36 @@ def test_install_mends_an_environment_that_lost_a_package(recorded):
     assert len(calls.read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("extras", "needed", "dev", "made"),
+    [
+        ("", "json", "nowhere", False),
+        ("dev", "json", "csv", False),
+        ("", "nowhere", "csv", True),
+        ("dev", "json", "nowhere", True),
+    ],
+)
+def test_a_python_on_the_path_is_used_as_it_is_if_nothing_is_missing(tmp_path, extras, needed, dev, made):
+    """In a folder without .venv, with a Python that writes down what it is asked to install."""
+    calls = tmp_path / "calls"
+    python = f'case "$*" in *"-m venv"*|*"-m pip"*) echo "$@" >> "{calls}"; exit 1 ;; '
+    python += f'*) exec "{sys.executable}" "$@" ;; esac'
+    fake_environment(tmp_path / "system", python)
+    (tmp_path / "system" / "bin" / "python3").symlink_to("python")
+    script = f'NEEDED=({needed}); NEEDED_DEV=({dev}); use_environment "{extras}"; install "{extras}"'
+    path = f"{tmp_path}/system/bin:{os.environ['PATH']}"
+    names = ("python3.14", "python3.13", "python3.12", "python3.11")
+    for name in names:
+        (tmp_path / "system" / "bin" / name).symlink_to("python")
+    result = common(script, cwd=tmp_path, VIRTUAL_ENV="", PATH=path)
+    assert calls.exists() == made, result.stderr
+    if made:
+        assert calls.read_text() == "-m venv .venv\n"  # never pip in the system's Python
+    else:
+        assert result.returncode == 0, result.stderr
+        assert "bin/python3, which has what is needed\nalready there\n" in result.stdout
+
+
 def test_missing_counts_an_emptied_package(tmp_path):
     (tmp_path / "emptied").mkdir()
     result = common("find_environment >/dev/null; missing torch emptied nowhere json", cwd=tmp_path)

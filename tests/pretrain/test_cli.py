@@ -49,6 +49,35 @@ def test_unknown_arguments_and_commands(capsys, tiny):
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--train.seq_len", "64"], "--train.seq_len 64: write --train.seq_len=64;"),
+        (["--run.dir", "my run"], "--run.dir my run: write --run.dir='my run';"),
+        (["--optimizer.lr", "-1e-3"], "--optimizer.lr -1e-3: write --optimizer.lr=-1e-3;"),
+        (["--train.seq_len", "=", "64"], "write --train.seq_len=64;"),
+        (["--train.seq_len=", "64"], "write --train.seq_len=64;"),
+        (["--seed", "3"], "--seed: unknown argument; did you mean --run.seed=3?"),
+        (["--seed=3"], "--seed=3: unknown argument; did you mean --run.seed=3?"),
+        (["--seq-len", "8"], "did you mean --train.seq_len=8?"),
+        (["--lr=1"], "did you mean --optimizer.lr=1 or --growth.lr=1?"),
+        (["-train.seq_len=64"], "-train.seq_len=64: write --train.seq_len=64;"),
+        (["-train.seq_len", "64"], "-train.seq_len: write --train.seq_len=64;"),
+        (["train.seq_len=64"], "train.seq_len=64: write --train.seq_len=64;"),
+        (["--eval.prompts=['a',", "'b']"], "quote both:"),
+        (["--run.dir"], "--run.dir: expected --section.key=value"),
+    ],
+)
+def test_a_key_written_in_another_way_is_told_the_right_one(capsys, tiny, arguments, said):
+    for command in ("train", "plan"):
+        assert said in refused(capsys, command, str(tiny), *arguments)
+
+
+def test_a_value_after_a_space_is_not_taken_for_the_configuration(capsys, tiny):
+    assert "write --train.seq_len=64;" in refused(capsys, "train", "--train.seq_len", "64", str(tiny))
+    assert "only CONFIG.toml has such keys" in refused(capsys, "eval", "somewhere", "--train.seq_len", "64")
+
+
 def test_local_rank_of_the_deepspeed_launcher_is_accepted(capsys):
     assert main(["--local_rank=0", "train", "--print-config"]) == 0
     assert "[schedule]" in capsys.readouterr().out

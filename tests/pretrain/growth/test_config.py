@@ -143,7 +143,7 @@ BAD = [
     *((f"rank = {text}", r"growth\.rank: ") for text in ("-1", "4.0", "true")),
     *((f"density = {text}", r"growth\.density: ") for text in ("-0.1", "1.0", "nan")),
     ("factors = 4", r"growth\.factors: unknown key; did you mean 'factor'\?"),
-    ("enabled = 1", r"growth\.enabled: .*valid boolean, got 1"),
+    ("enabled = 1", r"growth\.enabled: .*true or false, got 1"),
 ]
 BAD_WITH_OTHER_TABLES = [
     ("rank = 4", "", r'growth\.rank has no effect with linear\.name = "dense", which has no rank; '),

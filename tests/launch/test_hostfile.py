@@ -1,0 +1,46 @@
+"""A run on several machines: what the other machine's shell is told, with pdsh and ssh that write it down."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from shell import PREFIX, bash
+from support import ROOT
+
+ARGUMENTS = [
+    "--run.dir=a b",
+    "--eval.prompts=['it', \"x y\"]",
+    "--data.path=$HOME/c4",
+    "--run.dir=a $HOME `date` \\\\ b",
+]
+ARGUMENTS += ["--eval.prompts=['a','b']", "--data.path=it's;here", "--optimizer.lr=1e-3"]
+GIVEN = {"SPARLOW_KERNELS": "reference", "SPARLOW_GPU_MEMORY": '2 $HOME "GiB"', "OMP_NUM_THREADS": "3"}
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!{sys.executable}\nimport json, os, sys\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_other_machines_get_the_variables_and_the_arguments_as_given(tmp_path):
+    program(tmp_path / "ssh", "print('127.0.0.1')")
+    program(tmp_path / "pdsh", f"open({str(tmp_path / 'command')!r}, 'w').write(' '.join(sys.argv[6:]))")
+    told = tmp_path / "told.json"
+    program(tmp_path / "python", f"json.dump([sys.argv[1:], dict(os.environ)], open({str(told)!r}, 'w'))")
+    (tmp_path / "hosts").write_text("# two machines\none slots=1\ntwo slots=1\n")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    (tmp_path / "tmp").mkdir()
+    here = {"HOSTFILE": str(tmp_path / "hosts"), "PATH": path, "HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
+    result = bash("launch/deepspeed.sh", "configs/quickstart.toml", *ARGUMENTS, DS_ACCELERATOR="cpu", **here, **GIVEN)
+    assert result.returncode == 0, result.stderr
+    command = (tmp_path / "command").read_text().replace(f"{PREFIX}/bin/python", str(tmp_path / "python"))
+    subprocess.run(["sh", "-c", command], env={"PATH": os.environ["PATH"], "HOME": "/elsewhere"}, check=True)
+    arguments, environment = json.loads(told.read_text())
+    assert arguments[arguments.index("train") + 1 :] == [str(ROOT / "configs/quickstart.toml"), *ARGUMENTS]
+    assert environment.items() >= (GIVEN | {"DS_ACCELERATOR": "cpu", "NCCL_DEBUG": "INFO"}).items()
+    assert not any((tmp_path / "tmp").glob("tmp.*")), "the file of variables is removed"
