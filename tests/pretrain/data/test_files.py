@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import tomllib
 
 import pyarrow
 import pyarrow.parquet
@@ -13,6 +14,8 @@ from pretrain.cli import main
 from pretrain.data.documents import Document, SkipLog, readable
 from pretrain.data.manifest import load_manifest
 from pretrain.data.sources.text import TextSource
+from pretrain.data.tokenizer import Tokenizer
+from tests.support import ROOT
 
 
 def read(*paths, key="text") -> tuple[list[str], SkipLog]:
@@ -231,3 +234,26 @@ def test_a_parquet_string_that_is_no_utf8_costs_only_itself(tmp_path):
     found, log = read(tmp_path)
     assert found == ["a", "c"]
     assert log.counts == {"invalid UTF-8": 1}
+
+
+def test_stand_ins_for_a_tokenizer_are_named(tmp_path):
+    for content, said in [
+        (LFS, "a Git LFS pointer instead of the file"),
+        ("IQ== 0\nIg== 1\n", "a tiktoken file, which SentencePiece cannot read"),
+        ('{"version": "1.0"}', "a JSON file"),
+    ]:
+        (tmp_path / "tokenizer.model").write_text(content)
+        with pytest.raises(UserError, match=rf"tokenizer\.model: not a SentencePiece model but {said}"):
+            Tokenizer(tmp_path / "tokenizer.model")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-00000.bin", "val.index.bin"])
+def test_a_pointer_in_a_prepared_corpus_is_named(prepared, name):
+    (prepared / name).write_text(LFS)
+    with pytest.raises(UserError, match=rf"{name}: Git LFS pointer instead of the file"):
+        load_manifest(prepared)
+
+
+def test_the_package_brings_what_opens_zst():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(name.startswith("zstandard") for name in project["dependencies"])
