@@ -1,5 +1,6 @@
 """Files reach a corpus once each; whatever is left out is counted, in the manifest and in the printed lines."""
 
+import argparse
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 
 from model.errors import UserError
 from pretrain.cli import main
+from pretrain.commands import bench
 from pretrain.data.documents import Document, SkipLog, readable
 from pretrain.data.manifest import load_manifest
 from pretrain.data.sources.text import TextSource
@@ -140,6 +142,19 @@ def test_an_option_given_twice_adds_up(tmp_path):
     manifest = load_manifest(tmp_path / "o")
     assert manifest.source["files"] == 2
     assert manifest.train.bytes + manifest.val.bytes == 20 * 24 + 40 * 12
+
+
+def test_a_second_data_set_is_not_silently_the_only_one(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["prepare", "--hf", "one", "--hf", "two", "--out", str(tmp_path / "o")])
+    assert "--hf: given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["kernels", "optimizers"])
+def test_choices_given_twice_add_up_in_bench(what):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    assert parser.parse_args([what, "--dtype", "fp32", "--dtype", "bf16"]).dtype == ["fp32", "bf16"]
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 12345\n".format("0" * 64)
