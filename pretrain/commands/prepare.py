@@ -16,6 +16,19 @@ EXAMPLE = "sparlow prepare --text books/ notes.jsonl.gz --out data/mine --vocab-
 STDLIB_OUT, STDLIB_VOCAB, VOCAB = Path("data/stdlib"), 2048, 32000
 
 
+class _Once(argparse.Action):
+    """An option whose second value would silently replace the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, _: Any = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(
+                self, "given twice, and a corpus is made of one data set; prepare each by itself"
+            )
+        setattr(namespace, self.dest, value)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -28,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=".txt .md .py .parquet files, .jsonl .json .csv .tsv [.gz|.zst] files, or folders of them",
     )
-    source.add_argument("--hf", metavar="ID", help="a data set of the Hugging Face hub, or a local folder of one")
+    source.add_argument(
+        "--hf", action=_Once, metavar="ID", help="a data set of the Hugging Face hub, or a local folder of one"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default for stdlib: {STDLIB_OUT})")
     parser.add_argument("--config", help="configuration of the --hf data set")
     parser.add_argument("--split", default="train", help="split of the --hf data set to train on (default: train)")

@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 
 from model.errors import UserError
+from pretrain.data.kinds import stand_in
 
 SENTENCE_CHARACTERS = 4096
 SPACE = "\u2581"
@@ -150,6 +151,8 @@ def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     except (RuntimeError, OSError):
         loaded = False
     if not loaded:
+        if found := stand_in(model):
+            raise UserError(f"{path}: not a SentencePiece model but {found}")
         raise UserError(f"{path}: not a SentencePiece model; give a .model file or let prepare train one")
     return processor
 

@@ -11,8 +11,6 @@ from pretrain.data.documents import Skipped
 
 Named = tuple[str, Path]
 TWICE = "reached under another name already"
-LFS_POINTER = "Git LFS pointer instead of the file (git lfs pull fetches it)"
-LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 
 
 class FileFinder:
@@ -97,11 +95,6 @@ class FileFinder:
         known = key in self._seen
         self._seen.add(key)
         return not known
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(LFS_HEAD)) == LFS_HEAD
 
 
 def listing_sha256(files: list[Named]) -> str:

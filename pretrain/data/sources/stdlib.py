@@ -37,10 +37,13 @@ class StdlibSource:
 
     def records(self) -> Iterator[Document | Skipped]:
         for name, raw in self._distinct():
-            yield Document(name, raw, score(name, buckets=VAL_BUCKETS))
+            if raw is None:
+                yield Skipped(name, "unreadable file")
+            else:
+                yield Document(name, raw, score(name, buckets=VAL_BUCKETS))
 
     def describe(self) -> dict[str, Any]:
-        listing = [f"{name}\0{hashlib.sha256(raw).hexdigest()}\n" for name, raw in self._distinct()]
+        listing = [f"{name}\0{hashlib.sha256(raw).hexdigest()}\n" for name, raw in self._distinct() if raw is not None]
         return {
             "kind": "stdlib",
             "package": self.package,
@@ -49,10 +52,15 @@ class StdlibSource:
             "files_sha256": hashlib.sha256("".join(listing).encode()).hexdigest(),
         }
 
-    def _distinct(self) -> Iterator[tuple[str, bytes]]:
+    def _distinct(self) -> Iterator[tuple[str, bytes | None]]:
+        """(name, contents) without copies; None for the contents of a file that cannot be read."""
         seen = set()
         for name, path in self._files:
-            raw = path.read_bytes()
+            try:
+                raw = path.read_bytes()
+            except OSError:
+                yield name, None
+                continue
             digest = hashlib.sha256(raw).digest()
             if digest not in seen and len(raw.decode(errors="replace")) >= MIN_CHARACTERS:
                 seen.add(digest)
@@ -71,4 +79,4 @@ def _torch_files() -> list[tuple[str, Path]]:
 
 
 def _size(files: list[tuple[str, Path]]) -> int:
-    return sum(path.stat().st_size for _, path in files)
+    return sum(path.stat().st_size for _, path in files if path.is_file())

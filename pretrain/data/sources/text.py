@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 
 from model.errors import UserError
 from pretrain.data.documents import Document, Skipped, score
-from pretrain.data.sources.files import LFS_POINTER, FileFinder, Named, is_lfs_pointer, listing_sha256
+from pretrain.data.kinds import LFS_POINTER, is_lfs_pointer
+from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.lines import lines
 from pretrain.data.sources.rows import csv_rows, json_rows, parquet_rows
 

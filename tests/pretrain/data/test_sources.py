@@ -185,6 +185,17 @@ def test_stdlib_leaves_out_tests_short_files_and_copies(tmp_path, monkeypatch):
     assert [d.name for d in StdlibSource().records()] == ["b.py", "sub/c.py"]
 
 
+def test_stdlib_counts_what_it_cannot_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(stdlib, "MIN_BYTES", 1)
+    (tmp_path / "a.py").write_text("# a\n" * 100)
+    (tmp_path / "gone.py").symlink_to("absent")
+    (tmp_path / "folder.py").mkdir()
+    source, log = StdlibSource(), SkipLog()
+    assert len(list(readable(source.records(), log))) == source.describe()["files"] == 1
+    assert log.counts == {"unreadable file": 2}
+
+
 def test_stdlib_without_sources_falls_back_to_torch_then_asks_for_text(tmp_path, monkeypatch):
     zipfile.ZipFile(tmp_path / "python311.zip", "w").close()
     monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
