@@ -1,10 +1,14 @@
 """Parameters and FLOPs of a model by arithmetic alone, without building it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.config import ModelConfig
 from model.linear import LINEARS, LinearConfig
 from model.linear.dense import Dense
+
+ChoiceOf = Callable[[tuple[int, int]], Choice | None]
+"""How a linear of shape (out, in) computes; None where there is nothing to choose."""
 
 
 def projection_shapes(config: ModelConfig) -> Iterator[tuple[int, int]]:
@@ -30,20 +34,36 @@ def _parameters(config: ModelConfig, linear: LinearConfig) -> int:
     return embeddings + config.n_layers * (projections + 2 * config.dim) + config.dim
 
 
-def training_flops(config: ModelConfig, linear: LinearConfig, batch: int, seq_len: int) -> dict[str, int]:
-    """FLOPs of one forward and backward pass over `batch` sequences of `seq_len` tokens; a multiply-add is two.
+def training_flops(
+    config: ModelConfig,
+    linear: LinearConfig,
+    batch: int,
+    seq_len: int,
+    choice_of: ChoiceOf = lambda shape: None,
+    micro_steps: int = 1,
+) -> dict[str, int]:
+    """FLOPs of `micro_steps` forward and backward passes over `batch` sequences of `seq_len` tokens each.
 
-    `executed` counts the matmuls this model performs, `dense_equivalent` those of the same shape with dense linears.
+    A multiply-add is two. `executed` counts the matmuls this model performs, with linears of a shape (out, in) that
+    compute as `choice_of` says; `dense_equivalent` those of the same shape with dense linears.
     Convention (arXiv 2204.02311, appendix B): attention counts the full T x T matrix although a causal kernel may skip
     half; elementwise work, the embedding look-up and recomputation under activation checkpointing count nothing.
     """
-    executed = _flops(config, linear, batch, seq_len)
-    return {"executed": executed, "dense_equivalent": _flops(config, Dense.Config(), batch, seq_len)}
+    dense = _flops(config, Dense.Config(), batch, seq_len, lambda shape: None, micro_steps)
+    return {
+        "executed": _flops(config, linear, batch, seq_len, choice_of, micro_steps),
+        "dense_equivalent": dense,
+    }
 
 
-def _flops(config: ModelConfig, linear: LinearConfig, batch: int, seq_len: int) -> int:
+def _flops(
+    config: ModelConfig, linear: LinearConfig, batch: int, seq_len: int, choice_of: ChoiceOf, micro_steps: int
+) -> int:
     kind, tokens = LINEARS[linear.name], batch * seq_len
-    projections = sum(kind.training_flops(linear, *shape, tokens) for shape in projection_shapes(config))
+    projections = sum(
+        kind.training_flops(linear, n_in, n_out, tokens, choice_of((n_out, n_in)), micro_steps)
+        for n_in, n_out in projection_shapes(config)
+    )
     attention = 12 * tokens * seq_len * config.n_heads * config.head_width
     head = 6 * tokens * config.vocab_size * config.dim
-    return config.n_layers * (projections + attention) + head
+    return config.n_layers * (projections + micro_steps * attention) + micro_steps * head

@@ -4,7 +4,7 @@ Every choice computes the same up to rounding; which is fastest depends on shape
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +31,8 @@ def decide(
     linears = choosing_linears(model)
     if not linears or can_follow(recorded, device):
         return recorded if linears else {}
-    choices = {_shape(linear): _choose(linear, model.compute_dtype, config, device) for linear in linears}
-    built = [linear for linear in linears if choices[_shape(linear)].path == "dense"]
+    choices = {shape_name(linear): _choose(linear, model.compute_dtype, config, device) for linear in linears}
+    built = [linear for linear in linears if choices[shape_name(linear)].path == "dense"]
     keep, accumulate = how_long(built, model, config, micro_steps, free_bytes(device))
     choices = {
         shape: replace(choice, keep=keep, accumulate=accumulate) if choice.path == "dense" else choice
@@ -50,10 +50,16 @@ def can_follow(record: dict[str, Any], device: torch.device) -> bool:
 def apply(model: Transformer, record: dict[str, Any]) -> None:
     """Let every linear compute as the record says."""
     for linear in choosing_linears(model):
-        fields = record["shapes"].get(_shape(linear))
+        fields = record["shapes"].get(shape_name(linear))
         if fields is None:
-            raise UserError(f"state.json records no way to compute {_shape(linear)}; it is of another model")
+            raise UserError(f"state.json records no way to compute {shape_name(linear)}; it is of another model")
         _support(linear).choice = Choice(**fields)
+
+
+def recorded(record: dict[str, Any]) -> Callable[[tuple[int, int]], Choice]:
+    """The Choice of a shape (out, in) in a record; the default for a model without linears that choose."""
+    shapes = {key.split(" ")[0]: Choice(**fields) for key, fields in record.get("shapes", {}).items()}
+    return lambda shape: shapes[f"{shape[0]}x{shape[1]}"] if shapes else Choice()
 
 
 def describe(record: dict[str, Any]) -> Iterator[str]:
@@ -102,7 +108,7 @@ def _support(linear: SparseLowRank) -> ElementSparse:
     return linear.support
 
 
-def _shape(linear: SparseLowRank) -> str:
+def shape_name(linear: SparseLowRank) -> str:
     return f"{linear.out_features}x{linear.in_features} rank {linear.config.rank}"
 
 

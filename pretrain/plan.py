@@ -1,6 +1,7 @@
 """The figures of a run before it runs: parameters, tokens and FLOPs, by arithmetic alone."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from model.counts import count_parameters, training_flops
@@ -8,8 +9,9 @@ from model.errors import UserError
 from pretrain.config.schema import Config
 from pretrain.distributed import require_divisible
 from pretrain.growth.stages import Stage
+from pretrain.kernel_choices import describe, recorded
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
-from pretrain.memory_plan.memory import plan_memory
+from pretrain.memory_plan.memory import plan_stage, worst_of
 
 MFU = 0.4
 """Assumed part of a GPU's peak that training reaches."""
@@ -37,12 +39,19 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
     Memory is that of the rank and the growth stage with most: `memory_bytes` by item at the worst moment of an
     optimizer step, with their sum as `total`; `memory_phases` the same for each part of the step; `reserve` what a GPU
     must have besides; `host_memory_bytes` what a process keeps in the host's memory instead.
+
+    `kernels`: for each stage the record of how its linears are taken to compute, which FLOPs and memory follow.
+    `tokens_at_most`: whether rows are padded, so that the run sees fewer tokens than `tokens`.
     """
     train, steps = config.train, config.schedule.total_steps
-    stages = [_stage(stage, train.global_batch_size * train.seq_len) for stage in config.stages]
     tokens_per_update = train.global_batch_size * train.seq_len
     micro_steps = require_divisible(train.global_batch_size, train.micro_batch_size, world_size)
-    memory = plan_memory(config, world_size, card_bytes=card_bytes)
+    plans = [plan_stage(stage.config, world_size, card_bytes=card_bytes) for stage in config.stages]
+    memory, kernels = worst_of(plans), [found.kernels for found in plans]
+    stages = [
+        _stage(stage, tokens_per_update, record, world_size)
+        for stage, record in zip(config.stages, kernels, strict=True)
+    ]
     flops = sum(stage["flops"] for stage in stages)
     return {
         "parameters": count_parameters(config.model, config.linear),
@@ -50,11 +59,13 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
         "micro_steps_per_update": micro_steps,
         "tokens_per_update": tokens_per_update,
         "tokens": tokens_per_update * steps,
+        "tokens_at_most": config.data.packing == "document",
         "steps": steps,
         "flops": flops,
         "flops_dense_equivalent": sum(stage["flops_dense_equivalent"] for stage in stages),
         "seconds": flops / (speed * world_size) if speed else None,
         "stages": stages,
+        "kernels": kernels,
         "memory_bytes": memory.items | {"total": memory.total},
         "memory_worst_phase": memory.worst,
         "memory_worst_layers": memory.n_layers,
@@ -65,20 +76,38 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
     }
 
 
-def _stage(stage: Stage, tokens_per_update: int) -> dict[str, Any]:
+def _stage(stage: Stage, tokens_per_update: int, kernels: dict[str, Any], world_size: int) -> dict[str, Any]:
     """Layers, steps, tokens and FLOPs of one growth stage; without growth, of the run."""
     steps = stage.end - stage.start
     return {
         "n_layers": stage.config.model.n_layers,
         "steps": steps,
         "tokens": steps * tokens_per_update,
-        "flops": flops_per_update(stage.config, "executed") * steps,
-        "flops_dense_equivalent": flops_per_update(stage.config, "dense_equivalent") * steps,
+        "flops": flops_per_update(stage.config, "executed", kernels, world_size) * steps,
+        "flops_dense_equivalent": flops_per_update(stage.config, "dense_equivalent", kernels, world_size) * steps,
     }
 
 
-def flops_per_update(config: Config, kind: Literal["executed", "dense_equivalent"]) -> float:
-    """FLOPs of one optimizer step over all processes, forward and backward."""
+def flops_per_update(
+    config: Config, kind: Literal["executed", "dense_equivalent"], kernels: dict[str, Any], world_size: int
+) -> float:
+    """FLOPs of one optimizer step over all processes, forward and backward.
+
+    `kernels` is the record of how the linears compute (pretrain.kernel_choices). What a linear does once per step it
+    does once in every process.
+    """
     train = config.train
-    micro = training_flops(config.model, config.linear, train.micro_batch_size, train.seq_len)[kind]
-    return float(micro) * (train.global_batch_size // train.micro_batch_size)
+    micro_steps = train.global_batch_size // (train.micro_batch_size * world_size)
+    sizes = (train.micro_batch_size, train.seq_len)
+    return float(world_size * training_flops(config.model, config.linear, *sizes, recorded(kernels), micro_steps)[kind])
+
+
+def describe_kernels(kernels: Sequence[dict[str, Any]], card_bytes: int) -> Iterator[str]:
+    """How the linears are taken to compute in those FLOPs, one line per growth stage that differs; `train` decides."""
+    device = f"a GPU of {card_bytes / 2**30:g} GiB" if card_bytes else "a GPU of unknown memory, see --gpu-memory"
+    found = {}
+    for record in kernels:
+        ways = dict.fromkeys(line.partition(": ")[2] for line in describe(record))
+        if ways:
+            found[f"  counted with    {'; '.join(ways)} (assumed, on {device}; a run counts what it chose)"] = True
+    yield from found

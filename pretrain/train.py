@@ -157,8 +157,8 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
-    state.flops += flops_per_update(run.stage.config, "executed")
-    state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent")
+    state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
+    state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
     return total_nll / targets, update, asked > 0
 
 
@@ -198,9 +198,8 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         **peak_figures(world.device),
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
-        figures["perf/mfu"] = (
-            flops_per_update(run.stage.config, "executed") / world.size / clock.steady_seconds() / peak
-        )
+        flops = flops_per_update(run.stage.config, "executed", run.state.kernels, world.size)
+        figures["perf/mfu"] = flops / world.size / clock.steady_seconds() / peak
     if config.growth.enabled:
         figures["growth/layers"] = run.stage.config.model.n_layers
     return figures
@@ -258,12 +257,21 @@ def _introduce(run: Run) -> None:
             f'WARNING: updates on {per_update:,} tokens each, as optimizer.update = "per_layer" accumulates nothing: '
             "a learning rate found with larger updates is too high"
         )
-    for line in describe_stages(config):
+    for line in describe_stages(config, _stage_flops(run)):
         say(line)
     if run.state.grown and not run.state.step:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
+
+
+def _stage_flops(run: Run) -> list[float]:
+    """FLOPs of every growth stage, if all compute as the one that trains has chosen to."""
+    kernels, size = run.state.kernels, run.world.size
+    return [
+        (stage.end - stage.start) * flops_per_update(stage.config, "executed", kernels, size)
+        for stage in run.config.stages
+    ]
 
 
 def _token_arithmetic(run: Run) -> str:

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from kernels.sparse_low_rank_linear.choice import Choice
+
 
 class BaseLinear(nn.Module, ABC):
     """A linear map without bias from in_features to out_features, one of the seven projections of a block.
@@ -50,8 +52,18 @@ class BaseLinear(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def training_flops(config: Any, in_features: int, out_features: int, tokens: int) -> int:
-        """FLOPs of one forward and backward pass over `tokens` tokens; a multiply-add is two."""
+    def training_flops(
+        config: Any,
+        in_features: int,
+        out_features: int,
+        tokens: int,
+        choice: Choice | None = None,
+        micro_steps: int = 1,
+    ) -> int:
+        """FLOPs of `micro_steps` forward and backward passes over `tokens` tokens each; a multiply-add is two.
+
+        `choice` is how the linear computes where there is something to choose; None is a Choice's default.
+        """
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}"

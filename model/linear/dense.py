@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.initialise import fill_normal
 from model.linear.base import BaseLinear
 from model.schema import Frozen
@@ -40,5 +41,12 @@ class Dense(BaseLinear):
         return out_features * in_features
 
     @staticmethod
-    def training_flops(config: Config, in_features: int, out_features: int, tokens: int) -> int:
-        return 6 * tokens * out_features * in_features
+    def training_flops(
+        config: Config,
+        in_features: int,
+        out_features: int,
+        tokens: int,
+        choice: Choice | None = None,
+        micro_steps: int = 1,
+    ) -> int:
+        return 6 * micro_steps * tokens * out_features * in_features

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
 from model.initialise import fill_normal, fill_uniform
 from model.linear.base import BaseLinear
@@ -68,5 +69,12 @@ class LowRank(BaseLinear):
         return config.rank * (out_features + in_features)
 
     @staticmethod
-    def training_flops(config: Config, in_features: int, out_features: int, tokens: int) -> int:
-        return 6 * tokens * config.rank * (out_features + in_features)
+    def training_flops(
+        config: Config,
+        in_features: int,
+        out_features: int,
+        tokens: int,
+        choice: Choice | None = None,
+        micro_steps: int = 1,
+    ) -> int:
+        return 6 * micro_steps * tokens * config.rank * (out_features + in_features)

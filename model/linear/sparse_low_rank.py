@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.initialise import fill_uniform
 from model.linear.base import BaseLinear
 from model.linear.low_rank import require_rank_fits
@@ -64,6 +65,14 @@ class SparseLowRank(BaseLinear):
         return config.rank * (out_features + in_features) + entries
 
     @staticmethod
-    def training_flops(config: Config, in_features: int, out_features: int, tokens: int) -> int:
+    def training_flops(
+        config: Config,
+        in_features: int,
+        out_features: int,
+        tokens: int,
+        choice: Choice | None = None,
+        micro_steps: int = 1,
+    ) -> int:
         support = SUPPORTS[config.support]
-        return support.training_flops(config.density, config.rank, in_features, out_features, tokens)
+        sizes = (config.density, config.rank, in_features, out_features, tokens)
+        return support.training_flops(*sizes, choice, micro_steps)

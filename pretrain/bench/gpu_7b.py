@@ -115,8 +115,10 @@ def _figures(run: Path, card: int) -> dict[str, Any]:
 
     summary = json.loads((run / "summary.json").read_text())
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    keys = ("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "peak_resident_bytes")
-    keys += ("planned_memory_bytes", "skipped_steps")
+    keys = (
+        *("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "peak_resident_bytes"),
+        *("planned_memory_bytes", "skipped_steps"),
+    )
     peak, reserved = summary["peak_memory_bytes"], summary["peak_reserved_bytes"]
     return {
         "card_gib": card,

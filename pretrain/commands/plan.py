@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.growth.describe import describe_stages
     from pretrain.memory_plan.cards import parse_memory
     from pretrain.memory_plan.describe import describe_changes, describe_memory
-    from pretrain.plan import parse_speed, plan
+    from pretrain.plan import describe_kernels, parse_speed, plan
 
     if args.world_size < 1:
         raise UserError(f"--world-size {args.world_size}: must be at least 1")
@@ -44,11 +44,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"  as dense        {parameters['dense_equivalent']:>22,}")
     print(f"tokens per update {figures['tokens_per_update']:>22,}  ({figures['micro_steps_per_update']} micro-steps)")
     print(f"updates           {figures['steps']:>22,}")
-    print(f"tokens            {figures['tokens']:>22,}")
+    most = "  (at most: a row holds one document, padding is not counted)" if figures["tokens_at_most"] else ""
+    print(f"tokens            {figures['tokens']:>22,}{most}")
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
+    for line in describe_kernels(figures["kernels"], card):
+        print(line)
     if speed:
         print(f"time              {figures['seconds'] / 86400:>22.2f}  days (at {speed / 1e12:g} TFLOP/s on each GPU)")
-    for line in describe_stages(config):
+    for line in describe_stages(config, [stage["flops"] for stage in figures["stages"]]):
         print(line)
     for line in describe_memory(config, figures):
         print(line)

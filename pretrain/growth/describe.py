@@ -1,24 +1,26 @@
 """Growth in words, before it happens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pretrain.config.schema import Config
 from pretrain.growth.times import growth_time
 from pretrain.growth.words import model_size
-from pretrain.plan import flops_per_update
 
 
-def describe_stages(config: Config) -> Iterator[str]:
-    """A line per stage, and a warning where the timing formula asks for more than it may have; none without growth."""
+def describe_stages(config: Config, flops: Sequence[float]) -> Iterator[str]:
+    """A line per stage, `flops` being what each takes; none without growth.
+
+    And a warning where the timing formula asks for more than it may have.
+    """
     if not config.growth.enabled:
         return
     per_update = config.train.global_batch_size * config.train.seq_len
-    for stage in config.stages:
+    most = "up to " if config.data.packing == "document" else ""
+    for stage, cost in zip(config.stages, flops, strict=True):
         steps = stage.end - stage.start
-        flops = steps * flops_per_update(stage.config, "executed")
         yield (
             f"stage {stage.index + 1} of {len(config.stages)}: {model_size(stage.config, config)} to step "
-            f"{stage.end}, {steps * per_update:,} tokens, {flops:.2e} FLOPs, "
+            f"{stage.end}, {most}{steps * per_update:,} tokens, {cost:.2e} FLOPs, "
             f"peak learning rate {stage.config.optimizer.lr:g}"
         )
     if config.growth.at == "formula":

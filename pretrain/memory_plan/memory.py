@@ -1,6 +1,7 @@
 """The peak of a run's memory in one process, and what it is made of."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from model.build import shape_of_model
 from model.linear.int8 import Int8Linear
 from model.transformer import Transformer
 from pretrain.config.schema import Config
+from pretrain.kernel_choices import recorded
 from pretrain.memory_plan.choices import choices
 from pretrain.memory_plan.element import element_memory
 from pretrain.memory_plan.ledger import Ledger, Moment, Phase
@@ -31,6 +33,8 @@ class MemoryPlan:
     """Of the growth stage that takes most."""
     host: int = 0
     """Bytes of the process that are kept in the host's memory instead of a GPU's; not part of `total`."""
+    kernels: dict[str, Any] = field(default_factory=dict)
+    """The record of how the linears compute (pretrain.kernel_choices), planned or given."""
 
     @property
     def worst(self) -> Phase:
@@ -63,6 +67,11 @@ def plan_memory(
         plan_stage(stage.config, world_size, cuda=cuda, card_bytes=card_bytes, kernels=kernels)
         for stage in config.stages
     ]
+    return worst_of(plans)
+
+
+def worst_of(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    """The plan of the growth stage that takes most, of one plan for each."""
     return replace(max(plans, key=lambda plan: plan.total), host=max(plan.host for plan in plans))
 
 
@@ -104,7 +113,8 @@ def plan_stage(
     else:
         update = element_memory(config, shape, setting, world_size)
     free = max(0, card_bytes - update.before)
-    setting = replace(setting, choice=choices(config, shape, setting, micro_steps, free, kernels))
+    record = choices(config, shape, cuda, micro_steps, free, kernels)
+    setting = replace(setting, choice=recorded(record))
     model, ledger = Model(config.linear, setting), Ledger()
     update.begin(ledger)
     ledger.take("support", support_bytes(shape) + model.derived())
@@ -116,7 +126,7 @@ def plan_stage(
         ledger.take("kept_weights", 0 if micro_step else model.kept())
         model.micro_step(ledger, gradients)
     update.update(ledger, gradients)
-    return MemoryPlan(ledger.peaks, config.model.n_layers, update.host)
+    return MemoryPlan(ledger.peaks, config.model.n_layers, update.host, record)
 
 
 def support_bytes(shape: Transformer) -> int:

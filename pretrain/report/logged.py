@@ -3,12 +3,15 @@
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.report.curve import Curve
+from pretrain.report.data import Data, data_of, run_config
+from pretrain.report.unfinished import partial_summary
 
 COST_KEYS = {
     "tokens": "train/tokens_seen",
@@ -26,6 +29,9 @@ class LoggedRun:
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     curve: Curve
+    data: Data = field(default_factory=Data)
+    unfinished: str | None = None
+    """Why its figures are those logged last: what it lacks."""
 
     @property
     def has_flops(self) -> bool:
@@ -38,8 +44,14 @@ class LoggedRun:
         return None if stages is None else stages > 1
 
     def figures(self, key: str, kind: str) -> tuple[list[float], list[float]]:
-        """The costs of `kind` and the values of `key` at the records that have both."""
-        points = [(_number(record, COST_KEYS[kind]), _number(record, key)) for record in self.records]
+        """The costs of `kind` and the values of `key` at the records that have both.
+
+        `kind` "bytes", of text, is there where `data` knows how many a token is on average.
+        """
+        scale = 1.0
+        if kind == "bytes":
+            kind, scale = "tokens", self.data.bytes_per_token or math.nan
+        points = [(_scaled(_number(record, COST_KEYS[kind]), scale), _number(record, key)) for record in self.records]
         both = [(cost, value) for cost, value in points if cost is not None and value is not None]
         return [cost for cost, _ in both], [value for _, value in both]
 
@@ -63,7 +75,18 @@ def _read(name: str, path: Path) -> LoggedRun:
     curve = _training_curve(records)
     if not curve.losses:
         raise UserError(f"{path}: metrics.jsonl holds no logged step with a training loss; leave this run out")
-    return LoggedRun(name, path, records, _summary(path), curve)
+    config, checkpoints = run_config(path), CheckpointStore(path).folders()
+    summary = _summary(path)
+    unfinished = None
+    if summary is None or _is_older(summary, records):
+        unfinished = "has no summary.json" if summary is None else "has a summary.json of an earlier step"
+        summary = partial_summary(records, config, checkpoints)
+    return LoggedRun(name, path, records, summary, curve, data_of(config, checkpoints), unfinished)
+
+
+def _is_older(summary: dict[str, Any], records: list[dict[str, Any]]) -> bool:
+    """Whether steps were logged since: the run went on, and has not come to an end again."""
+    return (_number(summary, "step") or 0) < (_number(records[-1], "step") or 0)
 
 
 def _names(runs: list[Path]) -> list[str]:
@@ -88,11 +111,14 @@ def _records(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _summary(run: Path) -> dict[str, Any]:
+def _summary(run: Path) -> dict[str, Any] | None:
+    """None for a run that is still going, or was killed."""
     try:
         summary = _object((run / "summary.json").read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{run}: holds no summary.json; its training has not come to an end yet") from None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{run}/summary.json: cannot be read ({error.strerror})") from None
     if summary is None:
         raise UserError(f"{run}/summary.json: is not a JSON object; delete it and run sparlow train again")
     return summary
@@ -112,6 +138,10 @@ def _training_curve(records: list[dict[str, Any]]) -> Curve:
     steps = [r for r in records if _number(r, "train/loss") is not None and _number(r, COST_KEYS["tokens"])]
     costs = {kind: [r[key] for r in steps] for kind, key in COST_KEYS.items() if all(_number(r, key) for r in steps)}
     return Curve([r["train/loss"] for r in steps], costs)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return value if value is None or scale == 1.0 else value * scale
 
 
 def _number(record: dict[str, Any], key: str) -> float | None:

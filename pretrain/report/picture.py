@@ -10,7 +10,7 @@ from pretrain.report.logged import LoggedRun
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABELS = {"tokens": "tokens", "flops": "training FLOPs"}
+LABELS = {"tokens": "tokens", "flops": "training FLOPs", "bytes": "bytes of text"}
 
 
 def draw(
@@ -44,7 +44,7 @@ def draw(
     compared = [(index, found) for index, found in enumerate(saved) if found]
     for line, (index, found) in enumerate(compared):
         _draw_speedup(losses["flops"], f"C{index}", found, by_name[found["baseline"]], smoothed[index], line)
-    _draw_bits(axes[0, -1], runs, "flops" if all(run.has_flops for run in runs) else "tokens")
+    _draw_bits(axes[0, -1], runs, _spent(runs))
     for panel in axes.flat:
         panel.set_xlim(left=0)
         panel.grid(alpha=0.25)
@@ -57,6 +57,14 @@ def draw(
     # No date, no version of matplotlib: equal runs give equal bytes.
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def _spent(runs: Sequence[LoggedRun]) -> str:
+    """What bits per byte are drawn over: with unlike tokens bytes of text, where they are known."""
+    unlike = any(run.data.unlike(runs[0].data) for run in runs[1:])
+    if unlike and all(run.data.bytes_per_token for run in runs):
+        return "bytes"
+    return "flops" if all(run.has_flops for run in runs) else "tokens"
 
 
 def _draw_losses(panel: "Axes", kind: str, run: LoggedRun, smoothed: Curve, color: str) -> None:

@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pretrain.report.logged import LoggedRun
 from pretrain.report.speedup import KINDS
 
 COLUMNS = {
@@ -35,6 +36,22 @@ def speedup_lines(table: Sequence[dict[str, Any]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return lines if len(rows) > 1 else []
+
+
+def unlike_words(run: LoggedRun, baseline: LoggedRun) -> str:
+    """Why two runs on unlike data have no speedup, and how they compare where they do."""
+    why = f"it was trained on other data or with another tokenizer than {baseline.name}, so losses do not compare"
+    ours, theirs = _bits_over_bytes(run), _bits_over_bytes(baseline)
+    if not run.data.same_held_out_text(baseline.data):
+        return f"{why}, and the held-out texts are not known to be the same, so bits per byte are not compared either"
+    if ours is None or theirs is None:
+        return f"{why}, and not both have logged bits per byte"
+    return f"{why}; on the same held-out text {ours}, against {theirs} of {baseline.name}"
+
+
+def _bits_over_bytes(run: LoggedRun) -> str | None:
+    bytes_of_text, bits = run.figures("val/bits_per_byte", "bytes")
+    return f"{bits[-1]:.4f} bits per byte after {bytes_of_text[-1]:.4g} bytes of text" if bits else None
 
 
 def page(table: Sequence[dict[str, Any]], notes: Sequence[str], window: int) -> str:

@@ -10,7 +10,7 @@ from pretrain.report.curve import Curve, default_window, first_crossing, smooth
 from pretrain.report.logged import LoggedRun, read_runs
 from pretrain.report.picture import draw
 from pretrain.report.speedup import compare
-from pretrain.report.words import COLUMNS, page, speedup_lines
+from pretrain.report.words import COLUMNS, page, speedup_lines, unlike_words
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ def make_report(paths: list[Path], baseline: str | None = None, window: int | No
     for index, (run, curve) in enumerate(zip(runs, smoothed, strict=True)):
         found, reason = None, None
         if against is not None and index != against:
-            found, reason = compare(smoothed[against], curve, runs[against].name, window)
+            if run.data.unlike(runs[against].data):
+                reason = unlike_words(run, runs[against])
+            else:
+                found, reason = compare(smoothed[against], curve, runs[against].name, window)
         if found is not None:
             crossing = first_crossing(curve.costs["flops"], curve.losses, found["loss"])
             assert crossing is not None
@@ -75,6 +78,14 @@ def make_report(paths: list[Path], baseline: str | None = None, window: int | No
             found["stage"] = 1 + sum(end < crossing for end in ends)
             if found["stage"] <= len(ends):
                 notes.append(f"{run.name}: it reaches that loss before it has grown to its last model")
+        if against is not None and index != against and not run.data.comparable(runs[against].data):
+            known = run.name if run.data.fingerprint else runs[against].name
+            notes.append(f"{run.name}: only {known} tells what it was trained on; compared as if it were the same data")
+        if run.unfinished:
+            notes.append(
+                f"{run.name}: {run.unfinished}, so it is still training or was killed; drawn up to step "
+                f"{run.records[-1]['step']}, with the figures logged last"
+            )
         if not run.has_flops:
             notes.append(f"{run.name}: its logged steps have no train/flops, so FLOPs and speedup leave it out")
         elif reason:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.build import build_model
 from model.config import ModelConfig
 from model.counts import count_parameters, training_flops
@@ -56,3 +57,42 @@ def test_flops_by_hand():
     assert sparse == {"executed": dense + 2 * 8 * matrices * 4, "dense_equivalent": dense}
     low_rank = 2 * 6 * tokens * 4 * (4 * 16 + 3 * 20) + attention_and_head
     assert training_flops(config, LowRank.Config(rank=4), 3, 5)["executed"] == low_rank
+
+
+BUILD, DENSE = 2 * 12 * 8 * 4, 6 * 15 * 12 * 8
+"""FLOPs of W or of one factor's gradient, and of the three matmuls with W."""
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, 5 * (DENSE + 4 * BUILD)),
+        (Choice(), 5 * (DENSE + 4 * BUILD)),
+        (Choice(fused=True), 5 * (DENSE + 4 * BUILD)),
+        (Choice(keep="layer"), 5 * (DENSE + 3 * BUILD)),
+        (Choice(keep="step"), 5 * (DENSE + 2 * BUILD) + BUILD),
+        (Choice(keep="step", accumulate=True), 5 * DENSE + 3 * BUILD),
+        (Choice(path="csr"), 5 * 6 * 15 * (4 * (12 + 8) + int(0.1 * 12 * 8))),
+    ],
+)
+def test_flops_follow_how_a_linear_computes(choice, expected):
+    """Over five micro-steps of 15 tokens, a matrix of 12 x 8 with rank 4."""
+    assert SparseLowRank.training_flops(SparseLowRank.Config(rank=4, density=0.1), 8, 12, 15, choice, 5) == expected
+
+
+@pytest.mark.parametrize("linear", [Dense.Config(), LowRank.Config(rank=4), SparseLowRank.Config(rank=4, density=0.1)])
+def test_flops_of_several_micro_steps(linear):
+    """Where nothing is kept, so many times one."""
+    config = ModelConfig(dim=8, n_layers=2, n_heads=2, ffn_dim=12, vocab_size=10)
+    once, five = training_flops(config, linear, 3, 5), training_flops(config, linear, 3, 5, micro_steps=5)
+    assert five == {kind: 5 * flops for kind, flops in once.items()}
+
+
+def test_only_the_shape_that_is_kept_costs_less():
+    config, linear = ModelConfig(dim=8, n_layers=2, n_heads=2, ffn_dim=12, vocab_size=10), SparseLowRank.Config(rank=4)
+
+    def kept(shape):
+        return Choice(keep="layer") if shape == (12, 8) else Choice()
+
+    saved = training_flops(config, linear, 3, 5)["executed"] - training_flops(config, linear, 3, 5, kept)["executed"]
+    assert saved == 2 * 2 * BUILD, "gate and up of two layers, W built once less each"

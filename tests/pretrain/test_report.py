@@ -1,9 +1,11 @@
 """report: the picture and the table of runs, on run folders written here; the arithmetic is in report/."""
 
+import hashlib
 import json
+import shutil
 
 import pytest
-from support import train_here
+from support import train_here, write_tiny
 
 from model.errors import UserError
 from pretrain.cli import main
@@ -177,3 +179,106 @@ def test_a_line_that_is_no_record_is_one_sentence(scratch):
     metrics.write_text("3\n" + metrics.read_text())
     with pytest.raises(UserError, match="line 1 is not JSON of a step"):
         make_report([scratch])
+
+
+def prepared_twice(folder):
+    """The same text with two tokenizers, and another text with the first; three corpora."""
+    found = {}
+    for name, text, size in (("one", "ab", "280"), ("two", "ab", "300"), ("three", "cd", "280")):
+        texts = folder / f"text-{text}"
+        if not texts.is_dir():
+            texts.mkdir(parents=True)
+            count = 60 if text == "ab" else 62
+            for index in range(40):
+                parts = ((k % 2, k * (index + 3) % 4, (k + index) % 4) for k in range(count))
+                words = (f"{text[a]}{'efgh'[b]}{'ijkl'[c]}" for a, b, c in parts)
+                (texts / f"{index}.txt").write_text(" ".join(words))
+        out = folder / name
+        arguments = ["--text", str(texts), "--out", str(out), "--vocab-size", size, "--val-fraction", "0.3"]
+        assert main(["prepare", *arguments]) == 0
+        found[name] = out
+    return found
+
+
+def on_data(run, data):
+    """Let the run's newest checkpoint say that it was trained on `data`, and `resolved.toml` where that lies."""
+    checkpoint = run / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    fingerprint = hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
+    write_tiny(run, data).rename(run / "resolved.toml")
+
+
+def test_runs_on_unlike_data_have_no_speedup(scratch, grown, tmp_path, capsys):
+    """On the same held-out text bits per byte over bytes of text compare, on another text nothing does."""
+    data = prepared_twice(tmp_path / "data")
+    on_data(scratch, data["one"])
+    same, other = tmp_path / "same", tmp_path / "other"
+    shutil.copytree(grown, same)
+    shutil.copytree(grown, other)
+    on_data(grown, data["two"])
+    on_data(same, data["one"])
+    on_data(other, data["three"])
+    assert make_report([scratch, same], window=10).table[1]["speedup"]["flops"] == pytest.approx(0.6)
+
+    report = make_report([scratch, grown], window=10)
+    assert report.table[1]["speedup"] is None
+    manifest = json.loads((data["two"] / "manifest.json").read_text())["train"]
+    text = f"{40 * manifest['bytes'] / manifest['tokens']:.4g} bytes of text"
+    assert f"1.0000 bits per byte after {text}" in report.table[1]["speedup_reason"]
+    assert "other data or with another tokenizer than scratch" in report.notes[0]
+    assert "on the same held-out text" in report.notes[0]
+
+    assert main(["report", str(scratch), str(other), "--window", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "speedup 6" not in out
+    assert "the held-out texts are not known to be the same" in out
+
+
+def test_data_that_one_run_alone_tells_is_said(scratch, grown, tmp_path):
+    on_data(scratch, prepared_twice(tmp_path / "data")["one"])
+    report = make_report([scratch, grown], window=10)
+    assert report.table[1]["speedup"]
+    assert "grown: only scratch tells what it was trained on" in report.notes[0]
+
+
+def test_bits_per_byte_of_unlike_runs_are_drawn_over_bytes(scratch, grown, tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    data = prepared_twice(tmp_path / "data")
+    on_data(scratch, data["one"])
+    on_data(grown, data["two"])
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    write_report([scratch, grown], tmp_path / "out", window=10)
+    figure = pyplot.gcf()
+    monkeypatch.undo()
+    pyplot.close(figure)
+    assert [panel.get_xlabel() for panel in figure.axes] == ["tokens", "training FLOPs", "bytes of text"]
+
+
+def test_a_run_that_is_still_going_is_drawn(tiny, tmp_path, capsys):
+    """As far as it has logged, and the same figures as with the summary that it lacks."""
+    run = tmp_path / "run"
+    growth = ["--growth.enabled=true", "--growth.factor=2", "--growth.at=0.05"]
+    train_here(tiny, *growth, "--train.max_steps=8", "--eval.every=4", "--metrics.every=4")
+    whole = make_report([run]).table[0]
+    summary = run / "summary.json"
+    text = summary.read_text()
+    for words in ("has no summary.json", "has a summary.json of an earlier step"):
+        if "earlier" in words:
+            summary.write_text(json.dumps(json.loads(text) | {"step": 4}))
+        else:
+            summary.unlink()
+        assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 0
+        assert f"run: {words}, so it is still training or was killed; drawn up to step 8" in capsys.readouterr().out
+        row = json.loads((tmp_path / "out" / "table.json").read_text())[0]
+        for key in ("step", "tokens_seen", "flops", "flops_dense_equivalent", "parameters", "stages", "val_loss"):
+            assert row[key] == whole[key], key
+        assert row["train_seconds"] is None
+
+
+def test_a_killed_run_without_anything_but_its_metrics(scratch, grown):
+    (scratch / "summary.json").unlink()
+    report = make_report([grown, scratch], window=10)
+    assert report.table[1]["step"] == 4
+    assert (report.table[1]["tokens_seen"], report.table[1]["flops"]) == (40, 400.0)

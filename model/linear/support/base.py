@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
 
 View = TypeVar("View")
@@ -35,8 +36,16 @@ class BaseSupport(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def training_flops(density: float, rank: int, in_features: int, out_features: int, tokens: int) -> int:
-        """FLOPs of the linear, forward and backward, over `tokens` tokens; a multiply-add is two."""
+    def training_flops(
+        density: float,
+        rank: int,
+        in_features: int,
+        out_features: int,
+        tokens: int,
+        choice: Choice | None = None,
+        micro_steps: int = 1,
+    ) -> int:
+        """FLOPs of the linear in `micro_steps` forward and backward passes over `tokens` tokens each."""
 
     @abstractmethod
     def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:

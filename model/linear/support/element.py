@@ -43,10 +43,27 @@ class ElementSparse(BaseSupport):
         return int(density * out_features * in_features)
 
     @staticmethod
-    def training_flops(density: float, rank: int, in_features: int, out_features: int, tokens: int) -> int:
-        """The dense matmuls, W built twice (forward and backward), and its gradient reduced to both factors."""
-        numel = out_features * in_features
-        return 6 * tokens * numel + 8 * numel * rank
+    def training_flops(
+        density: float,
+        rank: int,
+        in_features: int,
+        out_features: int,
+        tokens: int,
+        choice: Choice | None = None,
+        micro_steps: int = 1,
+    ) -> int:
+        """As the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
+
+        That is building W as often as its keep asks, and reducing its gradient to both factors' as often as it is not
+        summed. Recomputed activations count nothing, so neither does a W that is built again for them.
+        """
+        how, numel = choice or Choice(), out_features * in_features
+        if how.path == "csr":
+            nnz = ElementSparse.count(density, in_features, out_features)
+            return 6 * micro_steps * tokens * (rank * (in_features + out_features) + nnz)
+        built = {"none": 2 * micro_steps, "layer": micro_steps, "step": 1}[how.keep]
+        reduced = 1 if how.accumulate else micro_steps
+        return 6 * micro_steps * tokens * numel + (2 * built + 4 * reduced) * numel * rank
 
     def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
         choice = self.choice or self.choose(x.numel() // x.shape[-1], A.shape[0], x.dtype, x.device)

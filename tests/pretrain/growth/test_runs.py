@@ -61,9 +61,10 @@ def test_every_step_is_logged_once_and_everything_counted_rises(runs):
     assert [record["growth/layers"] for record in logs] == [1] * GROWS + [2] * (LAST - GROWS)
 
 
-def executed(config, layers: int, kind: str) -> float:
-    """FLOPs of an update of a model that does not grow."""
-    return flops_per_update(load_config(config, [f"--model.n_layers={layers}", "--train.global_batch_size=4"]), kind)
+def executed(config, run, layers: int, kind: str) -> float:
+    """FLOPs of an update of a model that does not grow, its linears computing as those of `run`."""
+    config = load_config(config, [f"--model.n_layers={layers}", "--train.global_batch_size=4"])
+    return flops_per_update(config, kind, state(checkpoint(run, LAST))["kernels"], 1)
 
 
 def test_the_stages_sum_to_the_run(runs, corpus, tmp_path):
@@ -74,8 +75,8 @@ def test_the_stages_sum_to_the_run(runs, corpus, tmp_path):
     assert (large["n_layers"], large["steps"], large["tokens"]) == (2, LAST - GROWS, 64 * (LAST - GROWS))
     config = tiny_config(tmp_path, corpus)
     for key, kind in (("flops", "executed"), ("flops_dense_equivalent", "dense_equivalent")):
-        assert small[key] == GROWS * executed(config, 1, kind)
-        assert large[key] == (LAST - GROWS) * executed(config, 2, kind)
+        assert small[key] == GROWS * executed(config, runs("element"), 1, kind)
+        assert large[key] == (LAST - GROWS) * executed(config, runs("element"), 2, kind)
         assert told[key] == small[key] + large[key]
     assert told["tokens_seen"] == small["tokens"] + large["tokens"] == 64 * LAST
     assert told["parameters"] == state_size(runs("element"))
@@ -94,7 +95,7 @@ def test_two_growths(corpus, tmp_path):
     told = summary(run)
     assert told["growth_stages"] == len(told["stages"]) == 3
     assert [(s["n_layers"], s["steps"], s["tokens"]) for s in told["stages"]] == [(1, 3, 192), (2, 3, 192), (4, 6, 384)]
-    updates = [executed(config, layers, "executed") for layers in (1, 2, 4)]
+    updates = [executed(config, run, layers, "executed") for layers in (1, 2, 4)]
     assert [s["flops"] for s in told["stages"]] == [3 * updates[0], 3 * updates[1], 6 * updates[2]]
     assert told["flops"] == sum(s["flops"] for s in told["stages"])
     assert [int(layers) for layers in logged(run, "growth/layers").values()] == [1] * 3 + [2] * 3 + [4] * 6

@@ -1,0 +1,88 @@
+"""What a run was trained on, and whether two runs can be compared."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+from pretrain.config import load_config
+from pretrain.config.schema import Config
+from pretrain.data.manifest import MANIFEST, Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's corpus as its folder tells; None for what it does not."""
+
+    fingerprint: str | None = None
+    """Of text, split and tokenizer together."""
+    manifest: Manifest | None = None
+    """The corpus's own, where it is still at data.path and unchanged."""
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        return None if self.manifest is None else self.manifest.train.bytes / self.manifest.train.tokens
+
+    def unlike(self, other: "Data") -> bool:
+        """Whether both are known and differ: then a nat per token of one is not a nat per token of the other."""
+        known = self.fingerprint is not None and other.fingerprint is not None
+        return known and self.fingerprint != other.fingerprint
+
+    def comparable(self, other: "Data") -> bool:
+        """Whether both tell of their data, or neither does; where one alone does nobody knows if they are alike."""
+        return (self.fingerprint is None) == (other.fingerprint is None)
+
+    def same_held_out_text(self, other: "Data") -> bool:
+        """Whether both are known to hold out the same text, though other tokens: the same source, split alike."""
+        if self.manifest is None or other.manifest is None:
+            return False
+        one, two = self.manifest, other.manifest
+        sizes = (one.val.documents, one.val.bytes) == (two.val.documents, two.val.bytes)
+        return sizes and one.source == two.source and one.options.get("val_fraction") == two.options.get("val_fraction")
+
+
+def data_of(config: Config | None, checkpoints: list[Path]) -> Data:
+    """What the newest readable one of `checkpoints`, newest first, says; without one, the corpus at data.path."""
+    found = next(_fingerprints(checkpoints), None)
+    manifest, own = _corpus(config)
+    if found is None:
+        return Data(own, manifest)
+    return Data(found, manifest if own == found else None)
+
+
+def run_config(run: Path) -> Config | None:
+    """`resolved.toml` of a run; None where it is missing or of another version."""
+    path = run / "resolved.toml"
+    try:
+        return load_config(str(path), []) if path.is_file() else None
+    except UserError:
+        return None
+
+
+def _fingerprints(checkpoints: list[Path]) -> Iterator[str]:
+    for folder in checkpoints:
+        fingerprint = read_json(folder / "manifest.json").get("data_fingerprint")
+        if isinstance(fingerprint, str):
+            yield fingerprint
+
+
+def _corpus(config: Config | None) -> tuple[Manifest | None, str | None]:
+    if config is None:
+        return None, None
+    try:
+        manifest = read_manifest(config.data.path)
+        return manifest, hashlib.sha256((Path(config.data.path) / MANIFEST).read_bytes()).hexdigest()
+    except (UserError, OSError):
+        return None, None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
