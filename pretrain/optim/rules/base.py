@@ -87,8 +87,10 @@ class Rule(ABC):
         `gradient`: G (m, n) fp32 in left form where `gradient_everywhere`, else None.
         """
 
-    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:  # noqa: B027
-        """The basis was refreshed: `rotate_moments` asks to carry the moments over."""
+    def change_basis(  # noqa: B027
+        self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int
+    ) -> None:
+        """The basis was refreshed at `step` (1, 2, ...): `rotate_moments` asks to carry the moments over."""
 
 
 def apply_low_rank(matrix: Matrix, weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, step: Step) -> None:

@@ -48,9 +48,9 @@ class FrugalRule(ProjectedAdam):
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return init_moments(self.config, (matrix.rank, matrix.n), device, counted=True)
 
-    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:
+    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int) -> None:
         if self.config.rotate_moments:
-            super().change_basis(matrix, state, old, new)
+            super().change_basis(matrix, state, old, new, step)
             return
         for name, fresh in self.init_state(matrix, new.device).items():
             state[name].copy_(fresh)

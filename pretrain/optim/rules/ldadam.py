@@ -66,7 +66,7 @@ class LDAdam(OwnBasis):
         else:
             P = power_step(old, mean / (1 - beta1 ** (step.number - 1)), A, config.rho, step.products)
         R = project(P, A, step.products)
-        rotate_moments(config, state, old, P)
+        rotate_moments(config, state, old, P, matrix.name, step.number)
         if config.error_feedback:
             factor = beta1 / (1 - beta1)
             rotated = load(config, state)[0]
