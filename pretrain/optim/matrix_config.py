@@ -12,6 +12,7 @@ class MatrixConfig(ElementConfig):
 
     rule: ClassVar[str]
     """The member of RULES that turns a gradient into an update."""
+    decay_after = True
     quantised: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Choices (key, value), any of which makes a run one of the method's quantised release, which adds 1e-8 after the
     bias correction: the defaults of eps and eps_mode there."""

@@ -18,6 +18,7 @@ class Frugal(MatrixConfig):
     """FRUGAL (arXiv 2411.07837); the defaults are the paper's, rank its density of 0.25 of 60M parameters' width."""
 
     rule = "frugal"
+    decay_after = False
     name: Literal["frugal"] = "frugal"
     lr: float = Field(1e-3, gt=0)
     eps: float = Field(1e-8, gt=0)
