@@ -6,6 +6,7 @@ from torch import nn
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.rules import RULES
 
 SHAPES = [(24, 16), (16, 24), (16, 16), (1, 12), (12, 1)]
 
@@ -17,7 +18,8 @@ def gradients(shape: tuple[int, int], steps: int, seed: int = 0) -> list[torch.T
 
 def optimizer_of(config: MatrixConfig, weight: nn.Parameter, grad_clip: float = 0.0) -> MatrixOptimizer:
     rows, cols = weight.shape
-    matrix = Matrix("w", (rows, cols), projected_side((rows, cols), config.proj_type), config.rank)
+    side = projected_side((rows, cols), config.proj_type, RULES[config.rule].square_side)
+    matrix = Matrix("w", (rows, cols), side, config.rank)
     return MatrixOptimizer([("w", weight)], {"w": matrix}, config, seed=0, grad_clip=grad_clip)
 
 

@@ -15,6 +15,7 @@ from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.release import release
 from pretrain.engine.settings import deepspeed_settings
 from pretrain.fault import fault_flag
+from pretrain.optim.sharded_optimizer import norms_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class Engine:
     def _update_unsharded(self) -> Update:
         """Stage 0: the engine has reduced the gradients; norm, finite check and clipping are Sparlow's."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm_tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norms = norms_of([p.grad for p in parameters if p.grad is not None])  # in fp32, whatever the gradients are
+        norm_tensor = torch.linalg.vector_norm(torch.stack(norms))
         norm = norm_tensor.item()
         finite = math.isfinite(norm)
         if not finite:

@@ -48,7 +48,7 @@ class Element:
     def step(self, config: ElementConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:
         """One step in place; `number` counts from 1."""
         decay = 0.0 if self.name.endswith("norm.weight") else config.weight_decay
-        rate = lr * (config.factor_lr_ratio if self.name.endswith(".B") else 1.0)
+        rate = lr * config.lr_ratio(self.name)
         element_step(config, self.parameter, gradient, self.state, number, rate, decay, key)
 
     def fresh_state(self, config: ElementConfig, device: torch.device) -> State:
@@ -75,31 +75,42 @@ def element_step(
     weight_decay: float,
     key: int | None,
 ) -> None:
-    """One step of AdamW in place, decoupled decay after the update as in the GaLore release; step counts from 1."""
+    """One step of AdamW in place, with decoupled decay before or after as `config.decay_after`; step counts from 1."""
+    keep = 1 - lr * weight_decay
     if not config.cautious and state["exp_avg"].dtype == torch.uint8:
+        # The kernel decays first: keep (W - lr N) is keep W - (keep lr) N.
+        rate, decay = (keep * lr, weight_decay / keep) if config.decay_after else (lr, weight_decay)
         adam8bit_(
-            parameter, gradient, Adam8bitState(**state), lr=lr, betas=config.betas, eps=config.eps, step=step,
-            weight_decay=weight_decay, eps_mode=config.eps_mode, key=key,
+            parameter, gradient, Adam8bitState(**state), lr=rate, betas=config.betas, eps=config.eps, step=step,
+            weight_decay=decay, eps_mode=config.eps_mode, key=key,
         )  # fmt: skip
         return
-    if not config.cautious and parameter.dtype == torch.float32 and not weight_decay:
-        _fused(config, parameter, gradient, state, step, lr)
+    if not config.cautious and parameter.dtype == torch.float32 and not (weight_decay and config.decay_after):
+        _fused(config, parameter, gradient, state, step, lr, weight_decay)
         return
     N = _direction(config, gradient.float(), state, step)
     if config.cautious:
         N = cautious(N, gradient)
-    new = parameter.float().sub(N, alpha=lr).mul_(1 - lr * weight_decay)
+    if config.decay_after:
+        new = parameter.float().sub(N, alpha=lr).mul_(keep)
+    else:
+        new = parameter.float().mul(keep).sub_(N, alpha=lr)
     parameter.copy_(round_to(new.view(1, -1), parameter.dtype, key).view_as(parameter))
 
 
-def _fused(config: ElementConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float) -> None:
-    """PyTorch's kernel, one pass. sqrt(c2) / (sqrt(v) + eps) is 1 / (sqrt(v) / sqrt(c2) + eps / sqrt(c2))."""
+def _fused(
+    config: ElementConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float, decay: float
+) -> None:
+    """PyTorch's kernel, one pass, decay first.
+
+    sqrt(c2) / (sqrt(v) + eps) is 1 / (sqrt(v) / sqrt(c2) + eps / sqrt(c2)).
+    """
     beta1, beta2 = config.betas
     eps = config.eps if config.eps_mode == "torch" else config.eps / math.sqrt(1 - beta2**step)
     count = torch.tensor(float(step - 1), device=parameter.device)  # it adds one itself
     adamw(
         [parameter], [gradient], [state["exp_avg"]], [state["exp_avg_sq"]], [], [count], fused=True, amsgrad=False,
-        beta1=beta1, beta2=beta2, lr=lr, weight_decay=0.0, eps=eps, maximize=False,
+        beta1=beta1, beta2=beta2, lr=lr, weight_decay=decay, eps=eps, maximize=False,
     )  # fmt: skip
 
 

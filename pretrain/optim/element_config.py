@@ -1,6 +1,6 @@
 """What all optimizers of our own have in common to configure: how a parameter that is not projected takes AdamW."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ class ElementConfig(Frozen):
     """AdamW, parameter by parameter, with a choice of moments, weights and time."""
 
     name: str
+    decay_after: ClassVar[bool] = False
+    """Whether weights decay after the update, as in the GaLore release, or before it, as torch.optim.AdamW's do."""
 
     lr: float = Field(0.01, gt=0)
     """Peak learning rate."""
@@ -38,3 +40,7 @@ class ElementConfig(Frozen):
     """Drop the entries of an update whose sign is not the gradient's (arXiv 2411.16085)."""
     factor_lr_ratio: float = Field(1.0, gt=0)
     """Learning rate of the linears' B factors over that of everything else (LoRA+, arXiv 2402.12354)."""
+
+    def lr_ratio(self, name: str) -> float:
+        """The learning rate of the parameter `name` over the run's."""
+        return self.factor_lr_ratio if name.endswith(".B") else 1.0

@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
+Side = Literal["left", "right"]
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -18,7 +20,7 @@ class Matrix:
     name: str
     shape: tuple[int, int]
     """Of the weight: rows, columns."""
-    side: Literal["left", "right"]
+    side: Side
     rank: int
 
     @property
@@ -35,9 +37,9 @@ class Matrix:
         return tensor if self.side == "left" else tensor.t()
 
 
-def projected_side(shape: tuple[int, int], proj_type: str) -> Literal["left", "right"]:
-    """Which side `proj_type` projects: std the smaller one (columns of a square matrix), as the GaLore release does."""
+def projected_side(shape: tuple[int, int], proj_type: str, square: Side) -> Side:
+    """Which side `proj_type` projects: std the smaller one, `square` that of a square matrix; reverse_std the other."""
     if proj_type in ("left", "right"):
         return proj_type  # type: ignore[return-value]
-    columns = shape[0] >= shape[1]
+    columns = shape[0] > shape[1] or (shape[0] == shape[1] and square == "right")
     return "right" if columns == (proj_type == "std") else "left"

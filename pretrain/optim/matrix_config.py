@@ -12,9 +12,10 @@ class MatrixConfig(ElementConfig):
 
     rule: ClassVar[str]
     """The member of RULES that turns a gradient into an update."""
-    quantised: ClassVar[dict[str, str]] = {}
-    """Choices, by key, any of which makes a run one of the method's quantised release, which adds 1e-8 after the bias
-    correction: the defaults of eps and eps_mode there."""
+    decay_after = True
+    quantised: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Choices (key, value), any of which makes a run one of the method's quantised release, which adds 1e-8 after the
+    bias correction: the defaults of eps and eps_mode there."""
 
     rank: int = Field(128, ge=1)
     """Dimensions of the subspace; at most the smaller side of every target."""
@@ -52,6 +53,6 @@ class MatrixConfig(ElementConfig):
         if not isinstance(given, dict):
             return given
         fields = cls.model_fields
-        if any(given.get(key, fields[key].default) == value for key, value in cls.quantised.items()):
+        if any(given.get(key, fields[key].default) == value for key, value in cls.quantised):
             return {"eps": 1e-8, "eps_mode": "torch"} | given
         return given

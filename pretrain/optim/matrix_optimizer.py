@@ -240,7 +240,8 @@ class MatrixOptimizer(ShardedOptimizer):
 
     def _step(self, target: Target, lr: float) -> Step:
         key = self._key(target)
-        return Step(self.updates + 1, lr, self._due(target), self.products, key, target.weight.read)
+        own = lr * self.config.lr_ratio(target.name)
+        return Step(self.updates + 1, own, self._due(target), self.products, key, target.weight.read, lr)
 
     @torch.no_grad()
     def _step_target_now(self, target: Target) -> None:

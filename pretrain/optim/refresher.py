@@ -77,7 +77,7 @@ class Refresher:
         self.refreshes += 1
         target.basis.write(found)
         new = target.basis.read()  # as it will be used
-        self.rule.change_basis(target.matrix, target.state, old, new)
+        self.rule.change_basis(target.matrix, target.state, old, new, updates + 1)
         return overlap_of(self.config, old, new) if target.gap is not None else 0.0
 
     def reschedule(self, target: Target, overlap: float) -> None:

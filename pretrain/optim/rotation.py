@@ -2,17 +2,21 @@
 
 from torch import Tensor
 
+from model.seeding import derive_seed
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import State, load, store
 
 
-def rotate_moments(config: MatrixConfig, state: State, old: Tensor, new: Tensor) -> None:
+def rotate_moments(config: MatrixConfig, state: State, old: Tensor, new: Tensor, name: str, step: int) -> None:
     """Moments of old^T G become ones of new^T G, in place; old and new (m, rank) fp32 with orthonormal columns.
 
     With C = new^T old, exp_avg becomes C exp_avg, and the second moment follows LDAdam (arXiv 2410.16103, section 3.1):
     the variance exp_avg_sq - exp_avg^2, corrected for bias, turns by C o C and the new mean's square joins it. Where C
     has no energy, both are 0: a new direction starts as at step 1, without its bias correction. Adafactor has no mean:
     its row factor turns by C o C.
+
+    `name`, the matrix's, and the number of the step seed the rounding of bf16 moments: with the same numbers at each
+    step every element would err to its own side for ever.
     """
     C = new.t() @ old
     if config.moments == "adafactor":
@@ -25,4 +29,5 @@ def rotate_moments(config: MatrixConfig, state: State, old: Tensor, new: Tensor)
     mean = exp_avg / unbias1
     variance = exp_avg_sq / unbias2 - mean.square()
     turned = C @ mean
-    store(config, state, turned * unbias1, (C.square() @ variance + turned.square()).abs() * unbias2)
+    seed = derive_seed(step, "rotation", name)  # others than those of the step that follows
+    store(config, state, turned * unbias1, (C.square() @ variance + turned.square()).abs() * unbias2, seed)

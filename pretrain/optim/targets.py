@@ -35,7 +35,8 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
                     "that it takes AdamW"
                 )
             _require_rank(name, min(rows, cols), config)
-            targets[name] = Matrix(name, (rows, cols), projected_side((rows, cols), config.proj_type), config.rank)
+            side = projected_side((rows, cols), config.proj_type, RULES[config.rule].square_side)
+            targets[name] = Matrix(name, (rows, cols), side, config.rank)
     if config.weights == "int8" and dense - targets.keys():
         raise UserError(
             f'optimizer.targets leaves out {min(dense - targets.keys())}, but with optimizer.weights = "int8" the '

@@ -27,7 +27,8 @@ def test_peer_does_what_ours_does(method):
     config = PRESETS[method].model_validate({"name": method, "rank": rank, **SETTINGS})
     random = torch.Generator().manual_seed(0)
     named = [(str(i), nn.Parameter(torch.randn(shape, generator=random))) for i, shape in enumerate([*SHAPES, (30,)])]
-    targets = {n: Matrix(n, s, projected_side(s, "std"), rank) for (n, _), s in zip(named, SHAPES, strict=False)}
+    sides = [projected_side(shape, "std", "right") for shape in SHAPES]
+    targets = {n: Matrix(n, s, side, rank) for (n, _), s, side in zip(named, SHAPES, sides, strict=False)}
     ours = MatrixOptimizer(named, targets, config, seed=0)
     copies = {name: (p.detach().clone(), torch.empty_like(p)) for name, p in named}
     peer = RELEASED[method]([copies[n] for n in targets], [copies["3"]], rank, config.scale, 0.01, 0.1)

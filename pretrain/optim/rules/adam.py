@@ -25,9 +25,9 @@ class ProjectedAdam(Rule):
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return init_moments(self.config, (matrix.rank, matrix.n), device)
 
-    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:
+    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int) -> None:
         if self.config.rotate_moments:
-            rotate_moments(self.config, state, old, new)
+            rotate_moments(self.config, state, old, new, matrix.name, step)
 
 
 def project(P: Tensor, G: Tensor, products: torch.dtype) -> Tensor:

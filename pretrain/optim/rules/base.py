@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.low_rank_update import low_rank_update_
-from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix import Matrix, Side
 from pretrain.optim.matrix_config import MatrixConfig
 
 State = dict[str, Tensor]
@@ -31,6 +31,8 @@ class Step:
     """32 bits for stochastic rounding of this matrix at this step; None rounds to nearest."""
     weight: Callable[[], Tensor]
     """Reads the matrix as it is before this step, for `direct`."""
+    run_lr: float
+    """The run's learning rate, where `lr` is this matrix's: `factor_lr_ratio` tells them apart."""
 
 
 class Rule(ABC):
@@ -49,6 +51,8 @@ class Rule(ABC):
     """Whether the optimizer keeps a basis "P" for it by its projector and refresh schedule."""
     exact_basis: ClassVar[bool] = False
     """Whether "P" must be orthonormal to rounding: where the gradient outside of the basis trains too."""
+    square_side: ClassVar[Side] = "right"
+    """The side that proj_type std projects of a square matrix."""
     uses_rank: ClassVar[bool] = True
     """Whether `rank` means anything to it."""
 
@@ -87,8 +91,10 @@ class Rule(ABC):
         `gradient`: G (m, n) fp32 in left form where `gradient_everywhere`, else None.
         """
 
-    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:  # noqa: B027
-        """The basis was refreshed: `rotate_moments` asks to carry the moments over."""
+    def change_basis(  # noqa: B027
+        self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int
+    ) -> None:
+        """The basis was refreshed at `step` (1, 2, ...): `rotate_moments` asks to carry the moments over."""
 
 
 def apply_low_rank(matrix: Matrix, weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, step: Step) -> None:

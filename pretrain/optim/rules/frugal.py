@@ -18,6 +18,7 @@ class Frugal(MatrixConfig):
     """FRUGAL (arXiv 2411.07837); the defaults are the paper's, rank its density of 0.25 of 60M parameters' width."""
 
     rule = "frugal"
+    decay_after = False
     name: Literal["frugal"] = "frugal"
     lr: float = Field(1e-3, gt=0)
     eps: float = Field(1e-8, gt=0)
@@ -48,9 +49,9 @@ class FrugalRule(ProjectedAdam):
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return init_moments(self.config, (matrix.rank, matrix.n), device, counted=True)
 
-    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor) -> None:
+    def change_basis(self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int) -> None:
         if self.config.rotate_moments:
-            super().change_basis(matrix, state, old, new)
+            super().change_basis(matrix, state, old, new, step)
             return
         for name, fresh in self.init_state(matrix, new.device).items():
             state[name].copy_(fresh)

@@ -21,6 +21,7 @@ class LDAdamW(MatrixConfig):
     """LDAdam (arXiv 2410.16103); the defaults are the released ones."""
 
     rule = "ldadam"
+    decay_after = False
     name: Literal["ldadam"] = "ldadam"
     lr: float = Field(1e-3, gt=0)
     betas: tuple[Beta, Beta] = (0.908, 0.99)
@@ -46,6 +47,7 @@ class LDAdam(OwnBasis):
     weight matrix more.
     """
 
+    square_side = "left"
     config: LDAdamW
 
     def __init__(self, config: MatrixConfig):
@@ -66,7 +68,7 @@ class LDAdam(OwnBasis):
         else:
             P = power_step(old, mean / (1 - beta1 ** (step.number - 1)), A, config.rho, step.products)
         R = project(P, A, step.products)
-        rotate_moments(config, state, old, P)
+        rotate_moments(config, state, old, P, matrix.name, step.number)
         if config.error_feedback:
             factor = beta1 / (1 - beta1)
             rotated = load(config, state)[0]

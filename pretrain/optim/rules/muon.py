@@ -27,6 +27,7 @@ class Muon(MatrixConfig):
     """
 
     rule = "muon"
+    decay_after = False
     name: Literal["muon"] = "muon"
     lr: float = Field(1e-3, gt=0)
     eps: float = Field(1e-8, gt=0)

@@ -56,7 +56,7 @@ class OnlineSubspace(OwnBasis):
         return {"P": P, "N": N * correction}
 
     def _moved(self, state: State, P: Tensor, G: Tensor, R: Tensor, step: Step) -> Tensor:
-        config, lr = self.config, step.lr / (self.config.lr * self.config.update_proj_gap)
+        config, lr = self.config, step.run_lr / (self.config.lr * self.config.update_proj_gap)
         slope = loss_gradient(P, G, R, step.products)
         if config.projection_optimizer == "adamw":
             P = _adamw(state, P, slope, lr, step.number - 1)

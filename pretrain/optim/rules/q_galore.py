@@ -11,9 +11,10 @@ class QGaLore(MatrixConfig):
     """Q-GaLore (arXiv 2407.08296); the defaults are the paper's for 60M parameters."""
 
     rule = "galore"
-    quantised = {"moments": "8bit", "weights": "int8"}
     name: Literal["q_galore"] = "q_galore"
     lr: float = Field(0.015, gt=0)
+    eps: float = Field(1e-8, gt=0)
+    eps_mode: Literal["galore", "torch"] = "torch"
     moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"
     weights: Literal["fp32_master", "bf16", "bf16_stochastic", "int8"] = "int8"
     projection: Literal["fp32", "bf16", "int8", "int4"] = "int4"

@@ -49,7 +49,7 @@ class SubTrack(Fira):
             state["P"] = first_basis(matrix, gradient)
         elif step.refreshed:
             P = geodesic(state["P"], gradient, self.config.geodesic_step, step.products)
-            rotate_moments(self.config, state, state["P"], P)
+            rotate_moments(self.config, state, state["P"], P, matrix.name, step.number)
             state["P"] = P
         return super().direct(matrix, state, state["P"], gradient, step) | {"P": state["P"]}
 

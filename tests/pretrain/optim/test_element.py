@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from pretrain.optim.adamw8bit import AdamW8bit
 from pretrain.optim.element import element_step, init_element
+from pretrain.optim.presets import PRESETS
 from pretrain.optim.rules.galore import GaLoreAdamW, GaLoreAdamW8bit
 
 
@@ -52,3 +54,49 @@ def test_large_tensors_keep_8_bit_moments_and_small_ones_do_not(cautious):
         element_step(config, large, gradient, state, step, config.lr, 0.0, None)
     difference = (large.double() - expected).norm() / (expected - 1).norm()
     assert difference < 0.1
+
+
+DECAYS = 20
+
+
+def steps_of(config, start, grads, weight_decay=0.1, lr=3e-3):
+    weight, state = start.clone(), init_element(config, start)
+    for step, gradient in enumerate(grads, 1):
+        element_step(config, weight, gradient.clone(), state, step, lr, weight_decay, None)
+    return weight
+
+
+def drawn(shape):
+    random = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=random) for _ in range(DECAYS + 1)]
+
+
+@pytest.mark.parametrize("moments", ["fp32", "8bit"])
+def test_adamw8bit_decays_as_torch_does(moments):
+    """Tensors too small for 8 bits are kept in fp32 beside the codes of others, and equal torch's to rounding."""
+    start, *grads = drawn((30, 30))
+    peer = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.AdamW([peer], lr=3e-3, weight_decay=0.1, eps=1e-8)
+    for gradient in grads:
+        peer.grad = gradient.clone()
+        optimizer.step()
+    found = steps_of(AdamW8bit(moments=moments), start, grads)
+    torch.testing.assert_close(found, peer.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", *PRESETS])
+def test_decay_has_one_order_whatever_the_moments(name):
+    """One step on a weight of 1 by a gradient of 1: (1 - d) (1 - lr) after the update, (1 - d) - lr before it."""
+    preset = {"adamw8bit": AdamW8bit, **PRESETS}[name]
+    lr, ones = 0.5, torch.ones(64, 64)
+    right = (1 - 0.05) * (1 - lr) if preset.decay_after else (1 - 0.05) - lr
+    for moments in ("fp32", "8bit"):
+        for cautious in (False, True):
+            config = preset().model_copy(update={"moments": moments, "cautious": cautious})
+            found = steps_of(config, ones, [ones], lr=lr)
+            torch.testing.assert_close(found, torch.full_like(ones, right), rtol=0, atol=1e-4)
+
+
+def test_rules_decay_other_parameters_as_their_matrices():
+    before = {name for name, preset in PRESETS.items() if not preset.decay_after}
+    assert before == {"frugal", "ldadam", "muon"}

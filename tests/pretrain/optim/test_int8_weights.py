@@ -27,7 +27,7 @@ def test_follows_fp32_weights_with_the_same_bits_each_time(name, shape):
     """Fp32 weights under the same gradients go far, and codes stay within the noise of rounding once a step."""
     start, grads = int8_linear(gradients(shape, 1, seed=1)[0]).dense_weight(), gradients(shape, 7)
     first, second = (drive_codes(small(name, shape, lr=0.2), start, grads) for _ in range(2))
-    exact = drive(small(name, shape, lr=0.2, weights="fp32_master"), start, grads)
+    exact = drive(small(name, shape, lr=0.2).model_copy(update={"weights": "fp32_master"}), start, grads)
     for step, (now, again, expected) in enumerate(zip(first, second, exact, strict=True), 1):
         assert torch.equal(now, again)
         noise = int8_linear(expected).scales.max() / 2

@@ -13,7 +13,7 @@ SETTINGS = {"lr": 0.001, "betas": (0.908, 0.99), "eps": 1e-8, "weight_decay": 10
 
 def reference(start, grads, rank, feedback, lr, betas, eps, weight_decay, rho):
     """Every matrix formed, in the orientation of the smaller side; E after each step too."""
-    right = start.shape[0] >= start.shape[1]
+    right = start.shape[0] > start.shape[1]  # a square matrix is projected from the left, as released
     (beta1, beta2), W = betas, (start.T if right else start).double()
     E, P, m, v, seen = torch.zeros_like(W), None, None, None, []
     for t, G in enumerate(grads, 1):

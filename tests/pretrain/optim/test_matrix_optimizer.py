@@ -5,7 +5,7 @@ import torch
 from optim_drive import optimizer_of
 from torch import nn
 
-from pretrain.optim.matrix import Matrix, projected_side
+from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.refresh import is_due
 from pretrain.optim.rules.galore import GaLoreAdamW, GaLoreAdamW8bit
@@ -20,9 +20,7 @@ def make(config, seed=0, grad_clip=0.0):
     model = nn.Sequential(*[part for layer in layers for part in (layer, nn.LayerNorm(WIDTH))])
     named = list(model.named_parameters())
     shape = (WIDTH, WIDTH)
-    targets = {
-        name: Matrix(name, shape, projected_side(shape, "std"), config.rank) for name, p in named if p.dim() == 2
-    }
+    targets = {name: Matrix(name, shape, "right", config.rank) for name, p in named if p.dim() == 2}
     return model, MatrixOptimizer(named, targets, config, seed=0, grad_clip=grad_clip)
 
 

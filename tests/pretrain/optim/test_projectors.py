@@ -108,7 +108,7 @@ def test_captures_99_percent_of_the_gradients_of_a_model():
         logits = model(tokens[:, :-1])
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()
         for name, weight in weights.items():
-            G = weight.grad if projected_side(tuple(weight.shape), "std") == "left" else weight.grad.t()
+            G = weight.grad if projected_side(tuple(weight.shape), "std", "right") == "left" else weight.grad.t()
             bases[name] = find("subspace_iteration", G, 16, bases.get(name, start(G, 16)))
             assert_orthonormal(bases[name], 16)
             assert captured(bases[name], G) >= 0.99, (name, step)

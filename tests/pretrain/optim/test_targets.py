@@ -1,0 +1,48 @@
+"""Which side of a matrix is projected, and at which rate a factor that is a target moves."""
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.optim.matrix import Matrix, projected_side
+from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import RULES
+
+LEFT = {"ldadam"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_rule_says_its_side_of_square_matrices(name):
+    square = RULES[PRESETS[name].rule].square_side
+    assert square == ("left" if name in LEFT else "right")
+    assert projected_side((16, 16), "std", square) == square
+    assert projected_side((16, 16), "reverse_std", square) != square
+    assert [projected_side(shape, "std", square) for shape in ((16, 24), (24, 16))] == ["left", "right"]
+    assert [projected_side(shape, "reverse_std", square) for shape in ((16, 24), (24, 16))] == ["right", "left"]
+
+
+def moved(name, parameter, ratio, update, lr):
+    """How far a target of that name goes in two steps, and the basis that its owner keeps."""
+    config = PRESETS[name](factor_lr_ratio=ratio, rank=1, lr=0.01, weight_decay=0.0, update=update, weights="bf16")
+    start = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    weight = nn.Parameter(start.clone())
+    optimizer = MatrixOptimizer([(parameter, weight)], {parameter: Matrix(parameter, (24, 16), "right", 1)}, config, 0)
+    optimizer.param_groups[0]["lr"] = lr
+    for seed in range(2):
+        gradient = torch.randn(24, 16, generator=torch.Generator().manual_seed(seed + 1))
+        (weight * gradient).sum().backward()
+        optimizer.step()
+    return weight.detach() - start, optimizer.targets[0].state.get("P")
+
+
+@pytest.mark.parametrize("update", ["step", "per_layer"])
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"gradnormlorp"}))
+def test_b_factors_that_are_targets_take_their_own_rate(name, update):
+    """Updates are in proportion to the rate: no rule here but weight normalisation reads the weight."""
+    plain, basis = moved(name, "linear.B", 1.0, update, 0.001)
+    faster, same = moved(name, "linear.B", 4.0, update, 0.001)
+    assert (faster - 4 * plain).norm() < 1e-3 * faster.norm()
+    if basis is not None:
+        assert torch.equal(basis, same)
+    assert torch.equal(moved(name, "linear.A", 4.0, update, 0.001)[0], moved(name, "linear.A", 1.0, update, 0.001)[0])
