@@ -70,6 +70,7 @@ def write_summary(
         "planned_memory_bytes": planned_bytes(stage, state, world),
         "growth_stages": len(state.grown),
         "stages": stages,
+        "origin": state.origin or None,
         "skipped_steps": state.skipped_steps,
         "low_rank_matrices": engine.low_rank_matrices(),
         "reduced_bytes_per_step": engine.reduced_bytes(),
