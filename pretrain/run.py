@@ -24,6 +24,7 @@ from pretrain.growth.stages import Stage
 from pretrain.kernel_choices import apply, decide
 from pretrain.memory_plan.run import require_memory
 from pretrain.metrics import Metrics
+from pretrain.origin import Start, begin, find_source, require_same_origin, save_first
 from pretrain.preflight import require_disk_space
 from pretrain.resume import require_same_run, resolve_dtype
 from pretrain.state import TrainState
@@ -51,16 +52,24 @@ class Run:
         return self.config.stages[self.state.stage]
 
 
-def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
-    """Check the data, take the run folder, build the model and put back what the newest checkpoint holds."""
+def open_run(config: Config, world: World, store: CheckpointStore, start: Start | None = None) -> Run:
+    """Check the data, take the run folder, build the model and put back what the newest checkpoint holds.
+
+    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0.
+    """
     console = Console(world.is_main)
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
     run_dir = Path(config.run.dir)
+    source = on_main(world, lambda: find_source(start, config, dataset, store, console.say)) if start else None
     newest = on_main(world, lambda: _claim(store, console))
-    checkpoint = together(world, lambda: Checkpoint(newest)) if newest else None
-    config = on_main(world, lambda: _settle(config, world, dataset, checkpoint))
+    source = None if newest else source
+    opened = newest or source
+    checkpoint = together(world, lambda: Checkpoint(opened)) if opened else None
+    config = on_main(world, lambda: _settle(config, world, dataset, checkpoint if newest else None, start))
     together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
+    if checkpoint and source and start:
+        state = begin(checkpoint, start)
 
     engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
     model, device = engine.model, world.device
@@ -68,9 +77,12 @@ def open_run(config: Config, world: World, store: CheckpointStore) -> Run:
     together(world, lambda: apply(model, state.kernels))
     if checkpoint:
         warm_up = dataset.batch(0, config.train.micro_batch_size)
-        restore(engine, checkpoint.read, state.updates, warm_up, checkpoint.has_optimizer)
+        with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
+        restore(engine, checkpoint.read, state.updates, warm_up, with_optimizer)
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep, still))
+    if source:
+        save_first(store, world, config, state, whole_tensors(engine), dataset)
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
     return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)
@@ -101,10 +113,14 @@ def _claim(store: CheckpointStore, console: Console) -> Path | None:
     return store.newest_good(console.say)
 
 
-def _settle(config: Config, world: World, dataset: TokenDataset, checkpoint: Checkpoint | None) -> Config:
-    """The configuration with nothing left open, once it is known to be that of the checkpoint."""
+def _settle(
+    config: Config, world: World, dataset: TokenDataset, checkpoint: Checkpoint | None, start: Start | None
+) -> Config:
+    """The configuration with nothing left open, once it is known to be that of the run's own checkpoint."""
     config = resolve_dtype(config, world.device, checkpoint)
     if checkpoint:
+        if start:
+            require_same_origin(start, checkpoint, config.run.dir)
         require_same_run(config, dataset.fingerprint, checkpoint)
     return config
 

@@ -38,6 +38,8 @@ class TrainState:
     """Step after which that stage began."""
     grown: list[dict[str, Any]] = field(default_factory=list)
     """The stages that ended in a growth, as `this_stage` describes them; those of a model grown offline too."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint of another run that this one began with (pretrain/origin.py); empty where it began anew."""
     train_seconds: float = 0.0
     """Wall-clock seconds in training steps, evaluation and saves not counted."""
     kernels: dict[str, Any] = field(default_factory=dict)

@@ -71,6 +71,7 @@ def write_summary(
         "growth_stages": len(stages),
         "growths": len(state.grown),
         "stages": stages,
+        "origin": state.origin or None,
         "skipped_steps": state.skipped_steps,
         "low_rank_matrices": engine.low_rank_matrices(),
         "reduced_bytes_per_step": engine.reduced_bytes(),

@@ -25,6 +25,8 @@ from pretrain.kernel_choices import describe
 from pretrain.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.metrics import StepClock
+from pretrain.origin import Start
+from pretrain.origin import describe as describe_origin
 from pretrain.plan import flops_per_update
 from pretrain.run import Run, open_run
 from pretrain.summary import summary_is_current, versions_line, write_summary
@@ -32,8 +34,8 @@ from pretrain.summary import summary_is_current, versions_line, write_summary
 STOPPED = 143
 
 
-def train(config: Config, world: World) -> int:
-    """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one.
+def train(config: Config, world: World, start: Start | None = None) -> int:
+    """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one, else from `start`.
 
     Returns 0, or 143 when SIGTERM or Ctrl-C ended the run early, with a checkpoint committed.
     """
@@ -42,7 +44,7 @@ def train(config: Config, world: World) -> int:
     ended, first = False, True
     try:
         while not ended:
-            run = open_run(config, world, store)
+            run = open_run(config, world, store, start)
             try:
                 if first:
                     _introduce(run)
@@ -259,6 +261,8 @@ def _introduce(run: Run) -> None:
         )
     for line in describe_stages(config, _stage_flops(run)):
         say(line)
+    if run.state.origin and not run.state.step:
+        say(f"begins with {describe_origin(run.state.origin)}")
     if run.state.grown and not run.state.step:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:

@@ -6,6 +6,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.origin import Start
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,8 +60,8 @@ def write_tiny(folder: Path, corpus: Path) -> Path:
     return path
 
 
-def train_here(path: Path, *overrides: str) -> int:
-    """`sparlow train` in this process; UserError and RunFailed come through."""
+def train_here(path: Path, *overrides: str, start: "Start | None" = None) -> int:
+    """`sparlow train` in this process, `start` being what --from names; UserError and RunFailed come through."""
     from pretrain import distributed
     from pretrain.config import load_config
     from pretrain.train import train
@@ -65,7 +69,7 @@ def train_here(path: Path, *overrides: str) -> int:
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     world = distributed.start()  # and it stays: DeepSpeed remembers the first process group of a process
     try:
-        return train(load_config(path, overrides), world)
+        return train(load_config(path, overrides), world, start)
     finally:
         signal.signal(signal.SIGTERM, handlers[0])
         signal.signal(signal.SIGINT, handlers[1])

@@ -81,7 +81,13 @@ CONSEQUENCE = {
     "stage_start": "stages",
     "evaluation_due": "evaluations",
 }
-ELSEWHERE = {"consecutive_skips", "kernels", "stage", "grown"}  # test_guard.py, test_kernel_choices.py, growth/
+ELSEWHERE = {
+    "consecutive_skips",
+    "kernels",
+    "stage",
+    "grown",
+    "origin",
+}  # test_guard.py, test_kernel_choices.py, growth/, test_from.py
 
 
 def test_every_number_has_a_consequence():
