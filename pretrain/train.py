@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kernels.hardware import device_name
-from model.errors import RunFailed
+from model.errors import RunFailed, UserError
 from pretrain import stop
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
@@ -30,6 +30,7 @@ from pretrain.optional import attempt, reason
 from pretrain.plan import flops_per_update
 from pretrain.run import Run, open_run
 from pretrain.summary import summary_is_current, versions_line, write_summary
+from pretrain.way_on import amended, new_run, out_of_memory
 
 STOPPED = 143
 
@@ -37,7 +38,7 @@ STOPPED = 143
 def train(config: Config, world: World) -> int:
     """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one.
 
-    Returns 0, or 143 when SIGTERM or Ctrl-C ended the run early, with a checkpoint committed.
+    Returns 0, or 143 when SIGTERM, Ctrl-C or a closed terminal ended it early, with a checkpoint.
     """
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
@@ -58,6 +59,10 @@ def train(config: Config, world: World) -> int:
                 grow(run)
             del run  # the old engine goes before the new one comes
             gc.collect()
+    except (UserError, RunFailed) as error:
+        raise amended(error, config, store) from error
+    except torch.OutOfMemoryError as error:
+        raise amended(out_of_memory(error), config, store) from error
     finally:
         store.unlock()
     return STOPPED if stopped else 0
@@ -104,7 +109,7 @@ def _train(run: Run) -> bool:
         return False
     if not stopping:
         if clock.empty and on_main(run.world, lambda: summary_is_current(run.dir, state.step)):
-            console.say(f"nothing to do: {run.dir} is at step {state.step} already; raise train.max_steps to go on")
+            console.say(f"nothing to do: {run.dir} is at step {state.step} already; {_how_to_go_on(run)}")
             return False
         # A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
         if evaluation is None:
@@ -113,6 +118,14 @@ def _train(run: Run) -> bool:
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
     return stopping
+
+
+def _how_to_go_on(run: Run) -> str:
+    """The schedule's end is the end of the run: only a new one has another schedule."""
+    last, newest = run.config.schedule.total_steps, next(iter(run.store.folders()), "CHECKPOINT")
+    if run.state.step < last:
+        return f"raise train.max_steps to go on, at most to the schedule's end at step {last}"
+    return f"its schedule has ended; a new run with a schedule of its own goes on from it: {new_run(newest)}"
 
 
 def _summarize(run: Run, clock: StepClock, evaluation: Evaluation | None) -> None:
