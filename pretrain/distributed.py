@@ -136,6 +136,16 @@ def together(world: World, work: Callable[[], T]) -> T:
     return value
 
 
+def of_main(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on every rank and hand rank 0's result to all; when it fails on one, all raise that error."""
+    try:
+        value, failed = work(), None
+    except Exception as error:
+        value, failed = None, error
+    results: list[Any] = gather_outcomes(world, value if world.is_main else None, failed)
+    return results[0]
+
+
 def shared(error: E) -> E:
     """Mark an error that every rank raises, so that one of them prints it."""
     error.on_all_ranks = True  # type: ignore[attr-defined]

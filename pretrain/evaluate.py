@@ -8,7 +8,7 @@ import torch
 from model.transformer import Transformer
 from pretrain import stop
 from pretrain.data.dataset import IGNORE, Batch, TokenDataset
-from pretrain.distributed import World, sum_over_ranks
+from pretrain.distributed import World, gather_outcomes, sum_over_ranks
 from pretrain.kernel_choices import weights_kept
 
 
@@ -46,23 +46,36 @@ def evaluate(
 ) -> Evaluation | None:
     """About `max_tokens` tokens spread evenly over a held-out split, or (None) all of it. None when told to stop.
 
-    Every rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones on empty rows.
+    Every rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones on empty rows. A
+    rank that fails tells the others at the next exchange, and all raise its error.
     """
     starts = _starts(dataset, micro_batch_size, max_tokens)
     nll, targets, n_bytes = 0.0, 0, 0
+    failure: Exception | None = None
+    stopped = False
     was_training = model.training
     model.eval()
     try:
         with weights_kept(model):
             for turn, first in enumerate(range(0, len(starts), world.size)):
-                if turn % 8 == 0 and stop.agreed(world):
-                    return None
-                batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
-                nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
-                targets += int((batch.targets != IGNORE).sum())
-                n_bytes += _bytes(dataset, starts, first + world.rank, micro_batch_size)
+                if turn % 8 == 0:
+                    asked, failed = sum_over_ranks(world, stop.asked(), failure is not None)
+                    stopped = asked > 0
+                    if stopped or failed:
+                        break
+                if failure is None:
+                    try:
+                        batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
+                        nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
+                        targets += int((batch.targets != IGNORE).sum())
+                        n_bytes += _bytes(dataset, starts, first + world.rank, micro_batch_size)
+                    except Exception as error:
+                        failure = error
     finally:
         model.train(was_training)
+    gather_outcomes(world, None, failure)
+    if stopped:
+        return None
     nll, total_targets, total_bytes = sum_over_ranks(world, nll, targets, n_bytes)
     return Evaluation(nll, int(total_targets), int(total_bytes))
 

@@ -1,15 +1,14 @@
 """Text from a model: sampling token by token."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from model.errors import UserError
 from model.seeding import generator
 from model.transformer import Transformer
 from pretrain import stop
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.distributed import World, on_main
+from pretrain.distributed import World, of_main
 from pretrain.kernel_choices import weights_kept
 
 
@@ -28,6 +27,7 @@ def generate(
     """`prompt` and up to `tokens` more tokens, ending early at the end-of-document token or when told to stop.
 
     temperature 0 takes the likeliest token; otherwise one of the `top_k` likeliest is drawn, from (seed, prompt) alone.
+    The model may have more ids than the tokenizer, as a padded one does; those stand for nothing and are never drawn.
     All ranks of `world` take part, and follow rank 0's choice: at ZeRO-3 one that ended alone would leave the others
     waiting.
     """
@@ -36,22 +36,30 @@ def generate(
     if ids.numel() == 0:
         ids = torch.tensor([[tokenizer.eos_id or 0]], device=world.device)
     draws = generator(seed, "generate", prompt)
+
+    def draw_next() -> int | None:
+        logits = model(ids[:, -model.config.max_seq_len :])[0, -1, : tokenizer.vocab_size]
+        return _draw(logits, temperature, top_k, draws) if world.is_main else None
+
     was_training = model.training
     model.eval()
-    with weights_kept(model):
-        for count in range(tokens):
-            if count % 8 == 0 and stop.agreed(world):
-                break
-            logits = model(ids[:, -model.config.max_seq_len :])[0, -1]
-            token = on_main(world, partial(_draw, logits, temperature, top_k, draws))
-            if token == tokenizer.eos_id:
-                break
-            ids = torch.cat([ids, torch.tensor([[token]], device=world.device)], dim=1)
-    model.train(was_training)
+    try:
+        with weights_kept(model):
+            for count in range(tokens):
+                if count % 8 == 0 and stop.agreed(world):
+                    break
+                token = of_main(world, draw_next)
+                if token == tokenizer.eos_id:
+                    break
+                ids = torch.cat([ids, torch.tensor([[token]], device=world.device)], dim=1)
+    finally:
+        model.train(was_training)
     return tokenizer.decode(ids[0, len(begin) :].tolist())
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int, draws: torch.Generator) -> int:
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite: its weights are no use; take an earlier checkpoint")
     if temperature == 0:
         return int(logits.argmax())
     best, tokens = logits.float().cpu().topk(min(top_k, logits.numel()))

@@ -10,57 +10,70 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain.optional import reason
+
 
 class Metrics:
     """Appends one JSON object per logged step and mirrors it to TensorBoard; only where `active` (rank 0).
 
-    A full disk costs figures, not the run: the first loss is told to `say`, and further ones are silent.
+    Whatever goes wrong costs figures, not the run: of each of the two the first loss is told to `say`, and further ones
+    are silent.
     """
 
     def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool, active: bool, say: Callable[[str], None]):
         self._path = run_dir / "metrics.jsonl"
-        self._active, self._say, self._complained = active, say, False
+        self._active, self._say = active, say
+        self._complained: set[str] = set()
         self._board: Any = None
         if not active:
             return
         self._keep([record for record in self._records() if record["step"] <= resume_step])
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            with self._tolerate("TensorBoard's files"):
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+                self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """`figures` by TensorBoard tag; what is not finite becomes null. Without any, nothing is written."""
         if not self._active or not figures:
             return
-        finite = {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
-        with self._tolerate():
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **finite}) + "\n")
-            if self._board is not None:
-                for tag, value in figures.items():
-                    self._board.add_scalar(tag, value, step)
+        with self._tolerate("metrics"), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **_finite(figures)}) + "\n")
+        self._mirror(step, figures)
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Put more `figures` into the record of `step`, the last one, or write one where there is none yet."""
+        if not self._active or not figures:
+            return
+        with self._tolerate("metrics"):
+            records = self._records()
+            last = records.pop() if records and records[-1]["step"] == step else {"step": step}
+            self._keep([*records, last | _finite(figures)])
+        self._mirror(step, figures)
+
+    def has(self, step: int, tag: str) -> bool:
+        """Whether the last record is of `step` and has the figure `tag`; only where active."""
+        with self._tolerate("metrics"):
+            records = self._records()
+            return bool(records) and records[-1]["step"] == step and tag in records[-1]
+        return False
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         if self._board is not None:
-            with self._tolerate():  # indented text is verbatim in Markdown
+            with self._tolerate("TensorBoard's files"):  # indented text is verbatim in Markdown
                 self._board.add_text(tag, "    " + text.replace("\n", "\n    "), step)
-
-    def take_back(self, step: int) -> dict[str, float]:
-        """Remove the record of `step`, the last one, and return its figures, to be written again with more."""
-        if not self._active:
-            return {}
-        records = self._records()
-        if not records or records[-1]["step"] != step:
-            return {}
-        last = records.pop()
-        self._keep(records)
-        return {tag: math.nan if value is None else value for tag, value in last.items() if tag != "step"}
 
     def close(self) -> None:
         if self._board is not None:
-            with self._tolerate():
+            with self._tolerate("TensorBoard's files"):
                 self._board.close()
+
+    def _mirror(self, step: int, figures: dict[str, float]) -> None:
+        if self._board is not None:
+            with self._tolerate("TensorBoard's files"):
+                for tag, value in figures.items():
+                    self._board.add_scalar(tag, value, step)
 
     def _records(self) -> list[dict[str, Any]]:
         """What the file holds; a line that a kill has cut is left out."""
@@ -80,13 +93,17 @@ class Metrics:
         os.replace(temporary, self._path)
 
     @contextmanager
-    def _tolerate(self) -> Iterator[None]:
+    def _tolerate(self, what: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if not self._complained:
-                self._say(f"metrics cannot be written ({error}); training goes on without them")
-            self._complained = True
+        except Exception as error:
+            if what not in self._complained:
+                self._say(f"{what} cannot be written ({reason(error)}); training goes on without them")
+            self._complained.add(what)
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
 
 
 class StepClock:

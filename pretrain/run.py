@@ -1,6 +1,6 @@
 """What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,6 +45,8 @@ class Run:
     tokenizer: Tokenizer
     engine: Engine
     state: TrainState
+    told: set[str] = field(default_factory=set)
+    """What has been said already and is not said again."""
 
     @property
     def stage(self) -> Stage:

@@ -2,12 +2,13 @@
 
 import gc
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from kernels.hardware import device_name
-from model.errors import RunFailed
+from model.errors import RunFailed, UserError
 from pretrain import stop
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
@@ -27,9 +28,11 @@ from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.origin import Start
 from pretrain.origin import describe as describe_origin
+from pretrain.optional import attempt, reason
 from pretrain.plan import flops_per_update
 from pretrain.run import Run, open_run
 from pretrain.summary import summary_is_current, versions_line, write_summary
+from pretrain.way_on import amended, new_run, out_of_memory
 
 STOPPED = 143
 
@@ -37,7 +40,7 @@ STOPPED = 143
 def train(config: Config, world: World, start: Start | None = None) -> int:
     """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one, else from `start`.
 
-    Returns 0, or 143 when SIGTERM or Ctrl-C ended the run early, with a checkpoint committed.
+    Returns 0, or 143 when SIGTERM, Ctrl-C or a closed terminal ended it early, with a checkpoint.
     """
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
@@ -46,9 +49,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
         while not ended:
             run = open_run(config, world, store, start)
             try:
-                if first:
-                    _introduce(run)
-                _introduce_stage(run)
+                attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
                 first = False
                 stopped = _train(run)
             finally:
@@ -60,6 +61,10 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 grow(run)
             del run  # the old engine goes before the new one comes
             gc.collect()
+    except (UserError, RunFailed) as error:
+        raise amended(error, config, store) from error
+    except torch.OutOfMemoryError as error:
+        raise amended(out_of_memory(error), config, store) from error
     finally:
         store.unlock()
     return STOPPED if stopped else 0
@@ -71,10 +76,8 @@ def _train(run: Run) -> bool:
     clock, saved, stopping = StepClock(), True, False
     end = min(run.stage.end, config.last_step)
     evaluation = None
-    if state.evaluation_due:
-        figures = run.metrics.take_back(state.step)
-        evaluation, stopping = _evaluate(run, figures)
-        run.metrics.write(state.step, figures)
+    if state.evaluation_due and not _is_evaluated(run):
+        evaluation, stopping = _evaluate(run)
     console.start_steps(state.step, config.last_step)
 
     while state.step < end and not stopping:
@@ -89,15 +92,18 @@ def _train(run: Run) -> bool:
         logs = step % config.metrics.every == 0 or step == 1 or ends
         figures = _step_figures(run, clock, loss, lr, update) if logs else {}
         console.step(step, _line(figures) if figures else None)
-
-        state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
-        evaluation = None
-        if state.evaluation_due and not stopping:
-            evaluation, stopping = _evaluate(run, figures)
         run.metrics.write(step, figures)
 
-        if step % config.checkpoint.every == 0 or step == end or stopping:
+        # The commit comes first: whatever befalls the evaluation, the steps so far are safe.
+        state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
+        commits = step % config.checkpoint.every == 0 or step == end or stopping
+        if commits:
             saved = _save(run)
+        evaluation = None
+        if state.evaluation_due and not stopping:
+            evaluation, stopping = _evaluate(run)
+            if stopping and not commits:
+                saved = _save(run)
 
     if not saved:
         raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
@@ -105,40 +111,80 @@ def _train(run: Run) -> bool:
         return False
     if not stopping:
         if clock.empty and on_main(run.world, lambda: summary_is_current(run.dir, state.step)):
-            console.say(f"nothing to do: {run.dir} is at step {state.step} already; raise train.max_steps to go on")
+            console.say(f"nothing to do: {run.dir} is at step {state.step} already; {_how_to_go_on(run)}")
             return False
         # A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
-        evaluation = evaluation or _held_out(run)
-        stopping = evaluation is None
-    on_main(run.world, lambda: write_summary(run.dir, run.stage, state, clock, evaluation, run.engine, run.world))
-    for line in compare(planned_bytes(run.stage, state, run.world), run.world):
-        console.say(line)
+        if evaluation is None:
+            evaluation, stopping = _held_out(run)
+    _summarize(run, clock, evaluation)
     if stopping:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
     return stopping
 
 
-def _evaluate(run: Run, figures: dict[str, float]) -> tuple[Evaluation | None, bool]:
-    """The evaluation that is due: adds to `figures`, prints samples. Second: whether it was stopped, so still due."""
-    evaluation = _held_out(run)
-    if evaluation is None:
+def _how_to_go_on(run: Run) -> str:
+    """The schedule's end is the end of the run: only a new one has another schedule."""
+    last, newest = run.config.schedule.total_steps, next(iter(run.store.folders()), "CHECKPOINT")
+    if run.state.step < last:
+        return f"raise train.max_steps to go on, at most to the schedule's end at step {last}"
+    return f"its schedule has ended; a new run with a schedule of its own goes on from it: {new_run(newest)}"
+
+
+def _summarize(run: Run, clock: StepClock, evaluation: Evaluation | None) -> None:
+    """summary.json, and how the planned memory compares. RunFailed where the disk is full."""
+    try:
+        on_main(
+            run.world, lambda: write_summary(run.dir, run.stage, run.state, clock, evaluation, run.engine, run.world)
+        )
+    except RunFailed:
+        raise
+    except Exception as error:
+        run.console.say(f"summary.json not written ({reason(error)}); the checkpoint is")
+
+    def say_comparison() -> None:
+        for line in compare(planned_bytes(run.stage, run.state, run.world), run.world):
+            run.console.say(line)
+
+    attempt(run.world, run.console, "planned and measured memory not compared", say_comparison)
+
+
+def _is_evaluated(run: Run) -> bool:
+    """Whether metrics.jsonl has this step's evaluation: it was made after the checkpoint, which calls it due."""
+    return on_main(run.world, lambda: run.metrics.has(run.state.step, "val/loss"))
+
+
+def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
+    """The evaluation that is due, logged, and samples. Second: whether it was stopped, so still due."""
+    evaluation, stopped = _held_out(run)
+    if stopped:
         return None, True
-    figures["val/loss"] = evaluation.loss
-    figures["val/ppl"] = evaluation.perplexity
-    figures["val/bits_per_byte"] = evaluation.bits_per_byte
-    _sample(run)
+    attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
+    if evaluation:
+        figures = {
+            "val/loss": evaluation.loss,
+            "val/ppl": evaluation.perplexity,
+            "val/bits_per_byte": evaluation.bits_per_byte,
+        }
+        run.metrics.add(run.state.step, figures)
     run.state.evaluation_due = False
     return evaluation, stop.agreed(run.world)
 
 
-def _held_out(run: Run) -> Evaluation | None:
-    """Held-out figures at this step, of the whole split at the schedule's end; None when told to stop."""
+def _held_out(run: Run) -> tuple[Evaluation | None, bool]:
+    """Held-out figures at this step, of the whole split at the schedule's end; none when they cannot be made.
+
+    Second: whether it was told to stop before its end.
+    """
     config, step = run.config, run.state.step
     limit = None if step == config.schedule.total_steps else config.eval.tokens
-    evaluation = evaluate(run.engine.model, run.held_out, run.world, config.train.micro_batch_size, limit)
-    if evaluation:
-        run.console.say(f"step {step:>6}  {evaluation}")
-    return evaluation
+
+    def work() -> tuple[Evaluation | None, bool]:
+        found = evaluate(run.engine.model, run.held_out, run.world, config.train.micro_batch_size, limit)
+        if found:
+            run.console.say(f"step {step:>6}  {found}")
+        return found, found is None
+
+    return attempt(run.world, run.console, f"step {step}: held-out loss not measured", work) or (None, False)
 
 
 def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
@@ -185,15 +231,28 @@ def _count_skips(run: Run, update: Update) -> None:
 
 def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Update) -> dict[str, float]:
     """What is logged of a training step, by TensorBoard tag."""
-    config, world = run.config, run.world
+    state = run.state
     figures = {
         "train/loss": loss,
         "train/lr": lr,
         f"train/{run.engine.norm_name}": update.grad_norm,
-        "train/tokens_seen": run.state.tokens_seen,
-        "train/skipped_steps": run.state.skipped_steps,
-        "train/flops": run.state.flops,
-        "train/flops_dense_equivalent": run.state.flops_dense_equivalent,
+        "train/tokens_seen": state.tokens_seen,
+        "train/skipped_steps": state.skipped_steps,
+        "train/flops": state.flops,
+        "train/flops_dense_equivalent": state.flops_dense_equivalent,
+    }
+    try:  # of this rank alone, and rank 0's count: nothing to agree on
+        figures |= _performance(run, clock)
+    except Exception as error:
+        if "figures" not in run.told:
+            run.console.say(f"step {state.step}: speed and memory not measured ({reason(error)}); training goes on")
+        run.told.add("figures")
+    return figures
+
+
+def _performance(run: Run, clock: StepClock) -> dict[str, float]:
+    config, world = run.config, run.world
+    figures = {
         "perf/tokens_per_s": clock.last_tokens_per_second,
         "perf/step_ms_p50": clock.percentile_ms(50),
         "perf/step_ms_p99": clock.percentile_ms(99),
@@ -208,13 +267,16 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
 
 
 def _line(figures: dict[str, float]) -> str:
-    return (
+    line = (
         f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}  "
-        f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}  "
-        f"{figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
-        f"(p99 {figures['perf/step_ms_p99']:.0f})  {_memory(figures)}"
-        + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
+        f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}"
     )
+    if "perf/tokens_per_s" in figures:
+        line += (
+            f"  {figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
+            f"(p99 {figures['perf/step_ms_p99']:.0f})  {_memory(figures)}"
+        )
+    return line + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
 
 
 def _memory(figures: dict[str, float]) -> str:
@@ -241,12 +303,27 @@ def _save(run: Run) -> bool:
         step = run.state.step
         run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")
         return False
-    on_main(run.world, lambda: run.store.prune(run.config.checkpoint.keep, run.console.say))
+    attempt(
+        run.world,
+        run.console,
+        f"step {run.state.step}: older checkpoints not deleted",
+        lambda: on_main(run.world, lambda: run.store.prune(run.config.checkpoint.keep, run.console.say)),
+    )
     fault_point("after_save")
     return True
 
 
-def _introduce(run: Run) -> None:
+def _introduce(run: Run, whole: bool) -> None:
+    """How the stage's model computes, and in how much memory; before that, where `whole`, the run itself."""
+    if whole:
+        _introduce_run(run)
+    for line in describe(run.state.kernels):
+        run.console.say(line)
+    planned = planned_bytes(run.stage, run.state, run.world)
+    run.console.say(f"planned peak of tensors in a process: {planned / 2**30:.2f} GiB")
+
+
+def _introduce_run(run: Run) -> None:
     """Versions, device, the token arithmetic and where the run stands, once."""
     config, world, train, say = run.config, run.world, run.config.train, run.console.say
     per_update = round(train.global_batch_size * run.dataset.tokens_per_row)
@@ -294,11 +371,3 @@ def _token_arithmetic(run: Run) -> str:
         f"{train.micro_batch_size} sequences x {train.seq_len} tokens {parts} = {rows * train.seq_len:,} tokens per "
         f"update; x {steps:,} updates = {whole}"
     )
-
-
-def _introduce_stage(run: Run) -> None:
-    """How its model computes, and in how much memory."""
-    for line in describe(run.state.kernels):
-        run.console.say(line)
-    planned = planned_bytes(run.stage, run.state, run.world)
-    run.console.say(f"planned peak of tensors in a process: {planned / 2**30:.2f} GiB")

@@ -1,0 +1,177 @@
+"""Whatever is not training cannot end a run: an error in each such part costs that part and one line."""
+
+import json
+import signal
+
+import pytest
+import torch
+from support import logged, run_command, tensor_hashes, train_here
+
+from pretrain import train
+from pretrain.checkpoint.save import save_checkpoint
+from pretrain.generate import generate
+
+OPTIONS = [
+    *("--train.max_steps=6", "--schedule.total_steps=6", "--eval.every=2", "--eval.prompts=['ab cd']"),
+    *("--eval.sample_tokens=4", "--checkpoint.every=2", "--metrics.tensorboard=true"),
+]
+
+# Each part, and what is said of its loss.
+PARTS = {
+    "pretrain.train.generate": "step 2: samples not made (ValueError: broken)",
+    "pretrain.data.tokenizer.Tokenizer.decode": "step 2: samples not made (ValueError: broken)",
+    "pretrain.data.tokenizer.Tokenizer.encode": "step 2: samples not made (ValueError: broken)",
+    "pretrain.train.evaluate": "step 4: held-out loss not measured (ValueError: broken)",
+    "pretrain.data.dataset.TokenDataset.target_bytes": "step 2: held-out loss not measured (ValueError: broken)",
+    "torch.utils.tensorboard.SummaryWriter.__init__": "TensorBoard's files cannot be written (ValueError: broken)",
+    "torch.utils.tensorboard.SummaryWriter.add_scalar": "TensorBoard's files cannot be written (ValueError: broken)",
+    "torch.utils.tensorboard.SummaryWriter.add_text": "TensorBoard's files cannot be written (ValueError: broken)",
+    "torch.utils.tensorboard.SummaryWriter.close": "TensorBoard's files cannot be written (ValueError: broken)",
+    "pretrain.train.peak_bytes": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.engine.engine.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.train.write_summary": "summary.json not written (ValueError: broken)",
+    "pretrain.summary.peak_reserved_bytes": "summary.json not written (ValueError: broken)",
+    "pretrain.summary.device_name": "summary.json not written (ValueError: broken)",
+    "pretrain.train.compare": "planned and measured memory not compared (ValueError: broken)",
+    "pretrain.train.planned_bytes": "this run is not described (ValueError: broken)",
+    "pretrain.train.versions_line": "this run is not described (ValueError: broken)",
+    "pretrain.checkpoint.store.CheckpointStore.prune": "step 2: older checkpoints not deleted (ValueError: broken)",
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    from support import write_tiny
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_here(write_tiny(folder, corpus), *OPTIONS)
+    return folder / "run"
+
+
+def broken(*_, **__):
+    raise ValueError("broken\nin more lines")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_beside_training_costs_no_step(tiny, tmp_path, monkeypatch, capsys, undisturbed, part):
+    monkeypatch.setattr(part, broken)
+    assert train_here(tiny, *OPTIONS) == 0
+    out = capsys.readouterr().out
+    assert PARTS[part] in out
+    assert "in more lines" not in out
+    run = tmp_path / "run"
+    assert tensor_hashes(run, 6) == tensor_hashes(undisturbed, 6)
+    assert logged(run) == logged(undisturbed)
+    evaluates = "held-out" not in PARTS[part]
+    assert logged(run, "val/loss") == (logged(undisturbed, "val/loss") if evaluates else {})
+    assert train_here(tiny, *OPTIONS) == 0  # nor does the rerun end where the first one had its trouble
+    monkeypatch.undo()
+    assert train_here(tiny, *OPTIONS) == 0
+    assert json.loads((run / "summary.json").read_text())["val_loss"] > 0
+
+
+@pytest.mark.parametrize("when", ["evaluate", "generate"])
+def test_a_kill_between_commit_and_evaluation_is_made_up_for(tiny, tmp_path, monkeypatch, undisturbed, when):
+    """The commit comes first, and the evaluation that it calls due is the resume's first act."""
+
+    class KilledError(BaseException):
+        pass
+
+    def struck(*_, **__):
+        raise KilledError
+
+    monkeypatch.setattr(train, when, struck)
+    with pytest.raises(KilledError):
+        train_here(tiny, *OPTIONS)
+    monkeypatch.undo()
+    run = tmp_path / "run"
+    assert tensor_hashes(run, 2)
+    assert list(logged(run)) == [1, 2]
+    assert train_here(tiny, *OPTIONS) == 0
+    assert tensor_hashes(run, 6) == tensor_hashes(undisturbed, 6)
+    for key in ("train/loss", "train/grad_norm", "val/loss", "val/bits_per_byte"):
+        assert logged(run, key) == logged(undisturbed, key)
+
+
+def test_an_evaluation_that_was_made_is_not_made_again(tiny, tmp_path, monkeypatch):
+    """The checkpoint before it calls it due; metrics.jsonl knows better."""
+    calls = []
+    evaluate = train.evaluate
+    train_here(tiny, *OPTIONS, "--train.max_steps=4")
+    monkeypatch.setattr(train, "evaluate", lambda *arguments: calls.append(1) or evaluate(*arguments))
+    train_here(tiny, *OPTIONS)
+    assert len(calls) == 1  # of step 6
+
+
+def test_every_save_of_an_evaluated_step_precedes_its_evaluation(tiny, monkeypatch):
+    events = []
+    evaluate = train.evaluate
+
+    def saves(store, world, config, state, *rest):
+        events.append(f"commit {state.step}")
+        return save_checkpoint(store, world, config, state, *rest)
+
+    def evaluates(*arguments):
+        events.append("evaluate")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train, "save_checkpoint", saves)
+    monkeypatch.setattr(train, "evaluate", evaluates)
+    train_here(tiny, *OPTIONS)
+    assert events == ["commit 2", "evaluate", "commit 4", "evaluate", "commit 6", "evaluate"]
+
+
+def test_sigterm_in_an_evaluation_between_commits_saves(tiny, tmp_path, monkeypatch):
+    evaluate = train.evaluate
+
+    def struck(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train, "evaluate", struck)
+    assert train_here(tiny, *OPTIONS, "--checkpoint.every=1000") == 143
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert state["evaluation_due"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 50.0])
+def test_ids_beyond_the_tokenizer_are_never_drawn(corpus, temperature):
+    """A model padded to 384 ids, the unused ones by far the likeliest."""
+    from model.build import build_model
+    from model.config import ModelConfig
+    from model.linear.dense import Dense
+    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.distributed import World
+
+    device = torch.device("cpu")
+    config = ModelConfig(dim=32, n_layers=1, n_heads=2, ffn_dim=48, vocab_size=384, max_seq_len=32)
+    precision = {"param_dtype": torch.float32, "compute_dtype": torch.float32}
+    model = build_model(config, Dense.Config(), seed=0, device="cpu", **precision)
+    tokenizer = Tokenizer(corpus / "tokenizer.model")
+    forward = type(model).forward
+
+    def likes_unused_ids(self, *arguments):
+        logits = forward(self, *arguments)
+        logits[..., tokenizer.vocab_size :] += 100.0
+        return logits
+
+    type(model).forward = likes_unused_ids
+    try:
+        text = generate(
+            model, tokenizer, "ab", tokens=8, seed=0, world=World(0, 1, device), temperature=temperature, top_k=400
+        )
+    finally:
+        type(model).forward = forward
+    assert text.startswith("ab")
+
+
+def test_a_padded_vocabulary_trains_and_samples(tiny, tmp_path):
+    """The whole way: a run whose model has more ids than the tokenizer, its samples, and `sparlow sample`."""
+    options = ["train", str(tiny), "--model.vocab_size=2048", *OPTIONS, "--eval.sample_tokens=64"]
+    status, output = run_command(*options)
+    assert status == 0, output
+    assert "samples not made" not in output
+    for temperature in ("0", "5"):
+        status, output = run_command("sample", str(tmp_path / "run"), "--temperature", temperature, "--tokens=40")
+        assert status == 0, output
