@@ -11,13 +11,14 @@ import kernels.liger as liger
 
 @lru_cache(maxsize=8)
 def rotary_tables(seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """cos and sin [2, T, E/2] of position * theta^(-2i/head_dim), computed in fp32 and then cast.
+    """cos and sin [2, T, E/2] of position * theta^(-2i/head_dim), computed in fp32 (fp64 for fp64) and cast.
 
     Cached instead of kept as a buffer: a cast of the model would round a buffer, and sharding would have to skip it.
     """
     with torch.inference_mode(False), torch.no_grad():
-        frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-        angles = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequencies)
+        wide = torch.promote_types(dtype, torch.float32)
+        frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
+        angles = torch.outer(torch.arange(seq_len, dtype=wide, device=device), frequencies)
         return torch.stack([angles.cos(), angles.sin()]).to(dtype)
 
 

@@ -2,10 +2,11 @@
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +17,124 @@ from torch import Tensor
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
 from model.hf import export_folder, load_folder
+from model.hf.export import merged_weight
+from model.hf.names import dense_tensors
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.checkpoint.load import load_model, tokenizer_of
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
-
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.25}
-"""Largest difference of a logit. bf16 weights keep 8 bits, so that check only finds gross mistakes."""
+from pretrain.distributed import World
+from pretrain.evaluate import evaluate
+from pretrain.logit_check import Exact, evaluate_exactly
+from pretrain.model_card import write_card
 
 LINES = 1000
 """Held-out lines on which the exported tokenizer must agree."""
 
+LOSS_TOKENS = 2048
+"""Held-out tokens on which the loss is compared."""
 
-def export(source: str, out: str, *, dtype: str, overwrite: bool) -> dict[str, Any]:
-    """Write the folder and check it; when the check fails, in whatever way, the folder is removed again."""
+LOSS_COST = 0.01
+"""Fraction of the held-out loss (or of 1 nat, if that is more) that rounded weights may cost."""
+
+FAILED = "failed-check"
+"""Ending of the name under which a folder is kept whose check failed."""
+
+AGAIN = "export again, and if that fails too report it as a fault of Sparlow with the folder's FAILED_CHECK.txt"
+VERSION = "install the transformers that was tested (pip install transformers -c constraints.txt) and export again"
+
+
+def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = True) -> dict[str, Any]:
+    """Write the folder and, unless told otherwise, check it; RunFailed when it is not the checkpoint's model.
+
+    A folder whose check failed, in whatever way, is kept under another name, with the reason in FAILED_CHECK.txt.
+    """
     checkpoint = open_checkpoint(source)
     folder = Path(out)
     if folder.exists() and not overwrite:
         raise UserError(f"--out {out}: exists already; choose another folder or give --overwrite")
     model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
+    counts = count_parameters(model.config, checkpoint.stage.config.linear)
+    report: dict[str, Any] = {
+        "out": str(folder),
+        "parameters": counts["dense_equivalent"],
+        "trained_parameters": counts["total"],
+        "checked": check,
+    }
     weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    try:
+    with _writing(out):
         export_folder(model, checkpoint.folder / "tokenizer.model", folder, weights, overwrite=overwrite)
+    if check:
+        try:
+            report |= _check(checkpoint, model, folder, weights)
+        except BaseException as error:  # Ctrl-C too: what is not checked does not stay under that name
+            kept = _keep_failed(folder, error)
+            if isinstance(error, RunFailed):
+                raise RunFailed(f"{error}; kept as {kept} to look into, not to use") from None
+            raise
+    with _writing(out):
+        write_card(folder, checkpoint, report, dtype)
+    return report | {"bytes": sum(path.stat().st_size for path in folder.iterdir())}
+
+
+@contextmanager
+def _writing(out: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
 
-    try:
-        return _check(checkpoint, model, folder, TOLERANCE[dtype])
-    except BaseException:  # Ctrl-C too: what is not checked does not stay
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+
+def _keep_failed(folder: Path, error: BaseException) -> Path:
+    """Rename the folder and write down the reason in it; what an earlier failure left is never touched."""
+    reason = "interrupted before the check was done" if isinstance(error, KeyboardInterrupt) else str(error)
+    kept, number = folder.with_name(f"{folder.name}.{FAILED}"), 1
+    while kept.exists():
+        number += 1
+        kept = folder.with_name(f"{folder.name}.{FAILED}-{number}")
+    folder.rename(kept)
+    (kept / "FAILED_CHECK.txt").write_text(
+        f"The check of this exported folder failed: {type(error).__name__}: {reason}\n\n"
+        "Do not use the folder as the checkpoint's model. To export the same without any check, add --no-check: the "
+        "model card says so then.\n",
+        encoding="utf-8",
+    )
+    return kept
 
 
-def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, tolerance: float) -> dict[str, Any]:
+def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """What the folder computes when it is read again, by this code and by transformers; RunFailed when it is wrong.
 
-    `tokenizer_lines` is None where the tokenizer was not checked.
+    Judged in two steps, rounding alone being allowed in each: the merged weights against the model that was trained,
+    and the folder against the merged weights as `dtype` rounds them. What that costs is judged by held-out loss.
+    `tokenizer_lines` is None where the tokenizer was not checked, `folder_loss` where the corpus is gone.
     """
     shape = (2, min(64, model.config.max_seq_len))
     tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    expected = _logits(model, tokens)
+    trained, merged = _logits(model, tokens), _exact(model, tokens, torch.float32)
+    if not trained.isfinite().all():
+        raise RunFailed("the checkpoint's own logits are not finite; export an earlier step's folder")
+    _require(merged, trained, "the training model", "the merged weights", AGAIN)
+    stored = merged if dtype == torch.float32 else _exact(model, tokens, dtype)
+    reread = _read_back(folder)
+    found = _logits(reread, tokens)
     report: dict[str, Any] = {
-        "out": str(folder),
-        "parameters": count_parameters(model.config, checkpoint.stage.config.linear)["total"],
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "max_logit_difference": _difference(_logits(_read_back(folder), tokens), expected),
+        "max_logit_difference": _difference(found, trained),
+        "rounding_error": stored.rounding.worst,
+        "read_back_error": _require(stored, found, "the exported folder, read by this code,", "its weights", AGAIN),
+        "weights_error": merged.difference(stored.logits).rms,
         "transformers": None,
         "tokenizer_lines": None,
     }
-    _require(report["max_logit_difference"], tolerance, "this code")
+    report |= _compare_loss(checkpoint, model, reread)
     if importlib.util.find_spec("transformers"):
         lines = _held_out_lines(checkpoint)
         logits, ids, report["transformers"] = _ask_transformers(folder, tokens, lines or [])
-        report["max_logit_difference_transformers"] = _difference(logits, expected)
-        _require(report["max_logit_difference_transformers"], tolerance, "transformers")
+        report["max_logit_difference_transformers"] = _difference(logits, trained)
+        reader = f"the exported folder, read by transformers {report['transformers']},"
+        report["transformers_error"] = _require(stored, logits, reader, "its weights", VERSION)
         if lines is not None:
             _require_equal_ids(tokenizer_of(checkpoint), lines, ids)
             report["tokenizer_lines"] = len(lines)
@@ -81,6 +144,12 @@ def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, tolerance: 
 @torch.no_grad()
 def _logits(model: Transformer, tokens: Tensor) -> Tensor:
     return model(tokens).float()
+
+
+def _exact(model: Transformer, tokens: Tensor, dtype: torch.dtype) -> Exact:
+    """What the model's merged weights, rounded to `dtype`, compute without further rounding."""
+    tensors = {tensor.ours: tensor for tensor in dense_tensors(model.config)}
+    return evaluate_exactly(model.config, lambda name: merged_weight(model, tensors[name], dtype), tokens)
 
 
 def _read_back(folder: Path) -> Transformer:
@@ -94,11 +163,35 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return (found - expected).abs().max().item()
 
 
-def _require(difference: float, tolerance: float, reader: str) -> None:
-    if not difference <= tolerance:
+def _require(exact: Exact, found: Tensor, who: str, whose: str, advice: str) -> float:
+    """The worst error of `found`, as a fraction of the spread of the logits; RunFailed when rounding is not why."""
+    difference = exact.difference(found)
+    if not exact.allows(difference):
         raise RunFailed(
-            f"the exported folder, read by {reader}, gives logits that differ by {difference:.2e}; it was removed"
+            f"{who} gives logits that differ from those of {whose} in fp64 by {difference.worst:.1e} of their spread, "
+            f"where rounding costs {exact.rounding.worst:.1e}; worst at {difference.where}; {advice}"
         )
+    return difference.worst
+
+
+def _compare_loss(checkpoint: Checkpoint, model: Transformer, reread: Transformer) -> dict[str, float | None]:
+    """Held-out loss of the training model and of the folder; RunFailed when the folder's is clearly worse."""
+    config = checkpoint.config
+    if not Path(config.data.path).exists():
+        return {"model_loss": None, "folder_loss": None}
+    dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
+    if dataset.fingerprint != checkpoint.manifest.data_fingerprint:
+        return {"model_loss": None, "folder_loss": None}
+    alone = World(0, 1, torch.device("cpu"))
+    before, after = (evaluate(each, dataset, alone, 1, LOSS_TOKENS) for each in (model, reread))
+    assert before is not None
+    assert after is not None
+    if not after.loss - before.loss <= LOSS_COST * max(before.loss, 1.0):
+        raise RunFailed(
+            f"the exported weights have a held-out loss of {after.loss:.4f}, the training model one of "
+            f"{before.loss:.4f}; export with --dtype fp32"
+        )
+    return {"model_loss": before.loss, "folder_loss": after.loss}
 
 
 def _held_out_lines(checkpoint: Checkpoint) -> list[str] | None:
@@ -132,7 +225,7 @@ def _ask_transformers(folder: Path, tokens: Tensor, lines: list[str]) -> tuple[T
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-            raise RunFailed(f"transformers cannot load the exported folder: {reason}; it was removed")
+            raise RunFailed(f"transformers cannot load the exported folder: {reason}")
         answer = json.loads((Path(scratch) / "answer.json").read_text())
         return load_file(Path(scratch) / "logits.safetensors")["logits"], answer["ids"], answer["version"]
 
@@ -140,4 +233,4 @@ def _ask_transformers(folder: Path, tokens: Tensor, lines: list[str]) -> tuple[T
 def _require_equal_ids(tokenizer: Tokenizer, lines: list[str], ids: list[list[int]]) -> None:
     for line, found in zip(lines, ids, strict=True):
         if found != tokenizer.encode(line):
-            raise RunFailed(f"transformers tokenizes {line[:60]!r} differently; the exported folder was removed")
+            raise RunFailed(f"transformers tokenizes {line[:60]!r} differently")

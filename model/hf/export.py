@@ -67,7 +67,7 @@ def _write_weights(folder: Path, model: Transformer, dtype: torch.dtype, shard_b
         many = len(shards) > 1
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
         weight_map.update({tensor.theirs: file for tensor in shard})
-        merged = {tensor.theirs: _merged(model, tensor, dtype) for tensor in shard}
+        merged = {tensor.theirs: merged_weight(model, tensor, dtype) for tensor in shard}
         save_file(merged, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         total = sum(_bytes(tensor, dtype) for shard in shards for tensor in shard)
@@ -93,8 +93,8 @@ def _bytes(tensor: DenseTensor, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def _merged(model: Transformer, tensor: DenseTensor, dtype: torch.dtype) -> Tensor:
-    """The weight on the CPU, merged in fp32 and rounded once."""
+def merged_weight(model: Transformer, tensor: DenseTensor, dtype: torch.dtype) -> Tensor:
+    """The dense weight on the CPU, merged in fp32 and rounded once."""
     module = model.get_submodule(tensor.ours.removesuffix(".weight"))
     weight = module.dense_weight() if isinstance(module, BaseLinear) else module.weight
     assert isinstance(weight, Tensor)
