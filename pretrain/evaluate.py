@@ -60,7 +60,7 @@ def evaluate(
                 batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
                 nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
                 targets += int((batch.targets != IGNORE).sum())
-                n_bytes += dataset.target_bytes(batch.targets)
+                n_bytes += _bytes(dataset, starts, first + world.rank, micro_batch_size)
     finally:
         model.train(was_training)
     nll, total_targets, total_bytes = sum_over_ranks(world, nll, targets, n_bytes)
@@ -79,6 +79,18 @@ def _starts(dataset: TokenDataset, size: int, max_tokens: int | None) -> list[in
 def _micro_batch(dataset: TokenDataset, starts: list[int], index: int, size: int) -> Batch:
     """Micro-batch `index`; past the last one a row with nothing to predict."""
     if index < len(starts):
-        return dataset.batch(starts[index], min(size, dataset.n_samples - starts[index]))
+        return dataset.batch(starts[index], _rows(dataset, starts[index], size))
     batch = dataset.batch(0, 1)
     return Batch(batch.tokens, torch.full_like(batch.targets, IGNORE))
+
+
+def _bytes(dataset: TokenDataset, starts: list[int], index: int, size: int) -> int:
+    """Bytes of text that the targets of micro-batch `index` spell."""
+    if index >= len(starts):
+        return 0
+    return dataset.target_bytes(starts[index], _rows(dataset, starts[index], size))
+
+
+def _rows(dataset: TokenDataset, start: int, size: int) -> int:
+    """How many of `size` rows from `start` the split still has."""
+    return min(size, dataset.n_samples - start)

@@ -77,11 +77,21 @@ def hold_to_cap(device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, cap / has), device)
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Peak of the live tensors on a GPU; on a CPU the peak resident size of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def peak_bytes(device: torch.device) -> int | None:
+    """Peak of the live tensors on a GPU, which is what a plan plans. None on a CPU, where nobody counts them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def peak_resident_bytes() -> int:
+    """Peak size of this process in the host's memory: Python, its libraries, and on a CPU the tensors."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_figures(device: torch.device) -> dict[str, float]:
+    """Both peaks in GiB by TensorBoard tag, that of tensors where it is known."""
+    tensors = peak_bytes(device)
+    figures = {} if tensors is None else {"mem/peak_gib": tensors / 2**30}
+    return figures | {"mem/peak_resident_gib": peak_resident_bytes() / 2**30}
 
 
 def peak_reserved_bytes(device: torch.device) -> int | None:

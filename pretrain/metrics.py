@@ -95,15 +95,27 @@ class StepClock:
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=200)
         self._all: list[float] = []
+        self._tokens, self._last_tokens = 0, 0
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, tokens: int) -> None:
+        """A step of so many seconds on so many input tokens, padding not counted."""
         self._recent.append(seconds)
         self._all.append(seconds)
+        self._tokens, self._last_tokens = self._tokens + tokens, tokens
 
     @property
     def last(self) -> float:
         """Seconds of the newest step."""
         return self._all[-1]
+
+    @property
+    def last_tokens_per_second(self) -> float:
+        """Speed of the newest step."""
+        return self._last_tokens / self.last
+
+    def tokens_per_second(self) -> float:
+        """Mean tokens of a step by its steady seconds."""
+        return self._tokens / len(self._all) / self.steady_seconds()
 
     def percentile_ms(self, percent: int) -> float:
         """Of the last 200 steps, in milliseconds."""

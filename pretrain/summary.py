@@ -15,7 +15,7 @@ from pretrain.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
 from pretrain.growth.stages import Stage
-from pretrain.memory import peak_bytes, peak_reserved_bytes
+from pretrain.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.state import TrainState
@@ -51,14 +51,13 @@ def write_summary(
     config = stage.config
     counts = count_parameters(config.model, config.linear)
     stages = [*state.grown, state.this_stage(config.model.n_layers)]
-    # A model grown offline brings the steps of another run along, as it does their seconds.
-    mean_seconds = state.train_seconds / sum(stage["steps"] for stage in stages)
-    step_seconds = mean_seconds if clock.empty else clock.steady_seconds()
+    # A model grown offline brings the tokens of another run along, as it does their seconds.
+    speed = state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
     summary: dict[str, Any] = {
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.train_seconds,
-        "tokens_per_second": config.train.global_batch_size * config.train.seq_len / step_seconds,
+        "tokens_per_second": speed,
         "val_loss": _finite(evaluation.loss) if evaluation else None,
         "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
         "parameters": counts["total"],
@@ -67,8 +66,10 @@ def write_summary(
         "flops_dense_equivalent": state.flops_dense_equivalent,
         "peak_memory_bytes": peak_bytes(world.device),
         "peak_reserved_bytes": peak_reserved_bytes(world.device),
+        "peak_resident_bytes": peak_resident_bytes(),
         "planned_memory_bytes": planned_bytes(stage, state, world),
-        "growth_stages": len(state.grown),
+        "growth_stages": len(stages),
+        "growths": len(state.grown),
         "stages": stages,
         "skipped_steps": state.skipped_steps,
         "low_rank_matrices": engine.low_rank_matrices(),

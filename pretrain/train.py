@@ -22,7 +22,7 @@ from pretrain.growth.between import grow
 from pretrain.growth.describe import describe_stages
 from pretrain.hardware import peak_flops
 from pretrain.kernel_choices import describe
-from pretrain.memory import peak_bytes
+from pretrain.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.metrics import StepClock
 from pretrain.plan import flops_per_update
@@ -76,10 +76,10 @@ def _train(run: Run) -> bool:
     console.start_steps(state.step, config.last_step)
 
     while state.step < end and not stopping:
-        started = time.perf_counter()
+        started, seen = time.perf_counter(), state.tokens_seen
         lr = run.stage.lr(state.step + 1)
         loss, update, stopping = train_step(run, lr)
-        clock.add(time.perf_counter() - started)
+        clock.add(time.perf_counter() - started, state.tokens_seen - seen)
         state.train_seconds += clock.last
         _count_skips(run, update)
 
@@ -192,10 +192,10 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "train/skipped_steps": run.state.skipped_steps,
         "train/flops": run.state.flops,
         "train/flops_dense_equivalent": run.state.flops_dense_equivalent,
-        "perf/tokens_per_s": config.train.global_batch_size * config.train.seq_len / clock.last,
+        "perf/tokens_per_s": clock.last_tokens_per_second,
         "perf/step_ms_p50": clock.percentile_ms(50),
         "perf/step_ms_p99": clock.percentile_ms(99),
-        "mem/peak_gib": peak_bytes(world.device) / 2**30,
+        **peak_figures(world.device),
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
         figures["perf/mfu"] = (
@@ -211,9 +211,16 @@ def _line(figures: dict[str, float]) -> str:
         f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}  "
         f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}  "
         f"{figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
-        f"(p99 {figures['perf/step_ms_p99']:.0f})  {figures['mem/peak_gib']:.2f} GiB"
+        f"(p99 {figures['perf/step_ms_p99']:.0f})  {_memory(figures)}"
         + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
     )
+
+
+def _memory(figures: dict[str, float]) -> str:
+    """The peak of tensors, or where nobody counts them that of the process, which is more."""
+    if "mem/peak_gib" in figures:
+        return f"{figures['mem/peak_gib']:.2f} GiB"
+    return f"process {figures['mem/peak_resident_gib']:.2f} GiB"
 
 
 def _sample(run: Run) -> None:
@@ -241,17 +248,11 @@ def _save(run: Run) -> bool:
 def _introduce(run: Run) -> None:
     """Versions, device, the token arithmetic and where the run stands, once."""
     config, world, train, say = run.config, run.world, run.config.train, run.console.say
-    steps, per_update = config.schedule.total_steps, train.global_batch_size * train.seq_len
-    micro_steps = run.engine.micro_batches // world.size
-    epochs = per_update * steps / (run.dataset.n_samples * train.seq_len)
+    per_update = round(train.global_batch_size * run.dataset.tokens_per_row)
     say(versions_line())
     offload = ", optimizer state in host memory" if config.parallel.offload == "optimizer" else ""
     say(f"{world.size} x {device_name(world.device)}, {train.dtype}, ZeRO stage {config.parallel.zero_stage}{offload}")
-    say(
-        f"{train.micro_batch_size} sequences x {train.seq_len} tokens x {micro_steps} micro-steps x {world.size} "
-        f"processes = {per_update:,} tokens per update; x {steps:,} updates = {per_update * steps:,} tokens, "
-        f"{epochs:.2f} epochs of {config.data.path}"
-    )
+    say(_token_arithmetic(run))
     if getattr(config.optimizer, "update", "step") == "per_layer":
         say(
             f'WARNING: updates on {per_update:,} tokens each, as optimizer.update = "per_layer" accumulates nothing: '
@@ -263,6 +264,24 @@ def _introduce(run: Run) -> None:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
+
+
+def _token_arithmetic(run: Run) -> str:
+    """How many tokens make an update, and the run; averages where a row holds one document, whatever its length."""
+    config, train, rows = run.config, run.config.train, run.config.train.global_batch_size
+    steps, mean = config.schedule.total_steps, run.dataset.tokens_per_row
+    micro_steps, tokens = run.engine.micro_batches // run.world.size, round(rows * mean * steps)
+    parts = f"x {micro_steps} micro-steps x {run.world.size} processes"
+    whole = f"{tokens:,} tokens, {rows * steps / run.dataset.n_samples:.2f} epochs of {config.data.path}"
+    if config.data.packing == "document":
+        return (
+            f"{train.micro_batch_size} rows of up to {train.seq_len} tokens {parts} = {rows:,} rows per update, of "
+            f"{rows * mean:,.1f} tokens on average (padding not counted); x {steps:,} updates = about {whole}"
+        )
+    return (
+        f"{train.micro_batch_size} sequences x {train.seq_len} tokens {parts} = {rows * train.seq_len:,} tokens per "
+        f"update; x {steps:,} updates = {whole}"
+    )
 
 
 def _introduce_stage(run: Run) -> None:

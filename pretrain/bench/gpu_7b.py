@@ -115,13 +115,14 @@ def _figures(run: Path, card: int) -> dict[str, Any]:
 
     summary = json.loads((run / "summary.json").read_text())
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    keys = ("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "planned_memory_bytes", "skipped_steps")
-    reserved = summary["peak_reserved_bytes"]
+    keys = ("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "peak_resident_bytes")
+    keys += ("planned_memory_bytes", "skipped_steps")
+    peak, reserved = summary["peak_memory_bytes"], summary["peak_reserved_bytes"]
     return {
         "card_gib": card,
         "steps": summary["step"],
         **{key: summary[key] for key in keys},
-        "plan_error": summary["peak_memory_bytes"] / summary["planned_memory_bytes"] - 1,
+        "plan_error": None if peak is None else peak / summary["planned_memory_bytes"] - 1,
         "fits_card": None if reserved is None else reserved + CONTEXT <= card * 2**30,
         "losses": [math.nan if line["train/loss"] is None else line["train/loss"] for line in lines],
     }

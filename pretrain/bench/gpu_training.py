@@ -81,7 +81,8 @@ def _train(check: Check, config: str, name: str, data: Path, *overrides: str, ke
 
 def _figures(run: Path, steps: int) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
-    keys = ("tokens_per_second", "peak_memory_bytes", "val_loss", "dtype", "skipped_steps", "parameters")
+    keys = ("tokens_per_second", "peak_memory_bytes", "peak_resident_bytes", "val_loss", "dtype", "skipped_steps")
+    keys += ("parameters",)
     return {"loss": _losses(run)[steps], **{key: summary[key] for key in keys}}
 
 

@@ -20,9 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels = what.add_parser("kernels", help="each operation against its peers' algorithm", allow_abbrev=False)
     kernels.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     kernels.add_argument(
-        "--dtype", nargs="+", choices=("fp32", "bf16"), help="default: bf16 on a GPU; both on a CPU that has bf16"
+        "--dtype",
+        nargs="+",
+        action="extend",
+        choices=("fp32", "bf16"),
+        help="default: bf16 on a GPU; both on a CPU that has bf16",
     )
-    kernels.add_argument("--only", nargs="+", metavar="OP", help="these operations, by the name of their folder")
+    kernels.add_argument(
+        "--only", nargs="+", action="extend", metavar="OP", help="these operations, by the name of their folder"
+    )
     kernels.add_argument(
         "--store", action="store_true", help="keep the rows as this device's, with times of what can be chosen from"
     )
@@ -30,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     optimizers.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     optimizers.add_argument("--size", choices=("60m", "1b", "7b"), default="60m", help="shipped shape (default 60m)")
     optimizers.add_argument(
-        "--dtype", nargs="+", choices=("fp32", "bf16"), help="of products; default: both where there is bf16"
+        "--dtype",
+        nargs="+",
+        action="extend",
+        choices=("fp32", "bf16"),
+        help="of products; default: both where there is bf16",
     )
     for parser in (train, kernels, optimizers):
         parser.add_argument("--turns", type=int, default=7, metavar="N", help="slices per contestant (default 7)")

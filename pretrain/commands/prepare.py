@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", choices=["stdlib"], default="stdlib", help="this Python's own library sources (default; no network)"
     )
     source.add_argument(
-        "--text", nargs="+", metavar="PATH", help=".txt .md .py .jsonl[.gz|.zst] .parquet files, or folders of them"
+        "--text",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help=".txt .md .py .parquet files, .jsonl .json .csv .tsv [.gz|.zst] files, or folders of them",
     )
     source.add_argument("--hf", metavar="ID", help="a data set of the Hugging Face hub, or a local folder of one")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default for stdlib: {STDLIB_OUT})")
@@ -88,6 +92,10 @@ def _require_sensible(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace) -> "Source":
+    if args.hf and Path(args.hf).is_dir():
+        from pretrain.data.sources.folder import FolderSource
+
+        return FolderSource(Path(args.hf), args.config, args.split, args.text_key, args.val_fraction)
     if args.hf:
         from pretrain.data.sources.hub import HubSource
 

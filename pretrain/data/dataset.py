@@ -14,7 +14,7 @@ from model.seeding import derive_seed
 from pretrain.data.manifest import AGAIN, MANIFEST, load_manifest
 from pretrain.data.order import permute
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokens import Tokens, document_starts
+from pretrain.data.tokens import DocumentEdges, Tokens, document_starts
 
 IGNORE = -100
 
@@ -34,7 +34,8 @@ class TokenDataset:
     the number of processes and a resume needs the cursor alone.
 
     packing "concat": documents end to end, cut into windows of seq_len inputs and as many targets. packing "document":
-    one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness).
+    one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
+    document of one token has no target and gets no row.
 
     Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row.
     """
@@ -58,11 +59,20 @@ class TokenDataset:
             raise UserError(f"{self.tokenizer_file}: this tokenizer did not make the shards beside it; {AGAIN}")
         self.vocab_size = tokenizer.vocab_size
         self._token_bytes = tokenizer.token_bytes()
+        edge = tokenizer.added_space()
+        self._added = None if edge is None else tokenizer.space_bytes(edge)
+        self._edges = None if edge is None else DocumentEdges(folder, manifest, split, edge)
         self._pad = next((i for i in (entry.pad, entry.eos) if i is not None), 0)
         self._tokens = Tokens(folder, manifest, split)
         self.n_tokens = self._tokens.n_tokens
         self._starts = document_starts(folder, manifest, split) if packing == "document" else None
-        self.n_samples = (self.n_tokens - 1) // seq_len if self._starts is None else len(self._starts) - 1
+        self._rows = None if self._starts is None else np.flatnonzero(np.diff(self._starts) > 1)
+        if self._rows is not None and (seq_len < 2 or not len(self._rows)):
+            raise UserError(
+                f'data.packing: "document" leaves split {split} of {folder} nothing to predict, since each row would '
+                'hold one token; use data.packing = "concat"'
+            )
+        self.n_samples = (self.n_tokens - 1) // seq_len if self._rows is None else len(self._rows)
         if self.n_samples < 1:
             raise UserError(
                 f"data.path: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
@@ -84,18 +94,35 @@ class TokenDataset:
         _, lengths = self._spans(cursor, n)
         return int(np.minimum(lengths, self.seq_len).sum()), int((lengths - 1).sum())
 
-    def target_bytes(self, targets: Tensor) -> int:
-        """UTF-8 bytes of the text that `targets` stand for, which bits per byte are counted over."""
-        ids = targets[targets != IGNORE].cpu().numpy()
-        return int(self._token_bytes[ids].sum(dtype=np.int64))
+    def target_bytes(self, cursor: int, n: int) -> int:
+        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for.
+
+        Bits per byte are counted over them. A space that the tokenizer adds to each document is not of its text.
+        """
+        total = 0
+        for start, length in zip(*self._spans(cursor, n), strict=True):
+            begin, end = int(start) + 1, int(start + length)
+            ids = self._tokens.read(begin, end - begin) if begin < end else np.empty(0, dtype=np.int64)
+            total += int(self._token_bytes[ids].sum(dtype=np.int64))
+            if self._edges is not None and self._added is not None:
+                total -= int(self._added[ids[self._edges.between(begin, end)]].sum(dtype=np.int64))
+        return total
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Input tokens of a row on average over an epoch, padding not counted."""
+        if self._starts is None:
+            return float(self.seq_len)
+        return float(np.minimum(np.diff(self._starts), self.seq_len).mean())
 
     def _spans(self, cursor: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """(first token, number of tokens) of each sample, targets included."""
         samples = self._samples(cursor, n)
-        if self._starts is None:
+        if self._starts is None or self._rows is None:
             return samples * self.seq_len, np.full(n, self.seq_len + 1)
-        starts = self._starts[samples]
-        return starts, np.minimum(self._starts[samples + 1] - starts, self.seq_len)
+        documents = self._rows[samples]
+        starts = self._starts[documents]
+        return starts, np.minimum(self._starts[documents + 1] - starts, self.seq_len)
 
     def _samples(self, cursor: int, n: int) -> np.ndarray:
         epochs, samples = np.divmod(np.arange(cursor, cursor + n), self.n_samples)

@@ -53,7 +53,7 @@ class SkipLog:
 
     def add(self, skipped: Skipped) -> None:
         self.counts[skipped.reason] = self.counts.get(skipped.reason, 0) + 1
-        self.first.setdefault(skipped.reason, skipped.name)
+        self.first.setdefault(skipped.reason, _printable(skipped.name))
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason} (first: {self.first[reason]})" for reason, count in self.counts.items())
@@ -79,6 +79,11 @@ def readable(records: Iterable[Document | Skipped], log: SkipLog) -> Iterator[Te
             yield Text(raw.decode(), record.score)
         except UnicodeDecodeError:
             log.add(Skipped(record.name, "invalid UTF-8"))
+
+
+def _printable(name: str) -> str:
+    """A name for JSON and a terminal: what is no character, or would break the line, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _fault(raw: bytes) -> str | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -14,6 +14,8 @@ import sentencepiece
 from model.errors import UserError
 
 SENTENCE_CHARACTERS = 4096
+SPACE = "\u2581"
+"""A space, as pieces write it."""
 SETTINGS: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
@@ -120,12 +122,25 @@ class Tokenizer:
         """UTF-8 bytes of text that each id stands for: 0 for specials, 1 for byte pieces. int32 [vocab_size]."""
         return np.array([self._bytes_of(i) for i in range(self.vocab_size)], dtype=np.int32)
 
+    def added_space(self) -> Literal["first", "last"] | None:
+        """Which piece of a document begins, or ends, with a space that the model adds: its text has one byte less."""
+        pieces = self._processor.encode("a", out_type=str)
+        if pieces[:1] and pieces[0].startswith(SPACE):
+            return "first"
+        return "last" if pieces[-1:] and pieces[-1].endswith(SPACE) else None
+
+    def space_bytes(self, where: Literal["first", "last"]) -> np.ndarray:
+        """1 for each id that has a space there to count, else 0. int32 [vocab_size]."""
+        pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
+        spaced = [piece.startswith(SPACE) if where == "first" else piece.endswith(SPACE) for piece in pieces]
+        return np.array(spaced, dtype=np.int32) * (self.token_bytes() > 0)
+
     def _bytes_of(self, i: int) -> int:
         if self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i):
             return 0
         if self._processor.is_byte(i):
             return 1
-        return len(self._processor.id_to_piece(i).replace("\u2581", " ").encode())
+        return len(self._processor.id_to_piece(i).replace(SPACE, " ").encode())
 
 
 def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:

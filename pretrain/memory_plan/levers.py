@@ -76,11 +76,12 @@ def _levers(config: Config, world_size: int) -> Iterator[Change]:
     if own and optimizer.weights == "fp32_master":
         yield {"optimizer.weights": "bf16_stochastic"}
     if own and optimizer.update == "step":
-        yield {
-            "optimizer.update": "per_layer",
-            "train.global_batch_size": train.micro_batch_size,
-            "train.grad_clip": 0.0,
-        }
+        alone: Change = {"optimizer.update": "per_layer", "train.grad_clip": 0.0}
+        size = train.micro_batch_size
+        yield alone | {"train.global_batch_size": size}
+        while size % 2 == 0 and size > 1:  # such an update is one micro-step, so both become smaller together
+            size //= 2
+            yield alone | {"train.global_batch_size": size, "train.micro_batch_size": size}
 
 
 def _other_optimizers(config: Config) -> Iterator[Change]:

@@ -37,9 +37,9 @@ def require_memory(config: Config, world: World) -> None:
 
 def compare(planned: int, world: World) -> Iterator[str]:
     """What to say at the end of a run; nothing on a CPU, where the process's size is another quantity."""
-    if world.device.type != "cuda":
-        return
     measured = peak_bytes(world.device)
+    if measured is None:
+        return
     yield f"peak memory {measured / 2**30:.2f} GiB, planned {planned / 2**30:.2f} GiB"
     if abs(measured - planned) > TOLERANCE * planned:
         yield f"WARNING: the plan is {measured / planned - 1:+.0%} off; `sparlow plan` misjudges this configuration"

@@ -1,8 +1,8 @@
 """What all matrix optimizers have in common to configure; a published method is a subclass with its own defaults."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.optim.element_config import ElementConfig
 
@@ -12,6 +12,9 @@ class MatrixConfig(ElementConfig):
 
     rule: ClassVar[str]
     """The member of RULES that turns a gradient into an update."""
+    quantised: ClassVar[dict[str, str]] = {}
+    """Choices, by key, any of which makes a run one of the method's quantised release, which adds 1e-8 after the bias
+    correction: the defaults of eps and eps_mode there."""
 
     rank: int = Field(128, ge=1)
     """Dimensions of the subspace; at most the smaller side of every target."""
@@ -41,3 +44,14 @@ class MatrixConfig(ElementConfig):
     """Carry the moments into the new basis at a refresh."""
     targets: tuple[str, ...] = Field(("*.weight",), min_length=1)
     """Patterns of the names of the linears' parameters to project; the rest takes AdamW."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _eps_of_the_release(cls, given: Any) -> Any:
+        """Fill in eps and eps_mode where the release's depend on another choice, so that they are recorded."""
+        if not isinstance(given, dict):
+            return given
+        fields = cls.model_fields
+        if any(given.get(key, fields[key].default) == value for key, value in cls.quantised.items()):
+            return {"eps": 1e-8, "eps_mode": "torch"} | given
+        return given

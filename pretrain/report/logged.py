@@ -35,7 +35,7 @@ class LoggedRun:
     def grown(self) -> bool | None:
         """None where its summary does not tell."""
         stages = self.summary.get("growth_stages")
-        return None if stages is None else stages > 0
+        return None if stages is None else stages > 1
 
     def figures(self, key: str, kind: str) -> tuple[list[float], list[float]]:
         """The costs of `kind` and the values of `key` at the records that have both."""

@@ -17,7 +17,8 @@ COLUMNS = {
     "flops_dense_equivalent": "dense-equivalent FLOPs",
     "tokens_per_second": "tokens/s",
     "train_seconds": "training s",
-    "peak_memory_bytes": "peak bytes",
+    "peak_memory_bytes": "peak bytes of tensors",
+    "peak_resident_bytes": "peak bytes of the process",
     "device": "device",
 }
 """Keys of summary.json that a row of the table takes over, and their titles; a key that is missing is null."""

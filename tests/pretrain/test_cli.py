@@ -126,14 +126,18 @@ def test_what_a_run_leaves_for_other_programs(finished):
     assert set(summary) == {
         *("step", "tokens_seen", "train_seconds", "tokens_per_second", "val_loss", "bits_per_byte", "parameters"),
         *("trainable_parameters", "flops", "peak_memory_bytes", "planned_memory_bytes", "growth_stages"),
-        "peak_reserved_bytes",
+        *("peak_reserved_bytes", "peak_resident_bytes", "growths"),
         *("skipped_steps", "low_rank_matrices", "reduced_bytes_per_step", "full_gradient_bytes", "dtype"),
         *("versions", "device", "flops_dense_equivalent", "stages"),
     }
     assert (summary["step"], summary["tokens_seen"], summary["dtype"]) == (8, 8 * 8 * 16, "fp32")
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 4, 8]
-    assert {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_s", "mem/peak_gib"} <= records[0].keys()
+    assert {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_s"} <= records[0].keys()
+    assert summary["peak_memory_bytes"] is summary["peak_reserved_bytes"] is None, "a CPU counts no tensors"
+    assert "mem/peak_gib" not in records[0]
+    assert summary["peak_resident_bytes"] >= records[0]["mem/peak_resident_gib"] * 2**30
+    assert (summary["growth_stages"], summary["growths"]) == (len(summary["stages"]), 0)
     assert {"val/loss", "val/ppl", "val/bits_per_byte"} <= records[1].keys()
     manifest = json.loads((finished / "checkpoints" / "step-00000008" / "manifest.json").read_text())
     assert {"format_version", "step", "tokens_seen", "files", "config_hash"} <= manifest.keys()

@@ -39,9 +39,9 @@ def test_a_recipe_passes_on_a_cpu(check):
     found = part().run(check)
     assert (found["card_gib"], found["steps"], len(found["losses"])) == (12, gpu_7b.STEPS, gpu_7b.STEPS)
     assert found["tokens_per_second"] > 0
-    assert found["peak_memory_bytes"] > 0
+    assert found["peak_resident_bytes"] > 0
     assert found["planned_on_card_bytes"] > 0
-    assert found["plan_error"] == found["peak_memory_bytes"] / found["planned_memory_bytes"] - 1
+    assert found["peak_memory_bytes"] is found["plan_error"] is None, "a CPU counts no tensors: nothing to compare"
     assert not list(check.work.glob("llama_7b*")), "the checkpoints stay no longer than the part"
 
 

@@ -45,7 +45,8 @@ def test_repeats_and_training_pass_on_a_cpu(check, corpus, tmp_path):
     assert training["loss_difference"] < 1e-3
     for name in ("kernels", "reference", "dense"):
         assert training[name]["tokens_per_second"] > 0
-        assert training[name]["peak_memory_bytes"] > 0
+        assert training[name]["peak_resident_bytes"] > 0
+        assert training[name]["peak_memory_bytes"] is None, "a CPU counts no tensors"
     assert training["dense"]["parameters"] != training["kernels"]["parameters"]
 
 

@@ -20,7 +20,7 @@ def write_run(folder, losses, flops=None, stages=None, **summary):
         record |= {"train/flops": spent, "train/flops_dense_equivalent": 2 * spent}
     records[-1] |= {"val/loss": 2.0, "val/bits_per_byte": 1.0}
     folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = {"step": len(losses), "growth_stages": len(stages or [0]) - 1, **summary}
+    summary = {"step": len(losses), "growth_stages": len(stages or [0]), **summary}
     if stages:
         summary["stages"] = stages
     folder.joinpath("summary.json").write_text(json.dumps(summary))

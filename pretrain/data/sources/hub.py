@@ -1,13 +1,12 @@
-"""A data set of the Hugging Face hub, or a local folder that `datasets` can load."""
+"""A data set of the Hugging Face hub."""
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
 from pretrain.data.documents import Document, Skipped
-from pretrain.data.sources.text import files_below, listing_sha256, row_document
+from pretrain.data.sources.rows import keyed_document
 
 
 class HubSource:
@@ -21,7 +20,7 @@ class HubSource:
         datasets.disable_progress_bars()
         self._description = {
             "kind": "hf",
-            "id": f"local {listing_sha256(files_below(Path(name)))}" if Path(name).is_dir() else name,
+            "id": name,
             "config": config,
             "split": split,
             "text_key": text_key,
@@ -47,14 +46,8 @@ class HubSource:
             train = self._rows(self._train, "train")
             if self._validation is None:
                 yield from train
-                return
-            # Held-out rows come early and regularly, so that --max-tokens may stop the stream anywhere.
-            validation = (_scored(record, 0.0) for record in self._rows(self._validation, "validation"))
-            for index, record in enumerate(train):
-                if index % self._every == 0:
-                    yield from islice(validation, 1)
-                yield _scored(record, 1.0)
-            yield from validation
+            else:
+                yield from interleaved(train, self._rows(self._validation, "validation"), self._every)
         except ConnectionError as error:
             raise UserError(f"--hf {self.name}: the connection was lost; run the same command again") from error
 
@@ -63,7 +56,19 @@ class HubSource:
 
     def _rows(self, rows: Any, split: str) -> Iterator[Document | Skipped]:
         for index, row in enumerate(rows):
-            yield row_document("row", index, row.get(self.text_key), f"{split}:{index}")
+            yield keyed_document("row", index, row, self.text_key, f"{split}:{index}")
+
+
+def interleaved(
+    train: Iterator[Document | Skipped], validation: Iterator[Document | Skipped], every: int
+) -> Iterator[Document | Skipped]:
+    """Both splits, marked by score; held-out rows come early and regularly, so that reading may stop anywhere."""
+    held_out = (_scored(record, 0.0) for record in validation)
+    for index, record in enumerate(train):
+        if index % every == 0:
+            yield from islice(held_out, 1)
+        yield _scored(record, 1.0)
+    yield from held_out
 
 
 def _scored(record: Document | Skipped, value: float) -> Document | Skipped:

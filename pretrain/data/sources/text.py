@@ -1,18 +1,22 @@
-"""The user's own files and folders: plain text, JSON lines and Parquet."""
+"""The user's own files and folders: plain text, JSON, CSV and Parquet."""
 
-import hashlib
 import io
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from model.errors import UserError
-from pretrain.data.documents import BOM, MAX_LINE, Document, Skipped, score
+from pretrain.data.documents import Document, Skipped, score
+from pretrain.data.sources.files import LFS_POINTER, FileFinder, Named, is_lfs_pointer, listing_sha256
+from pretrain.data.sources.lines import lines
+from pretrain.data.sources.rows import csv_rows, json_rows, parquet_rows
 
 PLAIN = (".txt", ".md", ".py")
-TYPES = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+PACKED = ("", ".gz", ".zst")
+JSON = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)
+CSV = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
+TYPES = (*PLAIN, *JSON, *CSV, ".parquet")
+SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet"
 SECTION_BYTES = 1 << 16
 
 
@@ -20,30 +24,28 @@ class TextSource:
     """Files named by the user, and every file of a known type below the folders named by the user.
 
     A plain file is one document; one longer than 64 KiB becomes several, cut at line ends, so that a file of any size
-    is read in little memory and a single book can be divided into training and held-out text. A row of a .jsonl or
-    .parquet file is one document: the string under `text_key`. Hidden files and folders are not visited.
+    is read in little memory and a single book can be divided into training and held-out text. A row of a JSON, CSV or
+    Parquet file is one document: the string under `text_key`. Hidden files and folders are not visited.
     """
 
     complete_survey = True
 
     def __init__(self, paths: list[str], text_key: str = "text") -> None:
         self.text_key = text_key
-        self._files: list[tuple[str, Path]] = []
-        self._others: list[str] = []
+        finder = FileFinder("--text")
         for argument in paths:
-            self._add(Path(argument))
+            finder.add(Path(argument))
+            if not Path(argument).is_dir() and not argument.endswith(TYPES):
+                raise UserError(f"--text {argument}: unknown file type; known are {SHOWN_TYPES}")
+        self._files, self._left_out = known_files(finder)
         if not self._files:
-            raise UserError(f"--text {' '.join(paths)}: no file of a known type there; give {' '.join(TYPES)} files")
+            found = f" (left out: {self._left_out[0].name}, {self._left_out[0].reason})" if self._left_out else ""
+            raise UserError(f"--text {' '.join(paths)}: no file of a known type there{found}; give {SHOWN_TYPES} files")
 
     def records(self) -> Iterator[Document | Skipped]:
-        for name in self._others:
-            yield Skipped(name, "unknown file type")
+        yield from self._left_out
         for name, path in self._files:
-            try:
-                yield from self._read(name, path)
-            except OSError as error:
-                broken = "truncated file" if "runcated" in str(error) else "unreadable file"
-                yield Skipped(name, broken)
+            yield from file_records(name, path, self.text_key)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -53,91 +55,47 @@ class TextSource:
             "text_key": self.text_key,
         }
 
-    def _add(self, argument: Path) -> None:
-        if argument.is_dir():
-            for name, path in files_below(argument):
-                if path.name.endswith(TYPES):
-                    self._files.append((name, path))
-                else:
-                    self._others.append(name)
-        elif not argument.exists():
-            raise UserError(f"--text {argument}: no such file or folder")
-        elif not argument.name.endswith(TYPES):
-            raise UserError(f"--text {argument}: unknown file type; known are {' '.join(TYPES)}")
-        else:
-            self._files.append((argument.name, argument))
 
-    def _read(self, name: str, path: Path) -> Iterator[Document | Skipped]:
-        if path.name.endswith(PLAIN):
-            with path.open("rb") as stream:
+def known_files(finder: FileFinder) -> tuple[list[Named], list[Skipped]]:
+    """(the files of a known type, all that is left out)."""
+    known = [file for file in finder.files if file[1].name.endswith(TYPES)]
+    others = [Skipped(name, "unknown file type") for name, path in finder.files if not path.name.endswith(TYPES)]
+    return known, [*others, *finder.left_out]
+
+
+def file_records(name: str, path: Path, text_key: str) -> Iterator[Document | Skipped]:
+    """All documents of one file; what cannot be read of it is one `Skipped` and never an error."""
+    try:
+        if is_lfs_pointer(path):
+            yield Skipped(name, LFS_POINTER)
+            return
+        with path.open("rb") as stream:
+            if path.name.endswith(PLAIN):
                 yield from _sections(name, stream)
-        elif path.name.endswith(".parquet"):
-            yield from self._parquet_rows(name, path)
-        else:
-            import pyarrow
-
-            # pyarrow decompresses .gz and .zst by the file's name, and reports a truncated stream.
-            with io.BufferedReader(pyarrow.input_stream(str(path))) as stream:
-                yield from self._json_rows(name, stream)
-
-    def _json_rows(self, name: str, stream: BinaryIO) -> Iterator[Document | Skipped]:
-        for row, line in enumerate(_lines(stream)):
-            place = f"{name}:{row + 1}"
-            if line is None:
-                yield Skipped(place, "line over 10 MB")
-                continue
-            if not (line := line.removeprefix(BOM).strip()):
-                continue
-            try:
-                value = json.loads(line.decode())
-            except UnicodeDecodeError:
-                yield Skipped(place, "invalid UTF-8")
-            except (ValueError, RecursionError):
-                yield Skipped(place, "broken JSON")
+            elif path.name.endswith(".parquet"):
+                yield from parquet_rows(name, stream, text_key)
             else:
-                yield row_document(name, row, value.get(self.text_key) if isinstance(value, dict) else None, place)
-
-    def _parquet_rows(self, name: str, path: Path) -> Iterator[Document | Skipped]:
-        import pyarrow
-        import pyarrow.parquet
-
-        row = 0
-        try:
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024, columns=[self.text_key]):
-                values = batch.column(0).to_pylist() if batch.num_columns else [None] * batch.num_rows
-                for value in values:
-                    yield row_document(name, row, value, f"{name}:{row + 1}")
-                    row += 1
-        except pyarrow.ArrowException:
-            yield Skipped(name, "unreadable file")
+                yield from _packed_rows(name, stream, path.name, text_key)
+    except OSError as error:
+        yield Skipped(name, "truncated file" if "runcated" in str(error) else "unreadable file")
 
 
-def row_document(name: str, row: int, value: object, place: str) -> Document | Skipped:
-    """One row of a table as a document; a surrogate that is no character becomes invalid UTF-8, to be counted."""
-    if not isinstance(value, str):
-        return Skipped(place, "no text under the key")
-    return Document(place, value.encode("utf-8", "surrogatepass"), score(name, row))
+def _packed_rows(name: str, packed: BinaryIO, file_name: str, text_key: str) -> Iterator[Document | Skipped]:
+    import pyarrow
 
-
-def listing_sha256(files: list[tuple[str, Path]]) -> str:
-    """A hash of the names and sizes of files: different when a corpus is exchanged, the same wherever it lies."""
-    listing = "".join(f"{name}\0{path.stat().st_size}\n" for name, path in files)
-    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def files_below(folder: Path) -> list[tuple[str, Path]]:
-    """(path relative to `folder`, path), sorted, without hidden ones."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
-    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(Path(file_name).suffix)
+    # An open file rather than its name, which pyarrow refuses where it is no UTF-8; pyarrow reports a cut stream.
+    with io.BufferedReader(pyarrow.input_stream(packed, compression=compression)) as stream:
+        if file_name.endswith(JSON):
+            yield from json_rows(name, stream, text_key)
+        else:
+            yield from csv_rows(name, stream, text_key, "\t" if ".tsv" in Path(file_name).suffixes[-2:] else ",")
 
 
 def _sections(name: str, stream: BinaryIO) -> Iterator[Document | Skipped]:
     section: list[bytes] = []
     size = index = 0
-    for number, line in enumerate(_lines(stream)):
+    for number, line in enumerate(lines(stream)):
         if line is None:
             yield Skipped(f"{name}:{number + 1}", "line over 10 MB")
             continue
@@ -148,14 +106,3 @@ def _sections(name: str, stream: BinaryIO) -> Iterator[Document | Skipped]:
         size += len(line)
     if section or stream.tell() == 0:
         yield Document(name, b"".join(section), score(name, index))
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Lines with their ends, in bounded memory; None stands for one that is too long."""
-    while line := stream.readline(MAX_LINE + 1):
-        if len(line) <= MAX_LINE:
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(MAX_LINE)
-        yield None

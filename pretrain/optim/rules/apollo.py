@@ -18,6 +18,7 @@ class ApolloConfig(MatrixConfig):
     """What both presets configure."""
 
     rule = "apollo"
+    quantised = {"moments": "8bit", "weights": "int8"}
     projector: str = "gaussian"
     scale: float = Field(1.0, gt=0)
     """The update is multiplied by its root: a random projection to a small rank makes it smaller than Adam's."""

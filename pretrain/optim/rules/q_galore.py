@@ -11,6 +11,7 @@ class QGaLore(MatrixConfig):
     """Q-GaLore (arXiv 2407.08296); the defaults are the paper's for 60M parameters."""
 
     rule = "galore"
+    quantised = {"moments": "8bit", "weights": "int8"}
     name: Literal["q_galore"] = "q_galore"
     lr: float = Field(0.015, gt=0)
     moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"

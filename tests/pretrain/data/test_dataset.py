@@ -1,15 +1,20 @@
 """TokenDataset: every token once per epoch, in an order that depends on (seed, epoch) alone."""
 
+import io
+import json
+
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 from model.errors import UserError
 from pretrain.cli import main
 from pretrain.data.dataset import IGNORE, TokenDataset
+from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.sources.text import TextSource
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import SETTINGS, Tokenizer
 
 
 def flat(folder, split) -> np.ndarray:
@@ -99,7 +104,53 @@ def test_target_bytes(corpus, salad):
     tokenizer = Tokenizer(corpus / "tokenizer.model")
     texts = [tokenizer.decode(row.tolist()) for row in batch.tokens]
     assert set(texts) <= set(salad)
-    assert data.target_bytes(batch.targets) == sum(len(text.encode()) for text in texts)
+    assert data.target_bytes(0, data.n_samples) == sum(len(text.encode()) for text in texts)
+
+
+def prefixed(folder, salad, **settings):
+    """Short documents as a tokenizer writes them that adds a space to each, as LLaMA's does."""
+    texts = [line for text in salad for line in text.splitlines()][:120]
+    texts += [" a space begins it", "  two do", "\n", "ünïcode ✓", "ends with one "]
+    (folder / "text").mkdir()
+    for index, text in enumerate(texts):
+        (folder / "text" / f"{index:03d}.txt").write_text(text)
+    options = SETTINGS | {"add_dummy_prefix": True, "vocab_size": 320, "num_threads": 1, **settings}
+    with open(folder / "prefix.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=file, **options)
+    out = folder / "data"
+    prepare(
+        TextSource([str(folder / "text")]),
+        PrepareOptions(out=out, tokenizer=folder / "prefix.model", val_fraction=0.3),
+        say=print,
+    )
+    return out, load_manifest(out)
+
+
+@pytest.mark.parametrize("suffix", [False, True])
+def test_target_bytes_are_those_of_the_text_without_an_added_space(salad, tmp_path, suffix):
+    folder, manifest = prefixed(tmp_path, salad, treat_whitespace_as_suffix=suffix)
+    assert manifest.val.documents > 20
+    for split in ("train", "val"):
+        expected = manifest.split(split).bytes
+        for packing, seq_len in (("document", 300), ("concat", 1), ("concat", manifest.split(split).tokens - 1)):
+            data = TokenDataset(folder, split, seq_len, packing, seed=0)
+            assert data.target_bytes(0, data.n_samples) == expected, (split, packing, seq_len)
+            assert sum(data.target_bytes(row, 1) for row in range(data.n_samples)) == expected
+
+
+def test_target_bytes_without_markers(salad, tmp_path):
+    """The first piece of the first document is no target, so the rest of the text counts."""
+    folder, manifest = prefixed(tmp_path, salad, bos_id=-1, eos_id=-1)
+    data = TokenDataset(folder, "val", 1, "concat", seed=0)
+    piece = Tokenizer(folder / "tokenizer.model").decode([int(flat(folder, "val")[0])])
+    assert data.target_bytes(0, data.n_samples) == manifest.val.bytes - len(piece.encode())
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_tokens_per_row_are_real_ones(corpus, packing):
+    data = TokenDataset(corpus, "train", 1300, packing, seed=1)
+    real, _ = data.count(0, data.n_samples)
+    assert data.tokens_per_row == pytest.approx(real / data.n_samples)
 
 
 def test_fingerprint_and_attributes(corpus, prepared):
@@ -138,3 +189,49 @@ def test_document_starts_out_of_order(prepared):
     starts.tofile(index)
     with pytest.raises(UserError, match=r"train\.index\.bin: the starts of the documents are not in order"):
         TokenDataset(prepared, "train", 16, "document", 0)
+
+
+@pytest.fixture
+def unmarked(texts, tmp_path):
+    """Prepare documents with a tokenizer that has neither bos nor eos."""
+
+    def make(*documents: str):
+        model = io.BytesIO()
+        sentences = [line for path in sorted(texts.iterdir()) for line in path.read_text().splitlines()]
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=100, bos_id=-1, eos_id=-1,
+            add_dummy_prefix=False, minloglevel=2,
+        )  # fmt: skip
+        (tmp_path / "bare.model").write_bytes(model.getvalue())
+        lines = [json.dumps({"text": document}) for document in documents]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        options = PrepareOptions(out=tmp_path / "bare", tokenizer=tmp_path / "bare.model", val_fraction=0.4)
+        prepare(TextSource([str(tmp_path / "rows.jsonl")]), options, say=print)
+        return options.out
+
+    return make
+
+
+def test_documents_of_one_token_are_no_rows_of_their_own(unmarked):
+    folder = unmarked(*["a"] * 30, *["abcdefghij"] * 30)
+    for split in ("train", "val"):
+        data = TokenDataset(folder, split, 16, "document", 0)
+        starts = np.fromfile(folder / f"{split}.index.bin", "<u8").astype(np.int64)
+        lengths = np.diff(starts)
+        assert lengths.min() == 1
+        assert data.n_samples == (lengths > 1).sum()
+        batch = data.batch(0, data.n_samples)
+        assert ((batch.targets != IGNORE).sum(dim=1) == lengths[lengths > 1][0] - 1).all()
+        assert min(data.count(i, 1)[1] for i in range(data.n_samples)) > 0
+
+
+def test_only_documents_of_one_token(unmarked):
+    folder = unmarked(*"abcdefghij" * 4)
+    with pytest.raises(UserError, match=r'data\.packing: "document" leaves split train .* data\.packing = "concat"'):
+        TokenDataset(folder, "train", 16, "document", 0)
+    assert TokenDataset(folder, "train", 4, "concat", 0).n_samples > 1
+
+
+def test_rows_of_one_token_predict_nothing(corpus):
+    with pytest.raises(UserError, match=r"data\.packing: .* nothing to predict"):
+        TokenDataset(corpus, "train", 1, "document", 0)

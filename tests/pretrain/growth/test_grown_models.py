@@ -76,7 +76,7 @@ def test_what_is_new_trains(runs, name):
         elif "_proj." in tensor_name:
             still = (tensor == after[tensor_name]).float().mean().item()
             assert still < (0.1 if DENSITY in PRESERVED[name] else 0.01), tensor_name
-    assert summary(run)["growth_stages"] == 1
+    assert summary(run)["growth_stages"] == 2
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -141,7 +141,7 @@ def test_pauses(config, undisturbed, tmp_path_factory, tmp_path, pauses, optimiz
         train_here(config, *GROWTH, *options, f"--run.dir={run}", f"--train.max_steps={pause}", "--checkpoint.keep=1")
         assert names(run) == [f"step-{pause:08d}"]
         assert summary(run)["step"] == pause
-        assert summary(run)["growth_stages"] == (pause > GROWS)
+        assert summary(run)["growth_stages"] == 1 + (pause > GROWS)
         assert [stage["n_layers"] for stage in summary(run)["stages"]] == ([1, 2] if pause > GROWS else [1])
     assert ending(run) == ending(straight)
 
@@ -168,7 +168,7 @@ def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
     assert train_here(config, *GROWTH, f"--run.dir={run}") == 143
     monkeypatch.undo()
     assert names(run)[-1] == f"step-{stops_at:08d}"
-    assert summary(run)["growth_stages"] == (stops_at > GROWS)
+    assert summary(run)["growth_stages"] == 1 + (stops_at > GROWS)
     assert train_here(config, *GROWTH, f"--run.dir={run}") == 0
     assert ending(run) == ending(undisturbed)
 

@@ -77,7 +77,7 @@ def test_the_run_goes_on_and_counts_the_small_one(small, config, tmp_path, capsy
     assert train_here(config, *TARGET, f"--run.dir={run}") == 0
     assert f"beginning with a grown model ({TOKENS} tokens seen)" in capsys.readouterr().out
     came_to = summary(run)
-    assert came_to["growth_stages"] == 1
+    assert came_to["growth_stages"] == 2
     assert came_to["stages"][0] == cost["stages"][0]
     assert [(s["n_layers"], s["steps"], s["tokens"]) for s in came_to["stages"]] == [(1, 3, TOKENS), (2, 4, 4 * 64)]
     for key in ("flops", "flops_dense_equivalent"):

@@ -95,10 +95,15 @@ def test_other_optimizers_are_proposed_whole(name: str, size: int, expected: set
     assert {change["optimizer.name"] for change in changes if "optimizer.name" in change} == expected
 
 
-def test_updates_per_layer_are_proposed_with_their_batch() -> None:
+@pytest.mark.parametrize(
+    ("micro_batch", "proposed"),
+    [(8, {"train.global_batch_size": 8}), (32, {"train.global_batch_size": 16, "train.micro_batch_size": 16})],
+)
+def test_updates_per_layer_are_proposed_with_their_batch(micro_batch: int, proposed: dict[str, int]) -> None:
     path = next(path for path in CONFIGS if path.stem == "llama_7b_24gb_sltrain")
-    (change,) = proposals(load_config(str(path), []), 1, 16 * GIB)
-    assert change == {"optimizer.update": "per_layer", "train.global_batch_size": 8, "train.grad_clip": 0.0}
+    config = load_config(str(path), [f"--train.micro_batch_size={micro_batch}"])
+    (change,) = proposals(config, 1, 16 * GIB)
+    assert change == {"optimizer.update": "per_layer", "train.grad_clip": 0.0} | proposed
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -70,7 +70,7 @@ def test_8bit_is_8bit_adam_on_the_projected_gradient(shape, eps_mode, identity):
         (W.t() if right else W)[:4] += 0.25 * step
         W *= 1 - 0.02 * 0.5
         expected.append(W.clone())
-    config = GaLoreAdamW(**identity, rank=4, eps_mode=eps_mode, moments="8bit", weight_decay=0.5)
+    config = GaLoreAdamW(**identity, rank=4, eps=1e-6, eps_mode=eps_mode, moments="8bit", weight_decay=0.5)
     for found, exact in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
