@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.errors import UserError
+from model.hf.tokenizer_json import obstacle, tokenizer_json
 
 
 class TokenizerFacts(NamedTuple):
@@ -15,28 +16,41 @@ class TokenizerFacts(NamedTuple):
     pad: tuple[int, str] | None
     add_dummy_prefix: bool
     """Whether the model puts a space before the text."""
+    tokenizer_json: dict[str, Any]
+    """The content of tokenizer.json."""
 
 
 def read_facts(path: Path) -> TokenizerFacts:
-    """From the SentencePiece model at `path`; UserError unless it is a BPE model, the only kind LLaMA has."""
+    """From the SentencePiece model at `path`; UserError when a Hugging Face folder cannot hold it."""
+    proto = _parse(path)
+    if reason := obstacle(proto):
+        raise UserError(f"{path}: cannot be exported, since {reason}; train with another tokenizer")
+    trainer = proto.trainer_spec
+    ids = (trainer.bos_id, trainer.eos_id, trainer.unk_id, trainer.pad_id)
+    bos, eos, unk, pad = (None if i < 0 else (i, proto.pieces[i].piece) for i in ids)
+    return TokenizerFacts(bos, eos, unk, pad, proto.normalizer_spec.add_dummy_prefix, tokenizer_json(proto))
+
+
+def export_obstacle(path: Path) -> str | None:
+    """What keeps the SentencePiece model at `path` out of a Hugging Face folder, or None."""
+    return obstacle(_parse(path))
+
+
+def _parse(path: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(path.read_bytes())
-    trainer = proto.trainer_spec
-    if trainer.model_type != trainer.BPE:
-        raise UserError(
-            f"{path}: not a BPE tokenizer, and a Hugging Face LLaMA folder can hold no other; train with one"
-        )
-    ids = (trainer.bos_id, trainer.eos_id, trainer.unk_id, trainer.pad_id)
-    bos, eos, unk, pad = (None if i < 0 else (i, proto.pieces[i].piece) for i in ids)
-    return TokenizerFacts(bos, eos, unk, pad, proto.normalizer_spec.add_dummy_prefix)
+    return proto
 
 
 def tokenizer_config(facts: TokenizerFacts, max_seq_len: int) -> dict[str, Any]:
     """The content of tokenizer_config.json."""
     return {
-        "tokenizer_class": "LlamaTokenizer",
+        # This class takes tokenizer.json as it is; LlamaTokenizer would build its own from the pieces.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        # A marker spelt out in a text is ordinary characters, as in training.
+        "split_special_tokens": True,
         "legacy": False,
         # A missing or wrong value changes the ids of almost every text.
         "add_prefix_space": facts.add_dummy_prefix,

@@ -51,7 +51,7 @@ def test_round_trip(case, shard_bytes, tokenizer, tmp_path):
 def test_folder_holds_what_readers_expect(folder, tokenizer):
     names = {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json",
-        "special_tokens_map.json",
+        "special_tokens_map.json", "tokenizer.json",
     }  # fmt: skip
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
@@ -69,6 +69,13 @@ def test_a_tokenizer_without_bos_is_described_as_such(tmp_path):
     facts = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
     assert (facts["add_bos_token"], facts["bos_token"], facts["eos_token"]) == (False, None, "</s>")
     assert json.loads((tmp_path / "hf/config.json").read_text())["bos_token_id"] is None
+
+
+def test_a_pad_token_reaches_both_configs(tmp_path):
+    padded = train_tokenizer(tmp_path / "t.model", pad_id=3)
+    export_folder(build("dense"), padded, tmp_path / "hf", torch.float32)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "hf" / name).read_text())["pad_token_id"] == 3
 
 
 def test_shards_keep_to_their_size_and_the_index_lists_them(tokenizer, tmp_path):

@@ -1,0 +1,149 @@
+"""`tokenizer.json`: the rules of a SentencePiece BPE model in the tokenizers library's own words.
+
+Without it transformers 5 takes the pieces from tokenizer.model but not the normaliser, and gives other ids.
+"""
+
+import base64
+from typing import Any
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+"""Types of a piece in SentencePiece's file format."""
+
+COMPOSING = ("nfkc", "nmt_nfkc")
+"""Normalisers that tokenizer.json can express: NFKC, and NFKC with control characters and spaces made plain."""
+
+FULL_WIDTH_TILDE = "\uff5e"
+STAND_IN = "\U0010fffe"
+"""A code point that Unicode keeps free of characters for good."""
+
+SPACE = "\u2581"
+
+
+def obstacle(proto: Any) -> str | None:
+    """What in the SentencePiece model no tokenizer.json expresses; None when all of it can be written."""
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    symbols = [entry.piece for entry in proto.pieces if entry.type == USER_DEFINED]
+    if trainer.model_type != trainer.BPE:
+        return "it is not a BPE tokenizer, and a Hugging Face LLaMA folder can hold no other"
+    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+        return "it marks spaces in a way that no tokenizer.json expresses"
+    if any(entry.type == UNUSED for entry in proto.pieces):
+        return "it has unused pieces, which no tokenizer.json expresses"
+    for symbol in symbols:
+        if " " in symbol or SPACE in symbol:
+            return f"its user-defined symbol {symbol.replace(SPACE, ' ')!r} contains a space"
+    # An added token cuts the text, and the library normalises each part as if it were a text of its own.
+    if symbols and (normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces):
+        rule = "add_dummy_prefix" if normalizer.add_dummy_prefix else "remove_extra_whitespaces"
+        return f"it has user-defined symbols such as {symbols[0]!r} beside {rule}"
+    if normalizer.precompiled_charsmap and normalizer.name not in COMPOSING:
+        # The library takes the shortest rule that fits where SentencePiece takes the longest.
+        return f"no tokenizer.json expresses its normaliser {normalizer.name!r}"
+    if normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces:
+        # The library takes "\r\n" for one character, which becomes one space and not two.
+        return f"its normaliser {normalizer.name!r} is used without remove_extra_whitespaces"
+    return None
+
+
+def tokenizer_json(proto: Any) -> dict[str, Any]:
+    """The content of tokenizer.json for a model without an `obstacle`."""
+    trainer = proto.trainer_spec
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(proto),
+        "normalizer": _normalizer(proto.normalizer_spec),
+        "pre_tokenizer": None,
+        "post_processor": _bos_first(trainer.bos_id, proto.pieces[trainer.bos_id].piece)
+        if trainer.bos_id >= 0
+        else None,
+        "decoder": _decoder(proto.normalizer_spec),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": proto.pieces[trainer.unk_id].piece,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": trainer.byte_fallback,
+            "ignore_merges": False,
+            "vocab": {entry.piece: i for i, entry in enumerate(proto.pieces)},
+            "merges": _merges(proto),
+        },
+    }
+
+
+def _merges(proto: Any) -> list[list[str]]:
+    """Every pair of pieces that makes a piece, in the order of the made piece's score: the order SentencePiece merges.
+
+    Markers and byte pieces are never made from text.
+    """
+    scores = {entry.piece: entry.score for entry in proto.pieces if entry.type == NORMAL}
+    ids = {entry.piece: i for i, entry in enumerate(proto.pieces)}
+    merges: list[list[str]] = []
+    for piece in sorted(scores, key=lambda piece: (-scores[piece], ids[piece])):
+        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        found = [pair for pair in pairs if pair[0] in scores and pair[1] in scores]
+        merges += [list(pair) for pair in sorted(found, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
+    return merges
+
+
+def _normalizer(spec: Any) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    if spec.precompiled_charsmap:
+        # Precompiled alone forgets all but the first mark of a letter and leaves decomposed Hangul as it is. NFKC would
+        # turn a full-width tilde, which the nmt rules keep, into a plain one.
+        charsmap = base64.b64encode(spec.precompiled_charsmap).decode("ascii")
+        keep_tilde = spec.name == "nmt_nfkc"
+        steps += [_replace({"String": FULL_WIDTH_TILDE}, STAND_IN)] if keep_tilde else []
+        steps.append({"type": "NFKC"})
+        steps += [_replace({"String": STAND_IN}, FULL_WIDTH_TILDE)] if keep_tilde else []
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if spec.remove_extra_whitespaces:
+        # \A and \z: ^ and $ would match at every line.
+        steps.append(_replace({"Regex": r"\A +"}, ""))
+        steps.append(_replace({"Regex": rf"[ {SPACE}]+\z"}, ""))
+        steps.append(_replace({"Regex": " {2,}"}, " "))
+    if spec.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    steps.append(_replace({"String": " "}, SPACE))
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def _decoder(spec: Any) -> dict[str, Any]:
+    steps = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": steps}
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def _bos_first(bos_id: int, bos: str) -> dict[str, Any]:
+    special = {"SpecialToken": {"id": bos, "type_id": 0}}
+    first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, {"SpecialToken": {"id": bos, "type_id": 1}}, second],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
+
+
+def _added_tokens(proto: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": i,
+            "content": entry.piece,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": entry.type != USER_DEFINED,
+        }
+        for i, entry in enumerate(proto.pieces)
+        if entry.type in (UNKNOWN, CONTROL, USER_DEFINED)
+    ]
