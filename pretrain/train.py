@@ -26,9 +26,9 @@ from pretrain.kernel_choices import describe
 from pretrain.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.metrics import StepClock
+from pretrain.optional import attempt, reason
 from pretrain.origin import Start
 from pretrain.origin import describe as describe_origin
-from pretrain.optional import attempt, reason
 from pretrain.plan import flops_per_update
 from pretrain.run import Run, open_run
 from pretrain.summary import summary_is_current, versions_line, write_summary
