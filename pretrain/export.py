@@ -27,11 +27,13 @@ from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World
 from pretrain.evaluate import evaluate
+from pretrain.hard_strings import hard_strings
+from pretrain.held_out_text import held_out_documents
 from pretrain.logit_check import Exact, evaluate_exactly
 from pretrain.model_card import write_card
 
-LINES = 1000
-"""Held-out lines on which the exported tokenizer must agree."""
+HARD_STRINGS = 300
+"""Texts of every kind on which the exported tokenizer must agree, beside the held-out documents."""
 
 LOSS_TOKENS = 2048
 """Held-out tokens on which the loss is compared."""
@@ -109,7 +111,7 @@ def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, dtype: torc
 
     Judged in two steps, rounding alone being allowed in each: the merged weights against the model that was trained,
     and the folder against the merged weights as `dtype` rounds them. What that costs is judged by held-out loss.
-    `tokenizer_lines` is None where the tokenizer was not checked, `folder_loss` where the corpus is gone.
+    `tokenizer_documents` and `folder_loss` are None where the corpus is gone.
     """
     shape = (2, min(64, model.config.max_seq_len))
     tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
@@ -126,18 +128,19 @@ def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, dtype: torc
         "read_back_error": _require(stored, found, "the exported folder, read by this code,", "its weights", AGAIN),
         "weights_error": merged.difference(stored.logits).rms,
         "transformers": None,
-        "tokenizer_lines": None,
+        "tokenizer_documents": None,
     }
     report |= _compare_loss(checkpoint, model, reread)
     if importlib.util.find_spec("transformers"):
-        lines = _held_out_lines(checkpoint)
-        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, lines or [])
+        documents, hard = held_out_documents(checkpoint), list(hard_strings(HARD_STRINGS))
+        texts = hard + (documents or [])
+        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, texts)
         report["max_logit_difference_transformers"] = _difference(logits, trained)
         reader = f"the exported folder, read by transformers {report['transformers']},"
         report["transformers_error"] = _require(stored, logits, reader, "its weights", VERSION)
-        if lines is not None:
-            _require_equal_ids(tokenizer_of(checkpoint), lines, ids)
-            report["tokenizer_lines"] = len(lines)
+        _require_equal_ids(tokenizer_of(checkpoint), texts, ids)
+        report["tokenizer_strings"] = len(hard)
+        report["tokenizer_documents"] = None if documents is None else len(documents)
     return report
 
 
@@ -194,24 +197,7 @@ def _compare_loss(checkpoint: Checkpoint, model: Transformer, reread: Transforme
     return {"model_loss": before.loss, "folder_loss": after.loss}
 
 
-def _held_out_lines(checkpoint: Checkpoint) -> list[str] | None:
-    """Lines of the run's held-out text, decoded from its tokens; None when the run's corpus is no longer there."""
-    config, tokenizer = checkpoint.config, tokenizer_of(checkpoint)
-    if not Path(config.data.path).exists():
-        return None
-    dataset = TokenDataset(config.data.path, "val", config.train.seq_len, "concat", 0)
-    if dataset.fingerprint != checkpoint.manifest.data_fingerprint:
-        return None
-    lines: list[str] = []
-    for index in range(dataset.n_samples):
-        text = tokenizer.decode(dataset.batch(index, 1).tokens[0].tolist())
-        lines += [line for line in text.splitlines() if line.strip()]
-        if len(lines) >= LINES:
-            break
-    return lines[:LINES]
-
-
-def _ask_transformers(folder: Path, tokens: Tensor, lines: list[str]) -> tuple[Tensor, list[list[int]], str]:
+def _ask_transformers(folder: Path, tokens: Tensor, texts: list[str]) -> tuple[Tensor, list[list[int]], str]:
     """Logits, token ids and version from transformers, in a process of its own.
 
     Run from a checkout, this process resolves `import kernels` to Sparlow's folder, which transformers may look for
@@ -219,7 +205,7 @@ def _ask_transformers(folder: Path, tokens: Tensor, lines: list[str]) -> tuple[T
     """
     with tempfile.TemporaryDirectory() as scratch:
         save_file({"tokens": tokens}, Path(scratch) / "tokens.safetensors")
-        (Path(scratch) / "lines.json").write_text(json.dumps(lines))
+        (Path(scratch) / "texts.json").write_text(json.dumps(texts))
         script = Path(__file__).with_name("transformers_check.py")
         command = [sys.executable, "-P", str(script), str(folder.resolve()), scratch]
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
@@ -230,7 +216,14 @@ def _ask_transformers(folder: Path, tokens: Tensor, lines: list[str]) -> tuple[T
         return load_file(Path(scratch) / "logits.safetensors")["logits"], answer["ids"], answer["version"]
 
 
-def _require_equal_ids(tokenizer: Tokenizer, lines: list[str], ids: list[list[int]]) -> None:
-    for line, found in zip(lines, ids, strict=True):
-        if found != tokenizer.encode(line):
-            raise RunFailed(f"transformers tokenizes {line[:60]!r} differently")
+def _require_equal_ids(tokenizer: Tokenizer, texts: list[str], ids: list[list[int]]) -> None:
+    for text, found in zip(texts, ids, strict=True):
+        expected = tokenizer.encode(text)
+        if found != expected:
+            pairs = enumerate(zip(found, expected, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(found), len(expected)))
+            before = tokenizer.decode(expected[:at])[-20:]
+            raise RunFailed(
+                f"transformers tokenizes {text[:60]!r} differently from SentencePiece, first at token {at}, after "
+                f"{before!r}; prepare the text with a tokenizer that Sparlow trains, or use tokenizer.model itself"
+            )

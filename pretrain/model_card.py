@@ -46,6 +46,6 @@ def _check(report: dict[str, Any]) -> str:
         said += f"; loss on a part of the held-out text {report['folder_loss']:.4f}, before {report['model_loss']:.4f}"
     if report["transformers"] is None:
         return said + "; not checked with transformers, which was not installed"
-    if report["tokenizer_lines"] is None:
+    if report["tokenizer_documents"] is None:
         return said + "; the tokenizer was not checked, since the run's corpus was gone"
-    return said + f"; equal token ids on {report['tokenizer_lines']:,} lines of held-out text"
+    return said + f"; equal token ids on {report['tokenizer_documents']:,} documents of held-out text"

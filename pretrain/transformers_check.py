@@ -1,6 +1,6 @@
 """Run by `sparlow export` in a process of its own: what transformers makes of an exported folder.
 
-Arguments: the folder, and a scratch folder with tokens.safetensors and lines.json. Imports nothing of Sparlow.
+Arguments: the folder, and a scratch folder with tokens.safetensors and texts.json. Imports nothing of Sparlow.
 """
 
 import json
@@ -18,6 +18,6 @@ with torch.no_grad():
     logits = model(load_file(scratch / "tokens.safetensors")["tokens"]).logits
     model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False)
 save_file({"logits": logits.contiguous()}, scratch / "logits.safetensors")
-lines = json.loads((scratch / "lines.json").read_text())
-ids = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
+texts = json.loads((scratch / "texts.json").read_text())
+ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 (scratch / "answer.json").write_text(json.dumps({"ids": ids, "version": transformers.__version__}))

@@ -38,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
     if report["folder_loss"] is not None:
         print(f"held-out loss {report['folder_loss']:.5f}, the training model's {report['model_loss']:.5f}")
     if report["transformers"]:
-        error, lines = report["transformers_error"], report["tokenizer_lines"]
+        error, documents = report["transformers_error"], report["tokenizer_documents"]
         print(f"transformers {report['transformers']}: logits off by at most {error:.1e} of their spread")
-        if lines is None:
-            print("the tokenizer was not checked: the corpus of the run is no longer at its data.path")
+        strings = f"tokenizer: transformers gives equal ids on {report['tokenizer_strings']} built-in hard strings"
+        if documents is None:
+            print(f"{strings}; not checked on held-out text: the corpus of the run is no longer at its data.path")
         else:
-            print(f"tokenizer: transformers gives equal ids on {lines} lines of held-out text")
+            print(f"{strings} and {documents} whole documents of held-out text")
     else:
         print("transformers is not installed: its own check was skipped (pip install transformers -c constraints.txt)")
     return 0

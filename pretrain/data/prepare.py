@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from model.errors import UserError
+from model.hf.tokenizer import export_obstacle
 from pretrain.data.documents import SkipLog, Source, Text, readable
 from pretrain.data.encode import Encoder
 from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
@@ -65,6 +66,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
     made_of = {"source": source.describe(), "options": options.recorded()}
     if (existing := _existing(options, made_of, say)) is not None:
         return existing
+    if options.tokenizer:
+        _warn(options.tokenizer, say)
     with staging(options.out) as folder:
         found = _look(source, needs_sample=options.tokenizer is None)
         divided = division(found, options.val_fraction)
@@ -91,6 +94,14 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
         )
         commit(folder, options.out, manifest.to_json())
     return manifest
+
+
+def _warn(path: Path, say: Callable[[str], None]) -> None:
+    """Say what a given tokenizer cannot do, before hours are spent on it."""
+    if lost := Tokenizer(path).losses():
+        say(f"warning: --tokenizer {path}: text loses its {', '.join(lost)} when it is encoded")
+    if reason := export_obstacle(path):
+        say(f"warning: --tokenizer {path}: training works, but sparlow export will refuse the model, since {reason}")
 
 
 def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[str], None]) -> Manifest | None:

@@ -34,6 +34,16 @@ SETTINGS: dict[str, Any] = {
     "num_threads": 4,  # part of the model file: a constant, so that every machine writes the same bytes
     "minloglevel": 2,
 }
+ROUND_TRIPS = {
+    "newlines": "a\nb\n\nc",
+    "tabs": "a\tb",
+    "runs of spaces": "a    b",
+    "spaces at the end": "a ",
+    "spaces at the beginning": " a",
+    "ligatures and full-width letters": "\ufb01 \uff21",
+    "letters outside its vocabulary": "\u6f22 \U0001f642",
+}
+"""Short texts that some tokenizers do not give back, by what is lost then."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -118,6 +128,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
+
+    def losses(self) -> list[str]:
+        """What a text does not keep when it is encoded and decoded, in words; empty when nothing is lost."""
+        return [what for what, text in ROUND_TRIPS.items() if self.decode(self.encode(text)) != text]
 
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of text that each id stands for: 0 for specials, 1 for byte pieces. int32 [vocab_size]."""

@@ -69,21 +69,43 @@ def test_export_says_when_the_tokenizer_was_not_checked(finished, tmp_path, caps
         assert main(["export", str(finished), "--out", str(tmp_path / "hf")]) == 0
     finally:
         (tmp_path / "data").rename(data)
-    assert "the tokenizer was not checked" in capsys.readouterr().out
+    assert "not checked on held-out text" in capsys.readouterr().out
 
 
-def test_export_takes_no_lines_from_another_corpus(finished):
+def test_export_takes_no_documents_from_another_corpus(finished):
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.export import _held_out_lines
+    from pretrain.held_out_text import held_out_documents
 
     checkpoint, manifest = open_checkpoint(finished), finished.parent / "data" / "manifest.json"
-    assert len(_held_out_lines(checkpoint)) > 5
+    assert len(held_out_documents(checkpoint)) == 3
     text = manifest.read_text()
     manifest.write_text(text + "\n")
     try:
-        assert _held_out_lines(checkpoint) is None
+        assert held_out_documents(checkpoint) is None
     finally:
         manifest.write_text(text)
+
+
+def test_held_out_documents_are_whole(finished):
+    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.data.manifest import load_manifest
+    from pretrain.held_out_text import held_out_documents
+
+    documents, entry = held_out_documents(open_checkpoint(finished)), load_manifest(finished.parent / "data").val
+    assert len(documents) == entry.documents
+    assert sum(len(text.encode()) for text in documents) == entry.bytes
+
+
+def test_the_first_text_with_other_ids_is_named(finished):
+    from pretrain.checkpoint.load import tokenizer_of
+    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.export import _require_equal_ids
+
+    tokenizer = tokenizer_of(open_checkpoint(finished))
+    ids = [tokenizer.encode("ab"), [*tokenizer.encode("a  b"), 5]]
+    _require_equal_ids(tokenizer, ["ab"], ids[:1])
+    with pytest.raises(RunFailed, match=r"tokenizes 'a  b' differently from SentencePiece, first at token"):
+        _require_equal_ids(tokenizer, ["ab", "a  b"], ids)
 
 
 @pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])

@@ -4,12 +4,14 @@ import errno
 import fcntl
 import filecmp
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 
 import pytest
+import sentencepiece
 
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
@@ -170,6 +172,35 @@ def test_given_tokenizer_and_max_tokens(texts, prepared, tmp_path):
     longest = 2600
     assert 7600 <= manifest.train.tokens < 7600 + longest
     assert 400 <= manifest.val.tokens < 400 + longest
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, ["loses its newlines, tabs, runs of spaces, spaces at the end"]),
+        (
+            {"normalization_rule_name": "nmt_nfkc_cf"},
+            ["loses its newlines", "export will refuse the model, since no tokenizer.json"],
+        ),
+        (
+            {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True,
+             "user_defined_symbols": "<a b>", "add_dummy_prefix": False},
+            ["export will refuse the model, since its user-defined symbol '<a b>' contains a space"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_given_tokenizer_cannot_do_is_said_first(settings, expected, texts, tmp_path, capsys):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words of an ordinary text"] * 50), model_writer=model, model_type="bpe",
+        vocab_size=300, hard_vocab_limit=False, minloglevel=2, **settings,
+    )  # fmt: skip
+    (tmp_path / "t.model").write_bytes(model.getvalue())
+    arguments = ["--out", str(tmp_path / "a"), "--tokenizer", str(tmp_path / "t.model"), "--max-tokens", "5000"]
+    assert main(["prepare", "--text", str(texts), *arguments]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: --tokenizer")]
+    assert len(warnings) == len(expected)
+    assert all(part in line for part, line in zip(expected, warnings, strict=True))
 
 
 def test_large_vocabulary_is_four_bytes_wide(texts, tmp_path, monkeypatch):
