@@ -196,7 +196,7 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     config, engine, state, world = run.config, run.engine, run.state, run.world
     batch_size, size = config.train.global_batch_size, config.train.micro_batch_size
     tokens, targets = run.dataset.count(state.cursor, batch_size)
-    engine.begin(lr)
+    engine.begin(lr, state.step)
     nll = torch.zeros((), dtype=torch.float64, device=world.device)
     for index in range(world.rank, engine.micro_batches, world.size):
         nll += engine.micro_step(run.dataset.batch(state.cursor + index * size, size), targets)

@@ -9,6 +9,7 @@ from pretrain.distributed import World, shared
 from pretrain.engine.engine import Update
 from pretrain.engine.sharded import ShardedEngine
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.projector import is_late
 from pretrain.optim.targets import find_targets
 
 
@@ -21,9 +22,14 @@ class MatrixEngine(ShardedEngine):
         self, model: Transformer, optimizer: MatrixOptimizer, config: Config, world: World, grad_accum_steps: int
     ):
         super().__init__(model, optimizer, config, world, grad_accum_steps)
+        self.config, self.total_steps = config.optimizer, config.schedule.total_steps
         self.planned_matrices = len(find_targets(model, config.optimizer))
         if optimizer.rule.needs == "projected":
             self.norm_name = "grad_norm_projected"
+
+    def begin(self, lr: float, step: int = 0) -> None:
+        super().begin(lr, step)
+        self.optimizer.refresher.late = is_late(self.config, step, self.total_steps)
 
     def update(self) -> Update:
         update = super().update()

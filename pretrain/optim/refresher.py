@@ -10,7 +10,7 @@ from pretrain.optim.basis import Basis
 from pretrain.optim.exchange import Exchange
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.projector import PROJECTORS, is_late
+from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of
 from pretrain.optim.rules.base import Rule
@@ -24,6 +24,8 @@ class Refresher:
         self.config, self.rule, self.targets, self.seed, self.exchange = config, rule, targets, seed, exchange
         self.projector = PROJECTORS[config.projector]()
         self.late_projector = PROJECTORS["random_orthogonal"]()
+        self.late = False
+        """Whether new bases are random: the run is near its end (`is_late`)."""
         self.refreshes = self.kept = 0
         """By this rank in this step: new bases, and those that a zero or non-finite gradient prevented."""
         self._due: set[str] | None = None
@@ -69,7 +71,7 @@ class Refresher:
         assert target.basis is not None
         old = target.basis.read()
         random = generator(self.seed, "refresh", target.name, updates)
-        projector = self.late_projector if is_late(self.config, updates) else self.projector
+        projector = self.late_projector if self.late else self.projector
         found = projector.basis(target.matrix, G, old, random)
         if found is None:
             self.kept += 1

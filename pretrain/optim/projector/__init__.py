@@ -17,7 +17,7 @@ PROJECTORS: dict[str, type[Projector]] = {
 }
 
 
-def is_late(config: MatrixConfig, step: int) -> bool:
-    """Whether bases are random from here on: GoLore's preset says when, counting applied updates."""
-    random_from: int | None = getattr(config, "random_from_step", None)
-    return random_from is not None and step >= random_from
+def is_late(config: MatrixConfig, step: int, total_steps: int) -> bool:
+    """Whether new bases are random after `step` of the run's `total_steps`: GoLore's preset says for which share."""
+    share: float = getattr(config, "random_fraction", 0.0)
+    return step >= total_steps - round(share * total_steps)

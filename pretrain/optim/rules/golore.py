@@ -8,10 +8,13 @@ from pretrain.optim.matrix_config import MatrixConfig
 
 
 class GoLore(MatrixConfig):
-    """GoLore (arXiv 2410.11289); the defaults are GaLore's at 60M, random for the last fifth of the steps."""
+    """GoLore (arXiv 2410.11289); the defaults are the released ones."""
 
     rule = "galore"
     quantised = (("moments", "8bit"),)
     name: Literal["golore"] = "golore"
-    random_from_step: int = Field(8000, ge=0)
-    """From this step on bases are uniformly random; until then `projector` finds them."""
+    lr: float = Field(1e-3, gt=0)
+    scale: float = Field(1.0, gt=0)
+    random_fraction: float = Field(0.2, ge=0, le=1)
+    """Share of schedule.total_steps, the last of the run, in which new bases are uniformly random, also where it grows
+    in stages; until then `projector` finds them."""

@@ -12,6 +12,7 @@ from torch import nn
 from model.build import build_model
 from model.config import ModelConfig
 from model.linear.dense import Dense
+from pretrain.engine.matrix import MatrixEngine
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.projector import PROJECTORS, is_late
@@ -232,14 +233,19 @@ def test_sampled_svd_draws_in_proportion_to_singular_values():
 
 
 def test_golore_turns_random_late_and_others_never():
-    config = GoLore(random_from_step=7)
-    assert [is_late(config, step) for step in (0, 6, 7, 100)] == [False, False, True, True]
-    assert not is_late(PRESETS["sara"](), 10**9)
+    config = GoLore()
+    assert (config.lr, config.scale) == (1e-3, 1.0)
+    for total, first in ((10, 8), (100, 80), (10_000, 8_000), (150_000, 120_000)):
+        late = [is_late(config, step, total) for step in (0, first - 1, first, total - 1)]
+        assert late == [False, False, True, True]
+    assert not is_late(GoLore(random_fraction=0.0), 99, 100)
+    assert not is_late(PRESETS["sara"](), 99, 100)
     weight = nn.Parameter(torch.zeros(24, 16))
-    optimizer = optimizer_of(GoLore(random_from_step=1, rank=1, update_proj_gap=1), weight)
+    optimizer = optimizer_of(GoLore(rank=1, update_proj_gap=1), weight)
     spike = torch.outer(torch.arange(1.0, 25), torch.ones(16))
     kept = []
-    for _ in range(3):
+    for step in range(3):
+        optimizer.refresher.late = step > 0
         (weight * spike).sum().backward()
         optimizer.step()
         P = optimizer.targets[0].P
@@ -278,3 +284,16 @@ def test_spans_what_the_exact_vectors_span_where_a_gap_says_what_that_is(m, n, p
     G = with_spectrum(m, n, spectrum, seed)
     P, exact = find("subspace_iteration", G, rank, start(G, rank)).double(), find("svd", G, rank).double()
     torch.testing.assert_close(P @ P.t(), exact @ exact.t(), rtol=0, atol=1e-4)
+
+
+def test_the_engine_tells_golore_how_far_the_run_is():
+    """By the run's steps, not the optimizer's, which begin anew where a growth resets it."""
+    optimizer = optimizer_of(GoLore(rank=1), nn.Parameter(torch.zeros(24, 16)))
+    engine = object.__new__(MatrixEngine)
+    engine.optimizer, engine.config, engine.total_steps = optimizer, optimizer.config, 10
+    late = []
+    for step in range(10):
+        engine.begin(1e-3, step)
+        late.append(optimizer.refresher.late)
+    assert late == [False] * 8 + [True] * 2
+    assert optimizer.param_groups[0]["lr"] == 1e-3
