@@ -3,7 +3,7 @@
 # NPROC=2 sets the number of processes (default: one per GPU, or one); HOSTFILE=hosts spreads over machines;
 # MASTER_PORT must differ between two jobs on one machine. Run it again to resume.
 # Relative paths are from the repository's root; CONFIG.toml and HOSTFILE may be given from where you are.
-# SIGTERM or Ctrl-C: the run stops with a checkpoint and status 143; a second one kills it.
+# SIGTERM, Ctrl-C or a closed terminal: the run stops with a checkpoint and status 143; a second one kills it.
 set -euo pipefail
 if [ -f "${1:-}" ]; then set -- "$(realpath "$1")" "${@:2}"; fi
 if [ -f "${HOSTFILE:-}" ]; then HOSTFILE=$(realpath "$HOSTFILE"); fi

@@ -1,12 +1,17 @@
 """`sparlow <command>`: finds the command, runs it, and turns a user's mistake into one sentence and exit code 2."""
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from model.errors import RunFailed, UserError
+from pretrain.output import GONE, failure, mute
+
+CLOSED_PIPE = 128 + signal.SIGPIPE
 
 COMMANDS = {
     "prepare": "text -> tokenizer and token shards",
@@ -23,7 +28,30 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 1 failed, 2 the user's input was wrong, 143 stopped by SIGTERM with a checkpoint."""
+    """Run one command.
+
+    0 done, 1 failed, 2 the user's input was wrong, 143 stopped by a signal with a checkpoint, 141 nobody reads the
+    output any more (as programs end by SIGPIPE; training goes on and does not).
+    """
+    try:
+        try:
+            return _run_command(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a closed pipe can be told from a failure
+    except OSError:
+        reason = failure(sys.stdout)
+        if reason is None:
+            raise
+        mute(sys.stdout)
+        if reason.errno in GONE:
+            return CLOSED_PIPE
+        with contextlib.suppress(OSError):
+            print(f"sparlow: the output cannot be written ({reason.strerror})", file=sys.stderr)
+        return 1
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
     arguments = [a for a in (sys.argv[1:] if argv is None else argv) if not _is_local_rank(a)]
     parser = argparse.ArgumentParser(
         prog="sparlow",
@@ -54,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
         sentence = str(error).partition(". ")[0]
-        _refuse(chosen, f"{sentence}; lower train.micro_batch_size or set train.checkpoint_every_layers = 1")
+        fix = "take a GPU with more free memory, or the CPU: CUDA_VISIBLE_DEVICES= sparlow"
+        _refuse(chosen, f"{sentence}; {fix} {chosen} ...")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -81,5 +110,6 @@ def _is_override(argument: str) -> bool:
 
 def _refuse(command: str | None, sentence: str) -> int:
     if os.environ.get("RANK", "0") == "0":
-        print(f"sparlow {command}: {sentence}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may be a closed terminal
+            print(f"sparlow {command}: {sentence}", file=sys.stderr)
     return 2

@@ -1,16 +1,19 @@
 """What a run shows: a live bar on a terminal, plain lines elsewhere, nothing on ranks other than 0."""
 
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pretrain.output import Output
 
 
 class Console:
     """Prints lines, and tracks steps; `active` is false on ranks other than 0."""
 
     def __init__(self, active: bool):
-        self._rich = RichConsole(quiet=not active, highlight=False, soft_wrap=True)
+        # rich ends the program when its output is a closed pipe; a run goes on.
+        self._rich = RichConsole(file=cast(TextIO, Output()), quiet=not active, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: Any = None
 

@@ -66,13 +66,13 @@ def train_here(path: Path, *overrides: str, start: "Start | None" = None) -> int
     from pretrain.config import load_config
     from pretrain.train import train
 
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     world = distributed.start()  # and it stays: DeepSpeed remembers the first process group of a process
     try:
         return train(load_config(path, overrides), world, start)
     finally:
-        signal.signal(signal.SIGTERM, handlers[0])
-        signal.signal(signal.SIGINT, handlers[1])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def start_command(*arguments: str, fault: str = "", **environment: str) -> subprocess.Popen[str]:
