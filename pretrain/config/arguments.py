@@ -55,5 +55,6 @@ def _value(equals: str, text: str, word: str, arguments: Sequence[str]) -> str:
 
 def _names(section: str) -> list[str]:
     """The keys of a table, whichever of its members is chosen, but `name`."""
-    tables = list(members(section).values()) or [table_type(section, {})]
-    return list(dict.fromkeys(key for table in tables if table for key in table.model_fields if key != "name"))
+    table = table_type(section, {})
+    tables = list(members(section).values()) or ([table] if table else [])
+    return list(dict.fromkeys(key for table in tables for key in table.model_fields if key != "name"))
