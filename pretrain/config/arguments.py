@@ -55,5 +55,5 @@ def _value(equals: str, text: str, word: str, arguments: Sequence[str]) -> str:
 
 def _names(section: str) -> list[str]:
     """The keys of a table, whichever of its members is chosen, but `name`."""
-    tables = list(members(section).values()) or [table_type(section, {})]
-    return list(dict.fromkeys(key for table in tables if table for key in table.model_fields if key != "name"))
+    tables = [*members(section).values()] or [table for table in [table_type(section, {})] if table]
+    return list(dict.fromkeys(key for table in tables for key in table.model_fields if key != "name"))
