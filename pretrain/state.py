@@ -9,6 +9,9 @@ from typing import Any
 
 from model.errors import UserError
 
+SINCE_FORMAT_3: dict[str, Any] = {"origin": {}}
+"""Fields that checkpoints of the present format may lack, and what held for the runs that wrote those."""
+
 
 @dataclass
 class TrainState:
@@ -61,7 +64,8 @@ class TrainState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TrainState":
-        """Strict: a missing or unknown field is a UserError, never a default."""
+        """Read all fields; a missing or unknown one is a UserError, but for those of SINCE_FORMAT_3."""
+        data = SINCE_FORMAT_3 | data
         wrong = {field.name for field in dataclasses.fields(cls)} ^ set(data)
         if wrong:
             raise UserError(
