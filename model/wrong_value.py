@@ -7,6 +7,7 @@ EXPECTED = {
     "missing": "a value (it is missing)",
     "bool_type": "true or false",
     "int_type": "a valid integer",
+    "int_parsing_size": "a smaller number",
     "float_type": "a valid number",
     "finite_number": "a finite number",
     "string_type": "text in quotes",

@@ -214,7 +214,7 @@ def test_growth_begins_with_the_small_model(config, tmp_path):
     ]
     assert train_here(config, *NEW, *grows, f"--run.dir={run}", start=Start(str(small))) == 0
     assert names(run)[0] == "step-00000000"
-    assert (summary(run)["growth_stages"], summary(run)["origin"]["run"]) == (1, "small")
+    assert (summary(run)["growths"], summary(run)["origin"]["run"]) == (1, "small")
 
 
 @pytest.mark.parametrize("kind", ["zero2", "galore"])

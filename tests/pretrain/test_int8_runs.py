@@ -153,7 +153,12 @@ def test_adamw_has_no_int8_weights(tiny):
 
 def test_every_part_of_q_galore_can_be_another(tiny, tmp_path):
     options = ["--optimizer.weights=fp32_master", "--optimizer.projection=fp32", "--optimizer.refresh=fixed"]
-    options += ["--optimizer.moments=fp32", "--train.max_steps=4"]
+    options += [
+        "--optimizer.moments=fp32",
+        "--optimizer.eps=1e-6",
+        "--optimizer.eps_mode=galore",
+        "--train.max_steps=4",
+    ]
     train_here(tiny, *Q_GALORE, *options, f"--run.dir={tmp_path}/q")
     galore = [text.replace("q_galore", "galore_adamw") for text in Q_GALORE]
     train_here(tiny, *galore, "--train.max_steps=4", f"--run.dir={tmp_path}/galore")

@@ -27,7 +27,7 @@ PARTS = {
     "torch.utils.tensorboard.SummaryWriter.add_scalar": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.add_text": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.close": "TensorBoard's files cannot be written (ValueError: broken)",
-    "pretrain.train.peak_bytes": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.train.peak_figures": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.engine.engine.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.train.write_summary": "summary.json not written (ValueError: broken)",
