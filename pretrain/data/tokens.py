@@ -48,7 +48,7 @@ class DocumentEdges:
         self._offset = int(begin) if edge == "first" else -1 - int(end)
 
     def between(self, start: int, end: int) -> np.ndarray:
-        """Those in [start, end), counted from `start`. int64."""
+        """Return the edges in [start, end), counted from `start`. int64."""
         first, last = np.searchsorted(self._starts, np.array([start, end]) - self._offset)
         return self._starts[first:last].astype(np.int64) + self._offset - start
 
