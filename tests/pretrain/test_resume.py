@@ -9,7 +9,7 @@ import pytest
 from support import ROOT, logged, tensor_hashes, train_here
 
 from model.errors import UserError
-from pretrain.state import TrainState
+from pretrain.state import SINCE_FORMAT_3, TrainState
 
 
 @pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])
@@ -61,11 +61,21 @@ def edit_state(run: Path, edit) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainState)])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(TrainState) if f.name not in SINCE_FORMAT_3])
 def test_a_missing_number_is_noticed(halfway, tiny, field):
     edit_state(halfway, lambda state: state.pop(field))
     with pytest.raises(UserError, match=field):
         train_here(tiny)
+
+
+def test_a_checkpoint_from_before_origins_goes_on_as_one_without(halfway, tiny, tmp_path):
+    untouched = tmp_path / "untouched"
+    shutil.copytree(halfway, untouched)
+    edit_state(halfway, lambda state: [state.pop(field) for field in SINCE_FORMAT_3])
+    train_here(tiny, "--train.max_steps=22")
+    train_here(tiny, "--train.max_steps=22", f"--run.dir={untouched}")
+    assert tensor_hashes(halfway, 22) == tensor_hashes(untouched, 22)
+    assert logged(halfway) == logged(untouched)
 
 
 # What each number decides: a run that goes on with another value must end differently in this respect.
