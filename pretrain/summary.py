@@ -12,7 +12,7 @@ from kernels.hardware import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
 from pretrain.distributed import World
-from pretrain.engine.engine import Engine
+from pretrain.engine.base import Engine
 from pretrain.evaluate import Evaluation
 from pretrain.growth.stages import Stage
 from pretrain.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes

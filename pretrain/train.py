@@ -14,8 +14,7 @@ from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.distributed import World, on_main, shared, sum_over_ranks
-from pretrain.engine.engine import Update
-from pretrain.engine.tensors import whole_tensors
+from pretrain.engine.base import Update
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.fault import fault_point
 from pretrain.generate import generate
@@ -298,7 +297,7 @@ def _sample(run: Run) -> None:
 def _save(run: Run) -> bool:
     """Commit a checkpoint; a full disk costs this checkpoint, not the run."""
     try:
-        save_checkpoint(run.store, run.world, run.config, run.state, whole_tensors(run.engine), run.dataset)
+        save_checkpoint(run.store, run.world, run.config, run.state, run.engine.whole_tensors(), run.dataset)
     except OSError as error:
         step = run.state.step
         run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")

@@ -1,5 +1,6 @@
 """The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices shared out over ranks."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from pretrain.optim.element import Element
 from pretrain.optim.exchange import BUCKET_BYTES, Exchange
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.projector import is_late
 from pretrain.optim.refresher import Refresher
 from pretrain.optim.rules import RULES
 from pretrain.optim.rules.adam import project
@@ -54,8 +56,6 @@ class MatrixOptimizer(ShardedOptimizer):
         """Refreshes so far that a zero or non-finite gradient prevented."""
         self.refreshes = 0
         """Bases so far that were replaced."""
-        self.low_rank_matrices = 0
-        """Matrices that the last step changed by the rule."""
         self.most_full_gradients = 0
         """Largest number of whole gradients of targets that were alive at once during the last step."""
         self._most_full_gradients = self._stepped = 0
@@ -68,12 +68,18 @@ class MatrixOptimizer(ShardedOptimizer):
             Target(name, weights[name], matrix, i, Accumulator(config.accumulators == "host"))
             for i, (name, matrix) in enumerate(targets.items())
         ]
+        self.planned_matrices = len(self.targets)
+        if self.rule.needs == "projected":
+            self.norm_name = "grad_norm_projected"
         super().__init__(named_parameters, config, seed, grad_clip, exchange, apart=targets)
         self.refresher = Refresher(config, self.rule, self.targets, seed, self.exchange)
         if config.update == "per_layer":
             self._hook_targets(self._step_target_now)
         elif self.rule.needs == "projected":
             self._hook_targets(self._project)
+
+    def begin(self, step: int, total_steps: int) -> None:
+        self.refresher.late = is_late(self.config, step, total_steps)
 
     def clear(self) -> None:
         """Let go of all gradients: the step is over."""
@@ -101,6 +107,17 @@ class MatrixOptimizer(ShardedOptimizer):
             like = target.state or self.rule.init_state(target.matrix, torch.device("meta"))
             yield from entries(target.name, target.owner, like, target.state)
         yield from super().tensors()
+
+    def full_gradient_bytes(self) -> int:
+        """Bytes of the matrices' gradients if they were not projected."""
+        return sum(math.prod(target.matrix.shape) for target in self.targets) * self.exchange.wire.itemsize
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "train/refreshes": self.refreshes,
+            "train/kept_bases": self.kept_bases,
+            "comm/reduced_bytes": self.exchange.reduced_bytes,
+        }
 
     def _parts(self) -> list[Target | Element]:
         return [*self.targets, *self.elements]

@@ -29,7 +29,7 @@ PARTS = {
     "torch.utils.tensorboard.SummaryWriter.close": "TensorBoard's files cannot be written (ValueError: broken)",
     "pretrain.train.peak_figures": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
-    "pretrain.engine.engine.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.engine.base.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.train.write_summary": "summary.json not written (ValueError: broken)",
     "pretrain.summary.peak_reserved_bytes": "summary.json not written (ValueError: broken)",
     "pretrain.summary.device_name": "summary.json not written (ValueError: broken)",

@@ -66,7 +66,7 @@ def test_the_advice_that_a_resume_gets(begun, monkeypatch, trouble):
     if trouble == "another value":
         options.append("--optimizer.lr=0.01")
     elif trouble == "skips":
-        monkeypatch.setattr("pretrain.engine.engine.fault_flag", lambda point: True)
+        monkeypatch.setattr("pretrain.engine.base.fault_flag", lambda point: True)
         options = ["--train.max_steps=30"]
     elif trouble == "out of memory":
 
