@@ -1,23 +1,23 @@
 """The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices shared out over ranks.
 
-Adam keeps two numbers for each weight. Gradients of a linear are nearly of low rank, so GaLore keeps Adam's moments of a
-projection alone: with a basis P (m, r) that is found anew every few hundred steps,
+Adam keeps two numbers for each weight. Gradients of a linear are nearly of low rank, so GaLore keeps Adam's moments of
+a projection alone: with a basis P (m, r) that is found anew every few hundred steps,
 
     R = P^T G (r, n),   N = Adam's direction of R,   W <- W - lr scale P N.
 
 All relatives have this shape: something finds a basis (a projector, or the rule itself), something keeps moments (fp32,
-bf16, 8 bits, Adafactor's), a rule turns G or R into a step, and weights take it in their own precision. Each of the four
-is chosen by itself, and a published method is a preset of choices.
+bf16, 8 bits, Adafactor's), a rule turns G or R into a step, and weights take it in their own precision. Each of the
+four is chosen by itself, and a published method is a preset of choices.
 
-The rule's work is cut in two, because whole matrices are shared out over the ranks: the owner of a matrix, who alone has
-its moments, makes a small message of the gradient (`direct`); every rank applies the message to its copy of the weight
-(`apply`). What travels is then of rank r where the method allows it.
+The rule's work is cut in two, because whole matrices are shared out over the ranks: the owner of a matrix, who alone
+has its moments, makes a small message of the gradient (`direct`); every rank applies the message to its copy of the
+weight (`apply`). What travels is then of rank r where the method allows it.
 
 What is subtle. A `projected` rule never needs whole gradients but at a refresh: a hook projects each as soon as the
-backward pass has made it and frees it, and refreshes are spread over the steps, so that one whole gradient is alive at a
-time. Nothing may be applied when any gradient is not finite, so the norm is known before the first weight changes; with
-update = "per_layer" weights change inside of the backward pass, and that order is given up. Everything random is drawn
-from (seed, name, step): that is what makes a resume, and another number of ranks, the same run.
+backward pass has made it and frees it, and refreshes are spread over the steps, so that one whole gradient is alive at
+a time. Nothing may be applied when any gradient is not finite, so the norm is known before the first weight changes;
+with update = "per_layer" weights change inside of the backward pass, and that order is given up. Everything random is
+drawn from (seed, name, step): that is what makes a resume, and another number of ranks, the same run.
 """
 
 import math
