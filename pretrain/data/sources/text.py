@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from model.errors import UserError
+from model.lfs import POINTER, is_pointer
 from pretrain.data.documents import Document, Skipped, score
-from pretrain.data.kinds import LFS_POINTER, is_lfs_pointer
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.lines import lines
 from pretrain.data.sources.rows import csv_rows, json_rows, parquet_rows
@@ -67,8 +67,8 @@ def known_files(finder: FileFinder) -> tuple[list[Named], list[Skipped]]:
 def file_records(name: str, path: Path, text_key: str) -> Iterator[Document | Skipped]:
     """All documents of one file; what cannot be read of it is one `Skipped` and never an error."""
     try:
-        if is_lfs_pointer(path):
-            yield Skipped(name, LFS_POINTER)
+        if is_pointer(path):
+            yield Skipped(name, POINTER)
             return
         with path.open("rb") as stream:
             if path.name.endswith(PLAIN):
