@@ -1,4 +1,4 @@
-"""The user's own files and folders: plain text, JSON, CSV and Parquet."""
+"""The user's own files and folders: plain text, JSON, CSV, Parquet and Arrow."""
 
 import io
 from collections.abc import Iterator
@@ -8,16 +8,17 @@ from typing import Any, BinaryIO
 from model.errors import UserError
 from model.lfs import POINTER, is_pointer
 from pretrain.data.documents import Document, Skipped, score
+from pretrain.data.sources.columns import arrow_rows, parquet_rows
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.lines import lines
-from pretrain.data.sources.rows import csv_rows, json_rows, parquet_rows
+from pretrain.data.sources.rows import csv_rows, json_rows
 
 PLAIN = (".txt", ".md", ".py")
 PACKED = ("", ".gz", ".zst")
 JSON = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)
 CSV = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
-TYPES = (*PLAIN, *JSON, *CSV, ".parquet")
-SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet"
+TYPES = (*PLAIN, *JSON, *CSV, ".parquet", ".arrow")
+SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet .arrow"
 SECTION_BYTES = 1 << 16
 
 
@@ -25,8 +26,8 @@ class TextSource:
     """Files named by the user, and every file of a known type below the folders named by the user.
 
     A plain file is one document; one longer than 64 KiB becomes several, cut at line ends, so that a file of any size
-    is read in little memory and a single book can be divided into training and held-out text. A row of a JSON, CSV or
-    Parquet file is one document: the string under `text_key`. Hidden files and folders are not visited.
+    is read in little memory and a single book can be divided into training and held-out text. A row of a JSON, CSV,
+    Parquet or Arrow file is one document: the string under `text_key`. Hidden files and folders are left out.
     """
 
     complete_survey = True
@@ -75,6 +76,8 @@ def file_records(name: str, path: Path, text_key: str) -> Iterator[Document | Sk
                 yield from _sections(name, stream)
             elif path.name.endswith(".parquet"):
                 yield from parquet_rows(name, stream, text_key)
+            elif path.name.endswith(".arrow"):
+                yield from arrow_rows(name, stream, text_key)
             else:
                 yield from _packed_rows(name, stream, path.name, text_key)
     except OSError as error:
