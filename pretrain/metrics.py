@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.lfs import refuse_pointer
 from pretrain.optional import reason
 
 
@@ -27,6 +28,7 @@ class Metrics:
         self._board: Any = None
         if not active:
             return
+        refuse_pointer(self._path)
         self._keep([record for record in self._records() if record["step"] <= resume_step])
         if tensorboard:
             with self._tolerate("TensorBoard's files"):

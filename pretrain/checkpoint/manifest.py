@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from model.linear.support import LAYOUTS
 
 FORMAT_VERSION = 3
@@ -44,7 +45,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint.
 
-    UserError for one that is whole but cannot be used: of another version, or not readable by this user.
+    UserError for one that is whole but cannot be used: of another version, not readable by this user, or with Git LFS
+    pointers in place of its files.
     """
     try:
         data = json.loads((folder / "manifest.json").read_text())
@@ -57,6 +59,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{folder}: manifest.json cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        refuse_pointer(folder / "manifest.json")
         raise BrokenCheckpoint(f"manifest.json cannot be read ({type(error).__name__})") from None
     if manifest.format_version != FORMAT_VERSION:
         raise UserError(
@@ -79,6 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
         if not path.is_file():
             raise BrokenCheckpoint(f"{entry.name} is missing")
         if path.stat().st_size != entry.bytes:
+            refuse_pointer(path)
             raise BrokenCheckpoint(f"{entry.name} has {path.stat().st_size} bytes in place of {entry.bytes}")
     return manifest
 

@@ -269,6 +269,25 @@ def test_a_pointer_in_a_prepared_corpus_is_named(prepared, name):
         load_manifest(prepared)
 
 
+@pytest.mark.parametrize("option", ["--text", "--hf"])
+def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, capsys, option):
+    folder = write(tmp_path / "t", a="one text of a few words\n" * 20, b="another text of words\n" * 20)
+    for hidden in (".git", "sub/.ipynb_checkpoints"):
+        write(folder / hidden, a="hidden words\n" * 20)
+    (folder / "sub" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (folder / ".link.txt").symlink_to(folder / "a.txt")
+    command = ["prepare", option, str(folder), "--out", str(tmp_path / "o"), "--vocab-size", "290"]
+    assert main(command) == 0
+    manifest = load_manifest(tmp_path / "o")
+    assert manifest.skipped == {"hidden file or folder": 4}
+    assert manifest.train.bytes + manifest.val.bytes == 20 * 24 + 20 * 22
+    assert "left out: 4 x hidden file or folder (first: .git)" in capsys.readouterr().out
+    (folder / ".DS_Store").write_bytes(b"more")
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert read(folder / ".git")[0] == ["hidden words\n" * 20], "named by the user, it is no accident"
+
+
 def test_the_package_brings_what_opens_zst():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert any(name.startswith("zstandard") for name in project["dependencies"])
