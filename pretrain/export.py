@@ -21,6 +21,7 @@ from model.hf.staging import staged, writing
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.checkpoint.load import load_model, tokenizer_of
+from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
             "checked": check,
         }
         weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        with writing(Path(out)):
+        with reading(checkpoint.folder), writing(Path(out)):
             write_folder(model, checkpoint.folder / "tokenizer.model", folder, weights)
         if check:
             try:
