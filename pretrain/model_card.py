@@ -8,8 +8,8 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.summary import summary_is_current
 
 
-def write_card(folder: Path, checkpoint: Checkpoint, report: dict[str, Any], dtype: str) -> None:
-    """Write the card; `report` is the export's."""
+def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str, Any], dtype: str) -> None:
+    """Write the card of a model of that name; `report` is the export's."""
     config, state = checkpoint.stage.config, checkpoint.state
     facts = {
         "parameters": f"{report['parameters']:,} (every linear merged into its dense matrix)",
@@ -23,8 +23,8 @@ def write_card(folder: Path, checkpoint: Checkpoint, report: dict[str, Any], dty
         "held-out loss": _held_out(checkpoint),
         "check": _check(report),
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    text = f"# {folder.name}\n\nA LLaMA pretrained with Sparlow.\n\n| | |\n|---|---|\n{rows}\n"
+    rows = "\n".join(f"| {fact} | {value} |" for fact, value in facts.items())
+    text = f"# {name}\n\nA LLaMA pretrained with Sparlow.\n\n| | |\n|---|---|\n{rows}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +42,25 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Say in a sentence (UserError) that a checkpoint's folder was removed while the body read it, or cannot be read.
+
+    A run that trains on deletes its older checkpoints.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not folder.exists():
+            raise UserError(
+                f"{folder} was removed while it was read, as a run does with all but its newest checkpoints "
+                "(checkpoint.keep); give the command again, or name a checkpoint that stays"
+            ) from None
+        if isinstance(error, OSError):
+            raise UserError(f"{folder}: cannot be read ({error})") from None
+        raise
 
 
 def read_manifest(folder: Path) -> Manifest:

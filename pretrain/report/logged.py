@@ -80,8 +80,13 @@ def _read(name: str, path: Path) -> LoggedRun:
     summary = _summary(path)
     unfinished = None
     if summary is None or _is_older(summary, records):
-        unfinished = "has no summary.json" if summary is None else "has a summary.json of an earlier step"
+        which = "no summary.json" if summary is None else "a summary.json of an earlier step"
+        unfinished = f"has {which}, so it is still training or was killed"
         summary = partial_summary(records, config, checkpoints)
+    elif error := summary.get("error"):
+        unfinished = f"ended with an error ({error})"
+        known = {key: value for key, value in summary.items() if value is not None}
+        summary = partial_summary(records, config, checkpoints) | known
     return LoggedRun(name, path, records, summary, curve, data_of(config, checkpoints), unfinished)
 
 

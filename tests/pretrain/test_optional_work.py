@@ -9,6 +9,7 @@ from support import logged, run_command, tensor_hashes, train_here
 
 from pretrain import train
 from pretrain.checkpoint.save import save_checkpoint
+from pretrain.cli import main
 from pretrain.generate import generate
 
 OPTIONS = [
@@ -31,8 +32,8 @@ PARTS = {
     "pretrain.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.engine.base.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.train.write_summary": "summary.json not written (ValueError: broken)",
-    "pretrain.summary.peak_reserved_bytes": "summary.json not written (ValueError: broken)",
-    "pretrain.summary.device_name": "summary.json not written (ValueError: broken)",
+    "pretrain.summary.peak_reserved_bytes": "summary.json: peak_reserved_bytes is not known (ValueError: broken)",
+    "pretrain.summary.device_name": "summary.json: device is not known (ValueError: broken)",
     "pretrain.train.compare": "planned and measured memory not compared (ValueError: broken)",
     "pretrain.train.planned_bytes": "this run is not described (ValueError: broken)",
     "pretrain.train.versions_line": "this run is not described (ValueError: broken)",
@@ -69,6 +70,43 @@ def test_an_error_beside_training_costs_no_step(tiny, tmp_path, monkeypatch, cap
     monkeypatch.undo()
     assert train_here(tiny, *OPTIONS) == 0
     assert json.loads((run / "summary.json").read_text())["val_loss"] > 0
+
+
+def test_a_figure_that_cannot_be_had_costs_no_other(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr("pretrain.summary.device_name", broken)
+    monkeypatch.setattr("pretrain.engine.engine.Engine.reduced_bytes", broken)
+    assert train_here(tiny, *OPTIONS) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["device"], summary["reduced_bytes_per_step"], summary["error"]) == (None, None, None)
+    assert (summary["step"], summary["tokens_seen"]) == (6, 6 * 8 * 16)
+    assert summary["val_loss"] > 0
+    assert summary["peak_resident_bytes"] > 0
+
+
+def test_a_run_that_ends_with_an_error_is_summarized(tiny, tmp_path, monkeypatch, capsys):
+    """Up to its last step, and the report says how it ended; the rerun's summary takes its place."""
+    run, step = tmp_path / "run", train.train_step
+
+    def fails_in_the_fourth(run, lr):
+        return broken() if run.state.step == 3 else step(run, lr)
+
+    monkeypatch.setattr(train, "train_step", fails_in_the_fourth)
+    with pytest.raises(ValueError, match="broken"):
+        train_here(tiny, *OPTIONS)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["step"], summary["error"], summary["val_loss"]) == (3, "ValueError: broken", None)
+    assert (summary["tokens_seen"], summary["tokens_per_second"] > 0) == (3 * 8 * 16, True)
+    assert main(["report", str(run)]) == 0
+    assert "run: ended with an error (ValueError: broken); drawn up to step 3" in capsys.readouterr().out
+    assert json.loads((run / "report" / "table.json").read_text())[0]["val_loss"] == float(logged(run, "val/loss")[2])
+    monkeypatch.setattr("pretrain.train.write_summary", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(ValueError, match="broken"):  # and not the summary's
+        train_here(tiny, *OPTIONS)
+    monkeypatch.undo()
+    assert train_here(tiny, *OPTIONS) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["step"], summary["error"]) == (6, None)
 
 
 @pytest.mark.parametrize("when", ["evaluate", "generate"])
