@@ -19,6 +19,7 @@ class Frugal(MatrixConfig):
 
     rule = "frugal"
     decay_after = False
+    quantised_eps_mode = "galore"
     name: Literal["frugal"] = "frugal"
     lr: float = Field(1e-3, gt=0)
     eps: float = Field(1e-8, gt=0)
