@@ -55,7 +55,7 @@ class Fira(ProjectedAdam):
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
         assert P is not None
         R = project(P, gradient, step.products)
-        return {"R": R, "N": direction(self.config, state, R, step.number)[0]}
+        return {"R": R, "N": direction(self.config, state, R, step.number, matrix.name)[0]}
 
     def apply(
         self,

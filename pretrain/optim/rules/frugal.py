@@ -63,7 +63,7 @@ class FrugalRule(ProjectedAdam):
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
         assert P is not None
         R = project(P, gradient, step.products)
-        N, correction = direction(self.config, state, R, step.number)
+        N, correction = direction(self.config, state, R, step.number, matrix.name)
         return {"R": R, "N": N.mul_(correction)}
 
     def apply(

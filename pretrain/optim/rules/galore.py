@@ -43,7 +43,7 @@ class GaLore(ProjectedAdam):
         return {"N": (matrix.rank, matrix.n)}
 
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
-        N, correction = direction(self.config, state, gradient, step.number)
+        N, correction = direction(self.config, state, gradient, step.number, matrix.name)
         return {"N": N.mul_(correction)}
 
     def apply(

@@ -5,7 +5,10 @@ import torch
 from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 
+from pretrain.optim.matrix import Matrix, projected_side
+from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import RULES
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
 
@@ -101,3 +104,39 @@ def test_a_bf16_weight_is_rounded_by_key(name, shape):
     assert first.dtype == torch.bfloat16
     assert torch.equal(first, second)
     assert (first.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def twins(config, shape, start):
+    """Two matrices of equal contents, and their optimizer."""
+    side = projected_side(shape, config.proj_type, RULES[config.rule].square_side)
+    named = [(name, nn.Parameter(start.clone())) for name in ("a", "b")]
+    targets = {name: Matrix(name, shape, side, config.rank) for name, _ in named}
+    return named, MatrixOptimizer(named, targets, config, seed=0)
+
+
+def step_twins(named, optimizer, grads):
+    for gradient in grads:
+        for _, parameter in named:
+            (parameter * gradient).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "muon"])
+def test_equal_matrices_round_their_bf16_moments_by_themselves_and_resume_exactly(name):
+    shape, (start, *grads) = (16, 24), gradients((16, 24), 7)
+    config = small(name, shape, moments="bf16", refresh_stagger=False, projector="svd", refresh="fixed")
+    named, optimizer = twins(config, shape, start)
+    step_twins(named, optimizer, grads[:3])
+    kept = {key: tensor.clone() for key, _, tensor, _ in optimizer.tensors()}
+    assert not torch.equal(kept["a.exp_avg_sq"], kept["b.exp_avg_sq"])
+
+    again, resumed = twins(config, shape, start)
+    for (_, parameter), (_, trained) in zip(again, named, strict=True):
+        parameter.data.copy_(trained)
+    for key, _, _, put in list(resumed.tensors()):
+        put(kept[key])
+    for count in resumed.counts:
+        setattr(resumed, count, getattr(optimizer, count))
+    for pair, which in ((named, optimizer), (again, resumed)):
+        step_twins(pair, which, grads[3:])
+    assert all(torch.equal(tensor, found) for (_, tensor), (_, found) in zip(named, again, strict=True))
