@@ -14,7 +14,8 @@ class ElementConfig(Frozen):
 
     name: str
     decay_after: ClassVar[bool] = False
-    """Whether weights decay after the update, as in the GaLore release, or before it, as torch.optim.AdamW's do."""
+    """Whether weights decay after the update, as in the GaLore release, also where it leaves a whole parameter to
+    bitsandbytes' CUDA kernels, or before it, as torch.optim.AdamW's do."""
 
     lr: float = Field(0.01, gt=0)
     """Peak learning rate."""
