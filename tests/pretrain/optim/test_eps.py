@@ -35,6 +35,7 @@ DEFAULTS = {
 
 QUANTISED = [
     *((name, {"moments": "8bit"}) for name in DEFAULTS if name not in ("ldadam", "muon")),
+    ("galore_adamw8bit", {}),
     ("q_galore", {"moments": "fp32"}),
     ("apollo", {"weights": "int8"}),
     ("apollo_mini", {"moments": "8bit", "weights": "int8"}),

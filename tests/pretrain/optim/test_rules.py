@@ -5,6 +5,8 @@ import torch
 from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 
+from model.seeding import derive_seed
+from pretrain.optim import moments, rotation
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
@@ -140,3 +142,33 @@ def test_equal_matrices_round_their_bf16_moments_by_themselves_and_resume_exactl
     for pair, which in ((named, optimizer), (again, resumed)):
         step_twins(pair, which, grads[3:])
     assert all(torch.equal(tensor, found) for (_, tensor), (_, found) in zip(named, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ldadam", "subtrack", "galore_adamw", "fira", "frugal"])
+def test_no_rounding_of_bf16_moments_has_the_numbers_of_another(name, monkeypatch):
+    """Not those of another step or matrix, nor the rotation those of the step that follows it."""
+    seeds = []
+
+    def record(*parts):
+        seeds.append(derive_seed(*parts))
+        return seeds[-1]
+
+    monkeypatch.setattr(moments, "derive_seed", record)
+    monkeypatch.setattr(rotation, "derive_seed", record)
+    shape, (start, *grads) = (16, 24), gradients((16, 24), 6)
+    config = small(name, shape, moments="bf16", rotate_moments=True, update_proj_gap=1)
+    named, optimizer = twins(config, shape, start)
+    step_twins(named, optimizer, grads)
+    assert len(seeds) >= 2 * (5 + 4)
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("name", ["apollo", "frugal", "sara"])
+def test_random_bases_differ_by_matrix_and_refresh(name):
+    shape, (start, gradient) = (16, 24), gradients((16, 24), 2)
+    named, optimizer = twins(small(name, shape, update_proj_gap=1), shape, start)
+    seen = []
+    for _ in range(3):
+        step_twins(named, optimizer, [gradient])
+        seen += [target.P.clone() for target in optimizer.targets]
+    assert not any(torch.equal(P, other) for i, P in enumerate(seen) for other in seen[:i])
