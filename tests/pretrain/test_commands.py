@@ -139,6 +139,21 @@ def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_p
     assert type(error).__name__ in (tmp_path / "hf.failed-check" / "FAILED_CHECK.txt").read_text()
 
 
+def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatch):
+    from pretrain import export
+
+    load = export.load_model
+
+    def load_broken(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.norm.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(export, "load_model", load_broken)
+    with pytest.raises(RunFailed, match="the checkpoint's own logits are not finite; export an earlier step's folder"):
+        export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
+
+
 @needs_transformers
 def test_export_survives_a_silent_death_of_its_check(finished, tmp_path, monkeypatch):
     from pretrain import export
