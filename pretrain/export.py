@@ -23,12 +23,11 @@ from model.transformer import Transformer
 from pretrain.checkpoint.load import load_model, tokenizer_of
 from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
-from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World
 from pretrain.evaluate import evaluate
 from pretrain.hard_strings import hard_strings
-from pretrain.held_out_text import held_out_documents
+from pretrain.held_out_text import held_out_documents, held_out_split
 from pretrain.logit_check import Exact, evaluate_exactly
 from pretrain.model_card import write_card
 
@@ -169,11 +168,8 @@ def _require(exact: Exact, found: Tensor, who: str, whose: str, advice: str) -> 
 
 def _compare_loss(checkpoint: Checkpoint, model: Transformer, reread: Transformer) -> dict[str, float | None]:
     """Held-out loss of the training model and of the folder; RunFailed when the folder's is clearly worse."""
-    config = checkpoint.config
-    if not Path(config.data.path).exists():
-        return {"model_loss": None, "folder_loss": None}
-    dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
-    if dataset.fingerprint != checkpoint.manifest.data_fingerprint:
+    dataset = held_out_split(checkpoint)
+    if dataset is None:
         return {"model_loss": None, "folder_loss": None}
     alone = World(0, 1, torch.device("cpu"))
     before, after = (evaluate(each, dataset, alone, 1, LOSS_TOKENS) for each in (model, reread))

@@ -137,7 +137,7 @@ class StepClock:
         return self._tokens / len(self._all) / self.steady_seconds()
 
     def percentile_ms(self, percent: int) -> float:
-        """Of the last 200 steps, in milliseconds."""
+        """Duration of a step, in milliseconds, that so many of the last 200 do not exceed."""
         ordered = sorted(self._recent)
         return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 

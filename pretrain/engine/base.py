@@ -59,7 +59,7 @@ class Engine(ABC):
         return self.deepspeed.module
 
     def begin(self, lr: float, step: int = 0) -> None:
-        """Before the first micro-step of an optimizer step at rate `lr`, after `step` steps of the run."""
+        """Prepare for the first micro-step of an optimizer step at rate `lr`, after `step` steps of the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 

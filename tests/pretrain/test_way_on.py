@@ -12,6 +12,7 @@ from pretrain import train
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.write import fixed_keys
+from pretrain.distributed import shared
 from pretrain.way_on import amended
 
 
@@ -47,6 +48,14 @@ def test_every_fixed_key_brings_the_way_on_and_no_other(begun):
 def test_without_a_checkpoint_the_keys_may_change(begun, tmp_path):
     error = RunFailed("something is wrong; lower optimizer.lr")
     assert amended(error, load_config(begun, []), CheckpointStore(tmp_path)) is error
+
+
+def test_an_error_of_all_ranks_stays_one(begun):
+    """Otherwise each rank would print its own."""
+    error = shared(RunFailed("something is wrong; lower optimizer.lr"))
+    better = amended(error, load_config(begun, []), CheckpointStore(begun.parent / "run"))
+    assert better is not error
+    assert better.on_all_ranks
 
 
 # What goes wrong when a run goes on, and what is said of it.

@@ -40,6 +40,22 @@ def test_links_to_folders_are_followed(tmp_path):
     assert log == SkipLog()
 
 
+def test_of_two_links_the_first_name_counts(tmp_path):
+    """The name decides the split, so it must not depend on the order in which a disk lists a folder."""
+    write(tmp_path / "far", a="a")
+    (tmp_path / "t").mkdir()
+    for link in "cab":
+        (tmp_path / "t" / link).symlink_to(tmp_path / "far")
+    documents = [r.name for r in TextSource([str(tmp_path / "t")]).records() if isinstance(r, Document)]
+    assert documents == ["a/a.txt"]
+
+
+def test_a_folder_of_unknown_files_names_one(tmp_path):
+    (tmp_path / "letter.docx").write_text("text")
+    with pytest.raises(UserError, match=r"no file of a known type there \(left out: letter\.docx, unknown file type\)"):
+        TextSource([str(tmp_path)])
+
+
 def test_a_loop_of_links_ends(tmp_path):
     write(tmp_path / "t" / "sub", a="a").joinpath("up").symlink_to(tmp_path / "t")
     (tmp_path / "t" / "self").symlink_to("self")

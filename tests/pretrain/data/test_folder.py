@@ -45,6 +45,14 @@ def test_all_files_of_the_split_and_the_manifest_covers_them_alone(tmp_path):
     assert FolderSource(tmp_path, None, "train", "text", 0.05).describe() != before
 
 
+def test_a_folder_names_the_split_of_its_files_unless_they_do(tmp_path):
+    for name in ("test/part-0.jsonl", "test/train-0.jsonl", "data/part-1.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(rows(name))
+    assert read(tmp_path)[0] == ["data/part-1.jsonl", "test/train-0.jsonl"]
+    assert read(tmp_path, "test")[0] == ["test/part-0.jsonl"]
+
+
 def test_a_validation_split_is_held_out_early_and_whole(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train-00000-of-00001.jsonl").write_bytes(rows(*(f"row {i}" for i in range(200))))
