@@ -79,7 +79,7 @@ def test_an_error_beside_training_costs_no_step(tiny, tmp_path, monkeypatch, cap
 def test_a_figure_that_cannot_be_had_costs_no_other(tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr("pretrain.summary.device_name", broken)
-    monkeypatch.setattr("pretrain.engine.base.Engine.reduced_bytes", broken)
+    monkeypatch.setattr("pretrain.engine.zero.ZeroEngine.reduced_bytes", broken)
     assert train_here(tiny, *OPTIONS) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["device"], summary["reduced_bytes_per_step"], summary["error"]) == (None, None, None)
