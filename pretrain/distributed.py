@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from pretrain.engine.accelerator import import_deepspeed
+from pretrain.lone_failure import fail, watch
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -69,19 +69,22 @@ def start() -> World:
 def processes() -> Iterator[World]:
     """`start`, and at the end leave the process group again, if it was not there before.
 
-    An error of this rank alone is printed here, because the command line speaks for rank 0 only.
+    An error of this rank alone ends the process here, and with it the job.
     """
     was_there = dist.is_initialized()
     world = start()
+    stop_watch = watch(world.rank) if world.size > 1 else None
     try:
         yield world
         if world.size > 1:
             dist.barrier()  # nobody takes the group apart while another is still in it
     except Exception as error:
-        if not world.is_main and not getattr(error, "on_all_ranks", False):
-            print(f"process {world.rank}: {error}", file=sys.stderr)
+        if world.size > 1 and not getattr(error, "on_all_ranks", False):
+            fail(world.rank, error)
         raise
     finally:
+        if stop_watch:
+            stop_watch()
         if dist.is_initialized() and not was_there:
             _leave()
 

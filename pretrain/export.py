@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.counts import count_parameters
-from model.errors import RunFailed, UserError
-from model.hf import export_folder, load_folder
-from model.hf.export import merged_weight
+from model.errors import RunFailed
+from model.hf import load_folder
+from model.hf.export import merged_weight, write_folder
 from model.hf.names import dense_tensors
+from model.hf.staging import staged, writing
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.checkpoint.load import load_model, tokenizer_of
+from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
-from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World
 from pretrain.evaluate import evaluate
 from pretrain.hard_strings import hard_strings
-from pretrain.held_out_text import held_out_documents
+from pretrain.held_out_text import held_out_documents, held_out_split
 from pretrain.logit_check import Exact, evaluate_exactly
 from pretrain.model_card import write_card
 
@@ -51,51 +50,41 @@ VERSION = "install the transformers that was tested (pip install transformers -c
 def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = True) -> dict[str, Any]:
     """Write the folder and, unless told otherwise, check it; RunFailed when it is not the checkpoint's model.
 
-    A folder whose check failed, in whatever way, is kept under another name, with the reason in FAILED_CHECK.txt.
+    An older folder of that name stays until the new one is checked. One whose check failed, in whatever way, is kept
+    under another name, with the reason in FAILED_CHECK.txt.
     """
     checkpoint = open_checkpoint(source)
-    folder = Path(out)
-    if folder.exists() and not overwrite:
-        raise UserError(f"--out {out}: exists already; choose another folder or give --overwrite")
-    model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
-    counts = count_parameters(model.config, checkpoint.stage.config.linear)
-    report: dict[str, Any] = {
-        "out": str(folder),
-        "parameters": counts["dense_equivalent"],
-        "trained_parameters": counts["total"],
-        "checked": check,
-    }
-    weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    with _writing(out):
-        export_folder(model, checkpoint.folder / "tokenizer.model", folder, weights, overwrite=overwrite)
-    if check:
-        try:
-            report |= _check(checkpoint, model, folder, weights)
-        except BaseException as error:  # Ctrl-C too: what is not checked does not stay under that name
-            kept = _keep_failed(folder, error)
-            if isinstance(error, RunFailed):
-                raise RunFailed(f"{error}; kept as {kept} to look into, not to use") from None
-            raise
-    with _writing(out):
-        write_card(folder, checkpoint, report, dtype)
-    return report | {"bytes": sum(path.stat().st_size for path in folder.iterdir())}
+    with staged(Path(out), overwrite=overwrite) as folder:
+        model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
+        counts = count_parameters(model.config, checkpoint.stage.config.linear)
+        report: dict[str, Any] = {
+            "out": out,
+            "parameters": counts["dense_equivalent"],
+            "trained_parameters": counts["total"],
+            "checked": check,
+        }
+        weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        with reading(checkpoint.folder), writing(Path(out)):
+            write_folder(model, checkpoint.folder / "tokenizer.model", folder, weights)
+        if check:
+            try:
+                report |= _check(checkpoint, model, folder, weights)
+            except BaseException as error:  # Ctrl-C too: what is not checked does not get that name
+                kept = _keep_failed(folder, Path(out).resolve(), error)
+                if isinstance(error, RunFailed):
+                    raise RunFailed(f"{error}; kept as {kept} to look into, not to use") from None
+                raise
+        with writing(Path(out)):
+            write_card(folder, Path(out).resolve().name, checkpoint, report, dtype)
+        return report | {"bytes": sum(path.stat().st_size for path in folder.iterdir())}
 
 
-@contextmanager
-def _writing(out: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
-
-
-def _keep_failed(folder: Path, error: BaseException) -> Path:
+def _keep_failed(folder: Path, out: Path, error: BaseException) -> Path:
     """Rename the folder and write down the reason in it; what an earlier failure left is never touched."""
     reason = "interrupted before the check was done" if isinstance(error, KeyboardInterrupt) else str(error)
-    kept, number = folder.with_name(f"{folder.name}.{FAILED}"), 1
-    while kept.exists():
+    name, number = f"{out.name}.{FAILED}", 1
+    while (kept := out.with_name(name if number == 1 else f"{name}-{number}")).exists():
         number += 1
-        kept = folder.with_name(f"{folder.name}.{FAILED}-{number}")
     folder.rename(kept)
     (kept / "FAILED_CHECK.txt").write_text(
         f"The check of this exported folder failed: {type(error).__name__}: {reason}\n\n"
@@ -179,11 +168,8 @@ def _require(exact: Exact, found: Tensor, who: str, whose: str, advice: str) -> 
 
 def _compare_loss(checkpoint: Checkpoint, model: Transformer, reread: Transformer) -> dict[str, float | None]:
     """Held-out loss of the training model and of the folder; RunFailed when the folder's is clearly worse."""
-    config = checkpoint.config
-    if not Path(config.data.path).exists():
-        return {"model_loss": None, "folder_loss": None}
-    dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
-    if dataset.fingerprint != checkpoint.manifest.data_fingerprint:
+    dataset = held_out_split(checkpoint)
+    if dataset is None:
         return {"model_loss": None, "folder_loss": None}
     alone = World(0, 1, torch.device("cpu"))
     before, after = (evaluate(each, dataset, alone, 1, LOSS_TOKENS) for each in (model, reread))

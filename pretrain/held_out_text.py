@@ -1,8 +1,9 @@
-"""Whole held-out documents of a run, as text."""
+"""The held-out split of a checkpoint's run, and its whole documents as text."""
 
 from itertools import pairwise
 from pathlib import Path
 
+from model.errors import UserError
 from pretrain.checkpoint.load import tokenizer_of
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.dataset import TokenDataset
@@ -13,15 +14,21 @@ DOCUMENTS, CHARACTERS = 1000, 2_000_000
 """At most so many documents are read, and none after so many characters."""
 
 
+def held_out_split(checkpoint: Checkpoint) -> TokenDataset | None:
+    """The split as the run reads it; None when data.path no longer holds the run's corpus, whole and readable."""
+    config = checkpoint.config
+    try:
+        dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
+    except UserError:
+        return None
+    return dataset if dataset.fingerprint == checkpoint.manifest.data_fingerprint else None
+
+
 def held_out_documents(checkpoint: Checkpoint) -> list[str] | None:
-    """The first held-out documents, decoded from their tokens; None when the run's corpus is no longer there."""
-    config, tokenizer = checkpoint.config, tokenizer_of(checkpoint)
-    folder = Path(config.data.path)
-    if not folder.exists():
+    """The first held-out documents, decoded from their tokens; None when there is no `held_out_split`."""
+    if held_out_split(checkpoint) is None:
         return None
-    dataset = TokenDataset(folder, "val", config.train.seq_len, "concat", 0)
-    if dataset.fingerprint != checkpoint.manifest.data_fingerprint:
-        return None
+    folder, tokenizer = Path(checkpoint.config.data.path), tokenizer_of(checkpoint)
     manifest = load_manifest(folder)
     tokens, starts = Tokens(folder, manifest, "val"), document_starts(folder, manifest, "val")
     documents: list[str] = []

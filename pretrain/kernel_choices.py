@@ -99,7 +99,7 @@ def weights_kept(model: Transformer) -> Iterator[None]:
 
 
 def choosing_linears(model: Transformer) -> list[SparseLowRank]:
-    """Those that there is something to choose for."""
+    """Linears that there is something to choose for."""
     return [m for m in model.modules() if isinstance(m, SparseLowRank) and isinstance(m.support, ElementSparse)]
 
 

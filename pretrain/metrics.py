@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.lfs import refuse_pointer
 from pretrain.optional import reason
 
 
@@ -27,6 +28,7 @@ class Metrics:
         self._board: Any = None
         if not active:
             return
+        refuse_pointer(self._path)
         self._keep([record for record in self._records() if record["step"] <= resume_step])
         if tensorboard:
             with self._tolerate("TensorBoard's files"):
@@ -135,7 +137,7 @@ class StepClock:
         return self._tokens / len(self._all) / self.steady_seconds()
 
     def percentile_ms(self, percent: int) -> float:
-        """Of the last 200 steps, in milliseconds."""
+        """Duration of a step, in milliseconds, that so many of the last 200 do not exceed."""
         ordered = sorted(self._recent)
         return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 

@@ -8,8 +8,8 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.summary import summary_is_current
 
 
-def write_card(folder: Path, checkpoint: Checkpoint, report: dict[str, Any], dtype: str) -> None:
-    """Write the card; `report` is the export's."""
+def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str, Any], dtype: str) -> None:
+    """Write the card of a model of that name; `report` is the export's."""
     config, state = checkpoint.stage.config, checkpoint.state
     facts = {
         "parameters": f"{report['parameters']:,} (every linear merged into its dense matrix)",
@@ -23,14 +23,14 @@ def write_card(folder: Path, checkpoint: Checkpoint, report: dict[str, Any], dty
         "held-out loss": _held_out(checkpoint),
         "check": _check(report),
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    text = f"# {folder.name}\n\nA LLaMA pretrained with Sparlow.\n\n| | |\n|---|---|\n{rows}\n"
+    rows = "\n".join(f"| {fact} | {value} |" for fact, value in facts.items())
+    text = f"# {name}\n\nA LLaMA pretrained with Sparlow.\n\n| | |\n|---|---|\n{rows}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _held_out(checkpoint: Checkpoint) -> str:
     """What the run's summary says, if it is of this checkpoint's step."""
-    run = checkpoint.folder.parents[1]
+    run = checkpoint.folder.resolve().parent.parent
     if not summary_is_current(run, checkpoint.state.step):
         return "not known: the run's summary is not of this step"
     summary = json.loads((run / "summary.json").read_text())
@@ -41,11 +41,14 @@ def _check(report: dict[str, Any]) -> str:
     if not report["checked"]:
         return "none: exported with --no-check, so nothing shows that this folder computes what the checkpoint does"
     readers = "this code" + (f" and transformers {report['transformers']}" if report["transformers"] else "")
-    said = f"logits read by {readers} equal the checkpoint's within fp32 rounding"
+    said = f"logits read by {readers} equal those of the weights within fp32 rounding"
+    if report["weights_error"]:
+        said += f"; rounding the weights moved the checkpoint's by {report['weights_error']:.1e} of their spread (rms)"
     if report["folder_loss"] is not None:
         said += f"; loss on a part of the held-out text {report['folder_loss']:.4f}, before {report['model_loss']:.4f}"
     if report["transformers"] is None:
         return said + "; not checked with transformers, which was not installed"
+    said += f"; equal token ids on {report['tokenizer_strings']:,} hard strings"
     if report["tokenizer_documents"] is None:
-        return said + "; the tokenizer was not checked, since the run's corpus was gone"
-    return said + f"; equal token ids on {report['tokenizer_documents']:,} documents of held-out text"
+        return said + ", but not checked on held-out text, since the run's corpus was gone"
+    return said + f" and {report['tokenizer_documents']:,} documents of held-out text"

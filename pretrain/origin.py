@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from model.build import shape_of_model
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.manifest import file_sha256
+from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
@@ -54,7 +54,7 @@ def find_source(
     _require_same_model(start, checkpoint, config)
     if start.state == "all":
         _require_same_optimizer(start, checkpoint, config)
-    if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
+    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
         raise UserError(
             f"data.path {config.data.path} was not made with the tokenizer that {start.path} was trained with; prepare "
             f"it with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
@@ -90,6 +90,8 @@ def require_same_origin(start: Start, checkpoint: Checkpoint, run_dir: str) -> N
 
 def begin(source: Checkpoint, start: Start) -> TrainState:
     """The state of a run before its first step that begins with `source`."""
+    with reading(source.folder):
+        manifest_sha256 = file_sha256(source.folder / "manifest.json")
     origin = {
         "run": _run_folder(source.folder.resolve()).name,
         "checkpoint": source.folder.name,
@@ -97,7 +99,7 @@ def begin(source: Checkpoint, start: Start) -> TrainState:
         "tokens_seen": source.state.tokens_seen,
         "state": start.state,
         "config_hash": source.manifest.config_hash,
-        "manifest_sha256": file_sha256(source.folder / "manifest.json"),
+        "manifest_sha256": manifest_sha256,
     }
     return TrainState(updates=source.state.updates if start.state == "all" else 0, origin=origin)
 

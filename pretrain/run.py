@@ -17,9 +17,8 @@ from pretrain.console import Console
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
+from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
-from pretrain.engine.engine import Engine
-from pretrain.engine.tensors import restore, whole_tensors
 from pretrain.growth.stages import Stage
 from pretrain.kernel_choices import apply, decide
 from pretrain.memory_plan.run import require_memory
@@ -80,11 +79,11 @@ def open_run(config: Config, world: World, store: CheckpointStore, start: Start 
     if checkpoint:
         warm_up = dataset.batch(0, config.train.micro_batch_size)
         with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
-        restore(engine, checkpoint.read, state.updates, warm_up, with_optimizer)
+        engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
-    on_main(world, lambda: require_disk_space(store, whole_tensors(engine), config.checkpoint.keep, still))
+    on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
     if source:
-        save_first(store, world, config, state, whole_tensors(engine), dataset)
+        save_first(store, world, config, state, engine.whole_tensors(), dataset)
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
     return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)

@@ -18,7 +18,7 @@ _hung_up = False
 
 
 def listen() -> None:
-    """From now on SIGTERM, SIGINT and, where it is not ignored, SIGHUP set a flag that every loop polls."""
+    """Let SIGTERM, SIGINT and, where it is not ignored, SIGHUP set a flag that every loop polls."""
     global _asked_at, _hung_up
     _asked_at, _hung_up = None, False
     signal.signal(signal.SIGTERM, _on_signal)

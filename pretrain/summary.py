@@ -11,13 +11,12 @@ from typing import Any
 from kernels.hardware import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
-from pretrain.distributed import World
-from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
-from pretrain.growth.stages import Stage
 from pretrain.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
 from pretrain.metrics import StepClock
+from pretrain.optional import reason
+from pretrain.run import Run
 from pretrain.state import TrainState
 
 PACKAGES = ("torch", "deepspeed", "triton", "sentencepiece", "safetensors", "numpy")
@@ -38,54 +37,63 @@ def versions_line() -> str:
     return ", ".join(f"{name} {number}" for name, number in versions().items())
 
 
-def write_summary(
-    run_dir: Path,
-    stage: Stage,
-    state: TrainState,
-    clock: StepClock,
-    evaluation: Evaluation | None,
-    engine: Engine,
-    world: World,
-) -> None:
-    """Rewrite `summary.json` at the end of a `train`; figures that do not apply are null. RunFailed on a full disk."""
-    config = stage.config
-    counts = count_parameters(config.model, config.linear)
-    stages = [*state.grown, state.this_stage(config.model.n_layers)]
-    # A model grown offline brings the tokens of another run along, as it does their seconds.
-    speed = state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
-    summary: dict[str, Any] = {
+def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, error: Exception | None = None) -> None:
+    """Rewrite `summary.json` at the end of a `train`, which `error` may have ended. RunFailed on a full disk.
+
+    Figures that do not apply are null. So are those that cannot be had; a line says why. Exchanges nothing with others.
+    """
+    state, stage, engine, device = run.state, run.stage, run.engine, run.world.device
+    counts = count_parameters(stage.config.model, stage.config.linear)
+    stages = [*state.grown, state.this_stage(stage.config.model.n_layers)]
+    figures: dict[str, Any] = {
         "step": state.step,
+        "error": reason(error) if error else None,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.train_seconds,
-        "tokens_per_second": speed,
+        "tokens_per_second": lambda: _tokens_per_second(state, clock),
         "val_loss": _finite(evaluation.loss) if evaluation else None,
         "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
         "parameters": counts["total"],
         "trainable_parameters": counts["trainable"],
         "flops": state.flops,
         "flops_dense_equivalent": state.flops_dense_equivalent,
-        "peak_memory_bytes": peak_bytes(world.device),
-        "peak_reserved_bytes": peak_reserved_bytes(world.device),
-        "peak_resident_bytes": peak_resident_bytes(),
-        "planned_memory_bytes": planned_bytes(stage, state, world),
+        "peak_memory_bytes": lambda: peak_bytes(device),
+        "peak_reserved_bytes": lambda: peak_reserved_bytes(device),
+        "peak_resident_bytes": lambda: peak_resident_bytes(),
+        "planned_memory_bytes": lambda: planned_bytes(stage, state, run.world),
         "growth_stages": len(stages),
         "growths": len(state.grown),
         "stages": stages,
         "origin": state.origin or None,
         "skipped_steps": state.skipped_steps,
-        "low_rank_matrices": engine.low_rank_matrices(),
-        "reduced_bytes_per_step": engine.reduced_bytes(),
-        "full_gradient_bytes": engine.full_gradient_bytes(),
-        "dtype": config.train.dtype,
-        "versions": versions(),
-        "device": device_name(world.device),
+        "low_rank_matrices": lambda: engine.low_rank_matrices(),
+        "reduced_bytes_per_step": lambda: engine.reduced_bytes(),
+        "full_gradient_bytes": lambda: engine.full_gradient_bytes(),
+        "dtype": stage.config.train.dtype,
+        "versions": lambda: versions(),
+        "device": lambda: device_name(device),
     }
-    temporary = run_dir / "summary.json.tmp"
+    summary: dict[str, Any] = {}
+    for key, figure in figures.items():
+        try:
+            summary[key] = figure() if callable(figure) else figure
+        except Exception as unknown:
+            summary[key] = None
+            run.console.say(f"summary.json: {key} is not known ({reason(unknown)})")
+    temporary = run.dir / "summary.json.tmp"
     try:
         temporary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, run_dir / "summary.json")
-    except OSError as error:
-        raise RunFailed(f"{run_dir}/summary.json cannot be written ({error.strerror}); the checkpoint is") from None
+        os.replace(temporary, run.dir / "summary.json")
+    except OSError as full:
+        raise RunFailed(f"{run.dir}/summary.json cannot be written ({full.strerror}); the checkpoint is") from None
+
+
+def _tokens_per_second(state: TrainState, clock: StepClock) -> float:
+    """The speed of this process, or where it made no step that of the whole run.
+
+    A model grown offline brings the tokens of another run along, as it does their seconds.
+    """
+    return state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
 
 
 def _finite(value: float) -> float | None:

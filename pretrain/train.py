@@ -14,8 +14,7 @@ from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.distributed import World, on_main, shared, sum_over_ranks
-from pretrain.engine.engine import Update
-from pretrain.engine.tensors import whole_tensors
+from pretrain.engine.base import Update
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.fault import fault_point
 from pretrain.generate import generate
@@ -47,11 +46,14 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     ended, first = False, True
     try:
         while not ended:
-            run = open_run(config, world, store, start)
+            run, clock = open_run(config, world, store, start), StepClock()
             try:
                 attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
                 first = False
-                stopped = _train(run)
+                stopped = _train(run, clock)
+            except Exception as error:
+                _summarize_failure(run, clock, error)
+                raise
             finally:
                 run.console.stop_steps()
                 run.metrics.close()
@@ -70,10 +72,10 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     return STOPPED if stopped else 0
 
 
-def _train(run: Run) -> bool:
+def _train(run: Run, clock: StepClock) -> bool:
     """The loop over the steps of one stage; whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
-    clock, saved, stopping = StepClock(), True, False
+    saved, stopping = True, False
     end = min(run.stage.end, config.last_step)
     evaluation = None
     if state.evaluation_due and not _is_evaluated(run):
@@ -133,9 +135,7 @@ def _how_to_go_on(run: Run) -> str:
 def _summarize(run: Run, clock: StepClock, evaluation: Evaluation | None) -> None:
     """summary.json, and how the planned memory compares. RunFailed where the disk is full."""
     try:
-        on_main(
-            run.world, lambda: write_summary(run.dir, run.stage, run.state, clock, evaluation, run.engine, run.world)
-        )
+        on_main(run.world, lambda: write_summary(run, clock, evaluation))
     except RunFailed:
         raise
     except Exception as error:
@@ -146,6 +146,16 @@ def _summarize(run: Run, clock: StepClock, evaluation: Evaluation | None) -> Non
             run.console.say(line)
 
     attempt(run.world, run.console, "planned and measured memory not compared", say_comparison)
+
+
+def _summarize_failure(run: Run, clock: StepClock, error: Exception) -> None:
+    """summary.json of a run that `error` ends; by this rank alone, as the others may be gone or at another place."""
+    if not run.world.is_main:
+        return
+    try:
+        write_summary(run, clock, None, error)
+    except Exception as failure:
+        run.console.say(f"summary.json not written ({reason(failure)})")
 
 
 def _is_evaluated(run: Run) -> bool:
@@ -298,7 +308,7 @@ def _sample(run: Run) -> None:
 def _save(run: Run) -> bool:
     """Commit a checkpoint; a full disk costs this checkpoint, not the run."""
     try:
-        save_checkpoint(run.store, run.world, run.config, run.state, whole_tensors(run.engine), run.dataset)
+        save_checkpoint(run.store, run.world, run.config, run.state, run.engine.whole_tensors(), run.dataset)
     except OSError as error:
         step = run.state.step
         run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = TokenDataset(
         args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
     )
-    if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
+    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
         raise UserError(
             f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
             "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")

@@ -9,6 +9,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.hf.tokenizer import export_obstacle
+from model.lfs import refuse_pointer
 from pretrain.data.documents import SkipLog, Source, Text, readable
 from pretrain.data.encode import Encoder
 from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
@@ -111,6 +112,7 @@ def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[s
     try:
         manifest = read_manifest(options.out)
     except UserError as error:
+        refuse_pointer(options.out / MANIFEST)
         raise UserError(
             f"--out {options.out}: its {MANIFEST} is of another kind; choose another folder or --overwrite"
         ) from error

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,14 +63,29 @@ def finished(corpus, tmp_path_factory):
 
 
 @needs_transformers
-def test_export_says_when_the_tokenizer_was_not_checked(finished, tmp_path, capsys):
-    data = finished.parent / "data"
-    data.rename(tmp_path / "data")
+@pytest.mark.parametrize("left", [None, "nothing", "no shards"])
+def test_export_needs_no_corpus_and_says_what_was_not_checked(finished, tmp_path, capsys, left):
+    data, away = finished.parent / "data", tmp_path / "data"
+    data.rename(away)
     try:
+        if left is not None:
+            data.mkdir()
+        if left == "no shards":
+            shutil.copy(away / "manifest.json", data)
         assert main(["export", str(finished), "--out", str(tmp_path / "hf")]) == 0
     finally:
-        (tmp_path / "data").rename(data)
+        shutil.rmtree(data, ignore_errors=True)
+        away.rename(data)
     assert "not checked on held-out text" in capsys.readouterr().out
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "equal token ids on 300 hard strings, but not checked on held-out text" in card
+
+
+def test_a_step_is_exported_from_inside_its_run(finished, tmp_path, monkeypatch):
+    """The card has the run's held-out loss wherever the path of the step's folder begins."""
+    monkeypatch.chdir(finished / "checkpoints")
+    assert main(["export", "step-00000002", "--out", str(tmp_path / "hf"), "--no-check"]) == 0
+    assert re.search(r"held-out loss \| \d\.\d{4} nats", (tmp_path / "hf" / "README.md").read_text())
 
 
 def test_export_takes_no_documents_from_another_corpus(finished):
@@ -121,6 +137,21 @@ def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_p
         export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
     assert not (tmp_path / "hf").exists()
     assert type(error).__name__ in (tmp_path / "hf.failed-check" / "FAILED_CHECK.txt").read_text()
+
+
+def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatch):
+    from pretrain import export
+
+    load = export.load_model
+
+    def load_broken(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.norm.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(export, "load_model", load_broken)
+    with pytest.raises(RunFailed, match="the checkpoint's own logits are not finite; export an earlier step's folder"):
+        export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
 
 
 @needs_transformers

@@ -56,7 +56,7 @@ def test_fits_its_card(path: Path) -> None:
         if line.startswith(f"| {card_gib(path)} | `{name}`")
     ]
     assert len(rows) == 1, "the README has a row for it"
-    peak, besides, tokens = (cell.replace(",", "").strip() for cell in rows[0].split(" | ")[2:5])
+    peak, besides, tokens = (cell.replace(",", "").strip() for cell in rows[0].split("|")[3:6])
     assert float(peak) == pytest.approx(total / GIB, abs=0.15)
     assert float(besides) == pytest.approx(figures["reserve"] / GIB, abs=0.15)
     assert int(tokens) == figures["tokens_per_update"]

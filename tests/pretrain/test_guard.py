@@ -16,7 +16,7 @@ def poison(monkeypatch):
 
     def arm(*visits: int) -> None:
         count = iter(range(1, 1000))
-        monkeypatch.setattr("pretrain.engine.engine.fault_flag", lambda point: next(count) in visits)
+        monkeypatch.setattr("pretrain.engine.base.fault_flag", lambda point: next(count) in visits)
 
     return arm
 

@@ -12,6 +12,7 @@ from pretrain import train
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.write import fixed_keys
+from pretrain.distributed import shared
 from pretrain.way_on import amended
 
 
@@ -49,6 +50,14 @@ def test_without_a_checkpoint_the_keys_may_change(begun, tmp_path):
     assert amended(error, load_config(begun, []), CheckpointStore(tmp_path)) is error
 
 
+def test_an_error_of_all_ranks_stays_one(begun):
+    """Otherwise each rank would print its own."""
+    error = shared(RunFailed("something is wrong; lower optimizer.lr"))
+    better = amended(error, load_config(begun, []), CheckpointStore(begun.parent / "run"))
+    assert better is not error
+    assert better.on_all_ranks
+
+
 # What goes wrong when a run goes on, and what is said of it.
 TROUBLES = {
     "another value": "optimizer.lr was 0.001",
@@ -66,7 +75,7 @@ def test_the_advice_that_a_resume_gets(begun, monkeypatch, trouble):
     if trouble == "another value":
         options.append("--optimizer.lr=0.01")
     elif trouble == "skips":
-        monkeypatch.setattr("pretrain.engine.engine.fault_flag", lambda point: True)
+        monkeypatch.setattr("pretrain.engine.base.fault_flag", lambda point: True)
         options = ["--train.max_steps=30"]
     elif trouble == "out of memory":
 

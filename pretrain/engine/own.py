@@ -1,21 +1,22 @@
 """The engine of Sparlow's own optimizers: DeepSpeed at stage 0, which hands parameters over as they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import RunFailed, UserError
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.distributed import World
-from pretrain.engine.engine import Engine, Update
+from pretrain.data.dataset import Batch
+from pretrain.distributed import World, shared
+from pretrain.engine.base import Engine, NamedTensors, Update
 from pretrain.optim.sharded_optimizer import ShardedOptimizer
 
 
-class ShardedEngine(Engine):
+class OwnEngine(Engine):
     """The optimizer reduces, clips and shards; DeepSpeed counts micro-steps and would only be in its way."""
 
     optimizer: ShardedOptimizer
@@ -25,10 +26,25 @@ class ShardedEngine(Engine):
     ):
         super().__init__(model, optimizer, config, world, grad_accum_steps, bf16=False)
         self.deepspeed.enable_backward_allreduce = False
+        self.norm_name = optimizer.norm_name
+        self.total_steps = config.schedule.total_steps
+
+    def begin(self, lr: float, step: int = 0) -> None:
+        super().begin(lr, step)
+        self.optimizer.begin(step, self.total_steps)
 
     def update(self) -> Update:
+        """The step; RunFailed where a matrix has not taken the path planned for it."""
         self.deepspeed.step()
         self.parameters_changed()
+        taken, planned = self.optimizer.low_rank_matrices, self.optimizer.planned_matrices
+        if self.optimizer.applied and taken != planned:
+            raise shared(
+                RunFailed(
+                    f"{taken} matrices took the low-rank path, {planned} were planned: an error of this program, or a "
+                    "model changed behind its back"
+                )
+            )
         return Update(self.optimizer.grad_norm, self.optimizer.applied)
 
     def close(self) -> None:
@@ -36,21 +52,38 @@ class ShardedEngine(Engine):
         self.optimizer.unhook()
 
     def reduced_bytes(self) -> int:
-        """Bytes of gradients that a rank handed to reductions in the last optimizer step."""
+        """Those of the last optimizer step."""
         return self.optimizer.exchange.reduced_bytes
 
-    def state_tensors(self) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
-        """(name, bytes, read) of the optimizer's state in a fixed order; `read()` is collective."""
+    def full_gradient_bytes(self) -> int:
+        """Those of a matrix optimizer are of its matrices alone."""
+        return self.optimizer.full_gradient_bytes()
+
+    def low_rank_matrices(self) -> int:
+        return self.optimizer.planned_matrices
+
+    def figures(self) -> dict[str, float]:
+        return self.optimizer.figures()
+
+    def _weights(self) -> NamedTensors:
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.nbytes, parameter.detach
+
+    def _optimizer_state(self) -> NamedTensors:
         for name, owner, like, _ in self.optimizer.tensors():
-            yield name, like.numel() * like.element_size(), partial(self._read, owner, like)
+            yield name, like.nbytes, partial(self._read, owner, like)
         for count in self.optimizer.counts:
             yield count, 8, partial(self._count, count)
 
-    def restore_state(self, read: Callable[[str], Tensor]) -> None:
-        """Put the state back, each rank what it owns here; `read(name)` gives a whole tensor."""
+    def _restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool) -> None:
+        with torch.no_grad():
+            for name, tensor in [*self._buffers(), *self.model.named_parameters()]:
+                tensor.copy_(read(f"model.{name}"))
+        if not has_optimizer:
+            return
         for name, owner, like, put in self.optimizer.tensors():
-            if owner in (-1, self.world.rank):
-                stored = read(name)
+            if owner in (-1, self.world.rank):  # each rank what it owns here
+                stored = read(f"optimizer.{name}")
                 if stored.dtype != like.dtype or stored.shape != like.shape:
                     raise UserError(
                         f"optimizer.{name} of the checkpoint is {stored.dtype} {tuple(stored.shape)}, this optimizer "
@@ -58,7 +91,7 @@ class ShardedEngine(Engine):
                     )
                 put(stored.to(self.world.device))
         for count in self.optimizer.counts:
-            setattr(self.optimizer, count, int(read(count)))
+            setattr(self.optimizer, count, int(read(f"optimizer.{count}")))
 
     def _count(self, name: str) -> Tensor:
         return torch.tensor(getattr(self.optimizer, name))
@@ -72,6 +105,3 @@ class ShardedEngine(Engine):
         if self.world.size > 1:
             dist.broadcast(tensor, src=owner)
         return tensor
-
-    def _fill_optimizer_state(self) -> None:
-        """Its state exists from the start."""
