@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from pretrain import distributed
-from pretrain.build import build
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World
 from pretrain.engine.build import build_engine
+from pretrain.loop.build import build
+from pretrain.machine import distributed
+from pretrain.machine.distributed import World
 
 Remains = list[tuple[str, weakref.ref]]
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import pretrain.engine.base as engine_module
-from pretrain import distributed
-from pretrain.build import build
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World
 from pretrain.engine.build import build_engine
 from pretrain.engine.deepspeed import deepspeed_settings
+from pretrain.loop.build import build
+from pretrain.machine import distributed
+from pretrain.machine.distributed import World
 from pretrain.memory_plan import element, offload, zero
 from pretrain.memory_plan.memory import MemoryPlan, plan_memory
 from tests.fake_step import Trace

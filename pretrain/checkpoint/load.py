@@ -4,11 +4,11 @@ import torch
 
 from model.linear.support.base import check_supports
 from model.transformer import Transformer
-from pretrain.build import build
 from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.kernel_choices import apply, can_follow
+from pretrain.engine.kernel_choices import apply, can_follow
+from pretrain.loop.build import build
 
 
 def best_device() -> torch.device:

@@ -12,7 +12,7 @@ from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.growth.stages import Stage
-from pretrain.state import TrainState
+from pretrain.loop.state import TrainState
 
 
 class Checkpoint:

@@ -17,9 +17,9 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
 from pretrain.data.dataset import TokenDataset
-from pretrain.distributed import World, gather_outcomes, on_main
-from pretrain.fault import fault_flag, fault_point
-from pretrain.state import TrainState
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World, gather_outcomes, on_main
+from pretrain.machine.fault import fault_flag, fault_point
 
 SHARD_BYTES = 512 * 1024**2
 

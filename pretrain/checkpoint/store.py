@@ -11,7 +11,7 @@ from typing import IO
 
 from model.errors import UserError
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, reading, verify_hashes
-from pretrain.fault import fault_point
+from pretrain.machine.fault import fault_point
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?")
 

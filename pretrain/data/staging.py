@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from pretrain.data.manifest import MANIFEST
-from pretrain.fault import fault_point
+from pretrain.machine.fault import fault_point
 
 STAGING = ".partial"
 OWNED = ("train-*.bin", "val-*.bin", "train.index.bin", "val.index.bin")

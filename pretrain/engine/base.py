@@ -14,10 +14,10 @@ from model.linear.support.element import step_caches
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World
-from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.deepspeed import deepspeed_settings, release
-from pretrain.fault import fault_flag
+from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.distributed import World
+from pretrain.machine.fault import fault_flag
 
 NamedTensors = Iterator[tuple[str, int, Callable[[], Tensor]]]
 """(name, bytes, read) of whole tensors in a fixed order; `read()` is collective and valid until the next one."""

@@ -2,10 +2,10 @@
 
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.distributed import World
 from pretrain.engine.base import Engine
 from pretrain.engine.own import OwnEngine
 from pretrain.engine.zero import ZeroEngine
+from pretrain.machine.distributed import World
 from pretrain.optim import build_optimizer
 from pretrain.optim.exchange import Exchange
 from pretrain.optim.sharded_optimizer import ShardedOptimizer

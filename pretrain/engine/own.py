@@ -11,8 +11,8 @@ from model.errors import RunFailed, UserError
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World, shared
 from pretrain.engine.base import Engine, NamedTensors, Update
+from pretrain.machine.distributed import World, shared
 from pretrain.optim.sharded_optimizer import ShardedOptimizer
 
 

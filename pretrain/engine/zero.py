@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World
-from pretrain.engine.accelerator import import_deepspeed
 from pretrain.engine.base import Engine, NamedTensors, Update
+from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.distributed import World
 from pretrain.optim.sharded_optimizer import norms_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

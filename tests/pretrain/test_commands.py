@@ -29,7 +29,7 @@ def test_doctor_reports_an_empty_environment():
 
 
 def test_doctor_without_deepspeed_still_checks_the_rest(monkeypatch):
-    from pretrain import doctor
+    from pretrain.machine import doctor
 
     def version(name: str) -> str:
         if name == "deepspeed":
@@ -45,7 +45,7 @@ def test_doctor_without_deepspeed_still_checks_the_rest(monkeypatch):
 
 
 def test_doctor_runs_what_it_reports(monkeypatch):
-    from pretrain import doctor
+    from pretrain.machine import doctor
 
     with pytest.raises(doctor.Broken, match="No module named nowhere"):
         doctor._run_python("-m", "nowhere")
@@ -90,7 +90,7 @@ def test_a_step_is_exported_from_inside_its_run(finished, tmp_path, monkeypatch)
 
 def test_export_takes_no_documents_from_another_corpus(finished):
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.held_out_text import held_out_documents
+    from pretrain.using.held_out_text import held_out_documents
 
     checkpoint, manifest = open_checkpoint(finished), finished.parent / "data" / "manifest.json"
     assert len(held_out_documents(checkpoint)) == 3
@@ -105,7 +105,7 @@ def test_export_takes_no_documents_from_another_corpus(finished):
 def test_held_out_documents_are_whole(finished):
     from pretrain.checkpoint.read import open_checkpoint
     from pretrain.data.manifest import load_manifest
-    from pretrain.held_out_text import held_out_documents
+    from pretrain.using.held_out_text import held_out_documents
 
     documents, entry = held_out_documents(open_checkpoint(finished)), load_manifest(finished.parent / "data").val
     assert len(documents) == entry.documents
@@ -115,7 +115,7 @@ def test_held_out_documents_are_whole(finished):
 def test_the_first_text_with_other_ids_is_named(finished):
     from pretrain.checkpoint.load import tokenizer_of
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.export import _require_equal_ids
+    from pretrain.using.export import _require_equal_ids
 
     tokenizer = tokenizer_of(open_checkpoint(finished))
     ids = [tokenizer.encode("ab"), [*tokenizer.encode("a  b"), 5]]
@@ -126,7 +126,7 @@ def test_the_first_text_with_other_ids_is_named(finished):
 
 @pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])
 def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_path, monkeypatch, error):
-    from pretrain import export
+    from pretrain.using import export
 
     def read_back(folder):
         assert folder.is_dir()
@@ -140,7 +140,7 @@ def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_p
 
 
 def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatch):
-    from pretrain import export
+    from pretrain.using import export
 
     load = export.load_model
 
@@ -156,7 +156,7 @@ def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatc
 
 @needs_transformers
 def test_export_survives_a_silent_death_of_its_check(finished, tmp_path, monkeypatch):
-    from pretrain import export
+    from pretrain.using import export
 
     silent = subprocess.CompletedProcess([], -9, "", "")
     monkeypatch.setattr(export.subprocess, "run", lambda *args, **kwargs: silent)
@@ -275,8 +275,8 @@ def test_bench_builds_what_training_builds():
     """Weights in bf16 and recomputed activations are the configuration's, not the benchmark's."""
     import torch
 
-    from pretrain.build import build
     from pretrain.config import load_config
+    from pretrain.loop.build import build
 
     options = [
         *BENCH,

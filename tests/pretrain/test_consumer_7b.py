@@ -10,13 +10,13 @@ import torch
 from support import ROOT, train_here
 
 from pretrain.bench.gpu_7b import card_gib, recipes
-from pretrain.build import build
 from pretrain.checkpoint.load import load_model
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config import load_config
-from pretrain.export import export
+from pretrain.loop.build import build
 from pretrain.memory_plan.cards import GIB, fits
 from pretrain.plan import plan
+from pretrain.using.export import export
 
 CPU = torch.device("cpu")
 SPARE = 1.5e9

@@ -10,8 +10,8 @@ from support import train_here, write_tiny
 
 from model.errors import RunFailed
 from model.linear.sparse_low_rank import SparseLowRank
-from pretrain import export as exporting
 from pretrain.cli import main
+from pretrain.using import export as exporting
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install -e .[dev]"

@@ -14,7 +14,7 @@ import pytest
 from support import ROOT, logged, run_command, start_command, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed
-from pretrain.metrics import Metrics
+from pretrain.loop.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_sigterm_saves_and_the_rerun_ends_the_same(tiny, tmp_path, undisturbed):
 @pytest.mark.parametrize("max_steps", [24, 12])
 def test_sigterm_during_an_evaluation(tiny, tmp_path, monkeypatch, max_steps):
     """It is made up for by the rerun, at the end of a run or in its middle, and leaves the same metrics."""
-    from pretrain import train
+    from pretrain.loop import train
 
     options = [f"--train.max_steps={max_steps}", "--eval.every=12", "--schedule.total_steps=24"]
     train_here(tiny, *options, f"--run.dir={tmp_path}/straight")
@@ -112,7 +112,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tiny, tmp_p
 
 
 def test_a_second_signal_kills_but_an_echo_of_the_first_does_not(monkeypatch):
-    from pretrain import stop
+    from pretrain.machine import stop
 
     raised: list[int] = []
     clock = [100.0]

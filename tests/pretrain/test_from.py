@@ -17,7 +17,7 @@ from model.errors import UserError
 from pretrain.checkpoint.save import write_synced
 from pretrain.cli import main
 from pretrain.growth.stages import Stage
-from pretrain.origin import Start
+from pretrain.loop.origin import Start
 
 STEPS = 3
 OLD = ["--train.max_steps=3", "--schedule.total_steps=60", "--train.global_batch_size=4"]

@@ -7,7 +7,7 @@ import pytest
 from support import logged, tensor_hashes, train_here
 
 from model.errors import RunFailed
-from pretrain import fault
+from pretrain.machine import fault
 
 
 @pytest.fixture

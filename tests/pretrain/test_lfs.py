@@ -10,7 +10,7 @@ from model.hf import load_folder
 from pretrain.checkpoint.manifest import read_manifest
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
-from pretrain.metrics import Metrics
+from pretrain.loop.metrics import Metrics
 from pretrain.report.logged import _records, _summary
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 12345\n".format("0" * 64)

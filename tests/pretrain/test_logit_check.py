@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.logit_check import Difference, Exact
+from pretrain.using.logit_check import Difference, Exact
 
 LOGITS = torch.randn(2, 8, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LOGITS /= LOGITS.std()

@@ -10,11 +10,11 @@ import torch
 from support import ROOT, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
-from pretrain import distributed
-from pretrain.build import build
 from pretrain.config import load_config
 from pretrain.data.dataset import Batch
 from pretrain.engine.build import build_engine
+from pretrain.loop.build import build
+from pretrain.machine import distributed
 from pretrain.memory_plan.offload import Offloaded
 from pretrain.memory_plan.setting import Setting
 

@@ -8,13 +8,14 @@ import torch
 from support import logged, run_command, tensor_hashes, train_here
 
 from model.errors import UserError
-from pretrain import evaluate, train
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.distributed import World
-from pretrain.generate import generate
+from pretrain.loop import train
+from pretrain.machine.distributed import World
+from pretrain.using import evaluate
+from pretrain.using.generate import generate
 
 OPTIONS = [
     *("--train.max_steps=6", "--schedule.total_steps=6", "--eval.every=2", "--eval.prompts=['ab cd']"),
@@ -23,24 +24,24 @@ OPTIONS = [
 
 # Each part, and what is said of its loss.
 PARTS = {
-    "pretrain.train.generate": "step 2: samples not made (ValueError: broken)",
+    "pretrain.loop.train.generate": "step 2: samples not made (ValueError: broken)",
     "pretrain.data.tokenizer.Tokenizer.decode": "step 2: samples not made (ValueError: broken)",
     "pretrain.data.tokenizer.Tokenizer.encode": "step 2: samples not made (ValueError: broken)",
-    "pretrain.train.evaluate": "step 4: held-out loss not measured (ValueError: broken)",
+    "pretrain.loop.train.evaluate": "step 4: held-out loss not measured (ValueError: broken)",
     "pretrain.data.dataset.TokenDataset.target_bytes": "step 2: held-out loss not measured (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.__init__": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.add_scalar": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.add_text": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.close": "TensorBoard's files cannot be written (ValueError: broken)",
-    "pretrain.train.peak_figures": "step 1: speed and memory not measured (ValueError: broken)",
-    "pretrain.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.loop.train.peak_figures": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.loop.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
     "pretrain.engine.base.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
-    "pretrain.train.write_summary": "summary.json not written (ValueError: broken)",
-    "pretrain.summary.peak_reserved_bytes": "summary.json: peak_reserved_bytes is not known (ValueError: broken)",
-    "pretrain.summary.device_name": "summary.json: device is not known (ValueError: broken)",
-    "pretrain.train.compare": "planned and measured memory not compared (ValueError: broken)",
-    "pretrain.train.planned_bytes": "this run is not described (ValueError: broken)",
-    "pretrain.train.versions_line": "this run is not described (ValueError: broken)",
+    "pretrain.loop.train.write_summary": "summary.json not written (ValueError: broken)",
+    "pretrain.loop.summary.peak_reserved_bytes": "summary.json: peak_reserved_bytes is not known (ValueError: broken)",
+    "pretrain.loop.summary.device_name": "summary.json: device is not known (ValueError: broken)",
+    "pretrain.loop.train.compare": "planned and measured memory not compared (ValueError: broken)",
+    "pretrain.loop.train.planned_bytes": "this run is not described (ValueError: broken)",
+    "pretrain.loop.train.versions_line": "this run is not described (ValueError: broken)",
     "pretrain.checkpoint.store.CheckpointStore.prune": "step 2: older checkpoints not deleted (ValueError: broken)",
 }
 
@@ -78,7 +79,7 @@ def test_an_error_beside_training_costs_no_step(tiny, tmp_path, monkeypatch, cap
 
 def test_a_figure_that_cannot_be_had_costs_no_other(tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr("pretrain.summary.device_name", broken)
+    monkeypatch.setattr("pretrain.loop.summary.device_name", broken)
     monkeypatch.setattr("pretrain.engine.zero.ZeroEngine.reduced_bytes", broken)
     assert train_here(tiny, *OPTIONS) == 0
     summary = json.loads((run / "summary.json").read_text())
@@ -104,7 +105,7 @@ def test_a_run_that_ends_with_an_error_is_summarized(tiny, tmp_path, monkeypatch
     assert main(["report", str(run)]) == 0
     assert "run: ended with an error (ValueError: broken); drawn up to step 3" in capsys.readouterr().out
     assert json.loads((run / "report" / "table.json").read_text())[0]["val_loss"] == float(logged(run, "val/loss")[2])
-    monkeypatch.setattr("pretrain.train.write_summary", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("pretrain.loop.train.write_summary", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(ValueError, match="broken"):  # and not the summary's
         train_here(tiny, *OPTIONS)
     monkeypatch.undo()

@@ -22,7 +22,7 @@ READS = "pretrain.checkpoint.read"
 TENSORS, OPENED = f"{READS}.Checkpoint.read", [f"{READS}.load_config", f"{READS}.safe_open"]
 NAMED = [f"{READS}.read_manifest", f"{READS}.verify_hashes", *OPENED, TENSORS]
 COMMANDS = {
-    "from": [*NAMED, "pretrain.origin.file_sha256"],
+    "from": [*NAMED, "pretrain.loop.origin.file_sha256"],
     "resume": ["pretrain.checkpoint.store.read_manifest", "pretrain.checkpoint.store.verify_hashes", *OPENED, TENSORS],
     "eval": NAMED,
     "sample": [*NAMED, "pretrain.checkpoint.load.Tokenizer"],

@@ -9,7 +9,7 @@ import pytest
 from support import ROOT, logged, tensor_hashes, train_here
 
 from model.errors import UserError
-from pretrain.state import SINCE_FORMAT_3, TrainState
+from pretrain.loop.state import SINCE_FORMAT_3, TrainState
 
 
 @pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])

@@ -8,12 +8,12 @@ import torch
 from support import train_here
 
 from model.errors import RunFailed, UserError
-from pretrain import train
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.write import fixed_keys
-from pretrain.distributed import shared
-from pretrain.way_on import amended
+from pretrain.loop import train
+from pretrain.loop.way_on import amended
+from pretrain.machine.distributed import shared
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,12 @@ def test_the_advice_that_a_resume_gets(begun, monkeypatch, trouble):
     elif trouble == "another vocabulary":
         options.append("--model.vocab_size=64")
     elif trouble == "processes":
-        from pretrain import run
+        from pretrain.loop import run
 
         divide = run.require_divisible
         monkeypatch.setattr(run, "require_divisible", lambda batch, micro, _: divide(batch, micro, 3))
     else:
-        from pretrain import run
+        from pretrain.loop import run
 
         def too_small(config, world):
             raise UserError("the model of 2 layers needs too much; `sparlow plan CONFIG` names changes that fit")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint
-from pretrain.summary import summary_is_current
+from pretrain.loop.summary import summary_is_current
 
 
 def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str, Any], dtype: str) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 from kernels.hardware import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
-from pretrain.evaluate import Evaluation
-from pretrain.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
+from pretrain.loop.metrics import StepClock
+from pretrain.loop.optional import reason
+from pretrain.loop.run import Run
+from pretrain.loop.state import TrainState
+from pretrain.machine.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
-from pretrain.metrics import StepClock
-from pretrain.optional import reason
-from pretrain.run import Run
-from pretrain.state import TrainState
+from pretrain.using.evaluate import Evaluation
 
 PACKAGES = ("torch", "deepspeed", "triton", "sentencepiece", "safetensors", "numpy")
 

@@ -75,7 +75,7 @@ def _device() -> str:
     import torch
 
     from kernels.hardware import device_name
-    from pretrain.hardware import has_bf16, peak_flops
+    from pretrain.machine.hardware import has_bf16, peak_flops
 
     if torch.cuda.is_available():
         device = torch.device("cuda")
@@ -116,8 +116,8 @@ def _engine_step() -> str:
     """One real optimizer step through DeepSpeed."""
     import torch
 
-    from pretrain import distributed
-    from pretrain.engine.accelerator import import_deepspeed
+    from pretrain.machine import distributed
+    from pretrain.machine.accelerator import import_deepspeed
 
     with distributed.processes() as world:
         net = torch.nn.Linear(4, 4).to(world.device)

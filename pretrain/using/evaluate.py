@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from model.transformer import Transformer
-from pretrain import stop
 from pretrain.data.dataset import IGNORE, Batch, TokenDataset
-from pretrain.distributed import World, gather_outcomes, sum_over_ranks
-from pretrain.kernel_choices import weights_kept
+from pretrain.engine.kernel_choices import weights_kept
+from pretrain.machine import stop
+from pretrain.machine.distributed import World, gather_outcomes, sum_over_ranks
 
 
 @dataclass(frozen=True)

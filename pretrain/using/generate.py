@@ -6,10 +6,10 @@ from torch import Tensor
 from model.errors import UserError
 from model.seeding import generator
 from model.transformer import Transformer
-from pretrain import stop
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.distributed import World, of_main
-from pretrain.kernel_choices import weights_kept
+from pretrain.engine.kernel_choices import weights_kept
+from pretrain.machine import stop
+from pretrain.machine.distributed import World, of_main
 
 
 @torch.no_grad()

@@ -42,11 +42,11 @@ class TrainState:
     grown: list[dict[str, Any]] = field(default_factory=list)
     """The stages that ended in a growth, as `this_stage` describes them; those of a model grown offline too."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """The checkpoint of another run that this one began with (pretrain/origin.py); empty where it began anew."""
+    """The checkpoint of another run that this one began with (pretrain/loop/origin.py); empty where it began anew."""
     train_seconds: float = 0.0
     """Wall-clock seconds in training steps, evaluation and saves not counted."""
     kernels: dict[str, Any] = field(default_factory=dict)
-    """How the linears compute (pretrain/kernel_choices.py): a resume makes the same choices."""
+    """How the linears compute (pretrain/engine/kernel_choices.py): a resume makes the same choices."""
 
     def this_stage(self, n_layers: int) -> dict[str, Any]:
         """Layers, steps, tokens and FLOPs of the stage that trains, `n_layers` being its model's."""

@@ -13,8 +13,8 @@ from pretrain.checkpoint.save import WholeTensors, save_checkpoint
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
-from pretrain.distributed import World, shared
-from pretrain.state import TrainState
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World, shared
 
 NO_WEIGHTS = ("max_seq_len", "init_std", "rope_theta")
 """Keys of [model] that may change: no tensor depends on them (context is extended with a larger rope_theta)."""

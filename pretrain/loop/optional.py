@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from pretrain.console import Console
-from pretrain.distributed import World, together
+from pretrain.machine.console import Console
+from pretrain.machine.distributed import World, together
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.lfs import refuse_pointer
-from pretrain.optional import reason
+from pretrain.loop.optional import reason
 
 
 class Metrics:

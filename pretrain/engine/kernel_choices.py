@@ -17,7 +17,7 @@ from model.linear.sparse_low_rank import SparseLowRank
 from model.linear.support.element import ElementSparse
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.hardware import free_bytes
+from pretrain.machine.hardware import free_bytes
 
 
 def decide(

@@ -5,7 +5,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pretrain.output import Output
+from pretrain.machine.output import Output
 
 
 class Console:

@@ -9,7 +9,7 @@ import signal
 import time
 from types import FrameType
 
-from pretrain.distributed import World, sum_over_ranks
+from pretrain.machine.distributed import World, sum_over_ranks
 
 SAME_S = 2.0
 

@@ -9,29 +9,29 @@ import torch
 
 from kernels.hardware import device_name
 from model.errors import RunFailed, UserError
-from pretrain import stop
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
-from pretrain.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.engine.base import Update
-from pretrain.evaluate import Evaluation, evaluate
-from pretrain.fault import fault_point
-from pretrain.generate import generate
+from pretrain.engine.kernel_choices import describe
 from pretrain.growth.between import grow
 from pretrain.growth.describe import describe_stages
-from pretrain.hardware import peak_flops
-from pretrain.kernel_choices import describe
-from pretrain.memory import peak_figures
+from pretrain.loop.metrics import StepClock
+from pretrain.loop.optional import attempt, reason
+from pretrain.loop.origin import Start
+from pretrain.loop.origin import describe as describe_origin
+from pretrain.loop.run import Run, open_run
+from pretrain.loop.summary import summary_is_current, versions_line, write_summary
+from pretrain.loop.way_on import amended, new_run, out_of_memory
+from pretrain.machine import stop
+from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
+from pretrain.machine.fault import fault_point
+from pretrain.machine.hardware import peak_flops
+from pretrain.machine.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
-from pretrain.metrics import StepClock
-from pretrain.optional import attempt, reason
-from pretrain.origin import Start
-from pretrain.origin import describe as describe_origin
 from pretrain.plan import flops_per_update
-from pretrain.run import Run, open_run
-from pretrain.summary import summary_is_current, versions_line, write_summary
-from pretrain.way_on import amended, new_run, out_of_memory
+from pretrain.using.evaluate import Evaluation, evaluate
+from pretrain.using.generate import generate
 
 STOPPED = 143
 

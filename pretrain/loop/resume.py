@@ -8,7 +8,7 @@ from model.errors import UserError
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.schema import Config
 from pretrain.config.write import fixed_keys
-from pretrain.hardware import has_bf16
+from pretrain.machine.hardware import has_bf16
 
 
 def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint | None) -> Config:

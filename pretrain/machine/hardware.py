@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.memory import gpu_cap
+from pretrain.machine.memory import gpu_cap
 
 # Peak dense bf16 TFLOP/s with fp32 accumulation, from the makers' data sheets; the first name contained wins.
 PEAK_TFLOPS = {

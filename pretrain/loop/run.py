@@ -8,25 +8,25 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.build import build
+from pretrain.checkpoint.preflight import require_disk_space
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.config.write import to_toml
-from pretrain.console import Console
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
+from pretrain.engine.kernel_choices import apply, decide
 from pretrain.growth.stages import Stage
-from pretrain.kernel_choices import apply, decide
+from pretrain.loop.build import build
+from pretrain.loop.metrics import Metrics
+from pretrain.loop.origin import Start, begin, find_source, require_same_origin, save_first
+from pretrain.loop.resume import require_same_run, resolve_dtype
+from pretrain.loop.state import TrainState
+from pretrain.machine.console import Console
+from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.memory_plan.run import require_memory
-from pretrain.metrics import Metrics
-from pretrain.origin import Start, begin, find_source, require_same_origin, save_first
-from pretrain.preflight import require_disk_space
-from pretrain.resume import require_same_run, resolve_dtype
-from pretrain.state import TrainState
 
 
 @dataclass

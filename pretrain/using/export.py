@@ -24,12 +24,12 @@ from pretrain.checkpoint.load import load_model, tokenizer_of
 from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.distributed import World
-from pretrain.evaluate import evaluate
-from pretrain.hard_strings import hard_strings
-from pretrain.held_out_text import held_out_documents, held_out_split
-from pretrain.logit_check import Exact, evaluate_exactly
-from pretrain.model_card import write_card
+from pretrain.machine.distributed import World
+from pretrain.using.evaluate import evaluate
+from pretrain.using.hard_strings import hard_strings
+from pretrain.using.held_out_text import held_out_documents, held_out_split
+from pretrain.using.logit_check import Exact, evaluate_exactly
+from pretrain.using.model_card import write_card
 
 HARD_STRINGS = 300
 """Texts of every kind on which the exported tokenizer must agree, beside the held-out documents."""
