@@ -15,9 +15,10 @@ from pretrain.data.encode import Encoder
 from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
 from pretrain.data.progress import Progress
 from pretrain.data.shards import SHARD_TOKENS
-from pretrain.data.staging import commit, staging, write_synced
+from pretrain.data.staging import commit, staging
 from pretrain.data.survey import Division, Survey, division, survey
 from pretrain.data.tokenizer import Tokenizer, train_tokenizer
+from pretrain.machine.files import write_synced
 
 TOKENIZER = "tokenizer.model"
 LARGEST_UINT16_VOCAB = 1 << 16

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from model.lfs import refuse_pointer
 from pretrain.loop.optional import reason
+from pretrain.machine.files import replace_text
 
 
 class Metrics:
@@ -90,9 +90,7 @@ class Metrics:
         return records
 
     def _keep(self, records: list[dict[str, Any]]) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        os.replace(temporary, self._path)
+        replace_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
 
     @contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:

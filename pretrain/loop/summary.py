@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +14,7 @@ from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import reason
 from pretrain.loop.run import Run
 from pretrain.loop.state import TrainState
+from pretrain.machine.files import replace_text
 from pretrain.machine.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
 from pretrain.using.evaluate import Evaluation
@@ -80,10 +80,8 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
         except Exception as unknown:
             summary[key] = None
             run.console.say(f"summary.json: {key} is not known ({reason(unknown)})")
-    temporary = run.dir / "summary.json.tmp"
     try:
-        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, run.dir / "summary.json")
+        replace_text(run.dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     except OSError as full:
         raise RunFailed(f"{run.dir}/summary.json cannot be written ({full.strerror}); the checkpoint is") from None
 

@@ -181,7 +181,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tiny, tmp_path, monkeypa
     """Writes fail while the disk is full; the run goes on, the old checkpoint stays, and the next save succeeds."""
     from pretrain.checkpoint import save
 
-    write, calls = save.write_synced, []
+    write, calls = save.write_hashed, []
 
     def disk_full_at_second_save(path, data):
         calls.append(path.parent.name)
@@ -190,7 +190,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tiny, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
         return write(path, data)
 
-    monkeypatch.setattr(save, "write_synced", disk_full_at_second_save)
+    monkeypatch.setattr(save, "write_hashed", disk_full_at_second_save)
     train_here(tiny, "--train.max_steps=20", "--checkpoint.every=8")
     assert "CHECKPOINT NOT WRITTEN" in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -203,7 +203,7 @@ def test_a_run_whose_last_save_failed_says_so(tiny, monkeypatch):
     def disk_full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save, "write_synced", disk_full)
+    monkeypatch.setattr(save, "write_hashed", disk_full)
     with pytest.raises(RunFailed, match="last checkpoint could not be written"):
         train_here(tiny, "--train.max_steps=2")
 
