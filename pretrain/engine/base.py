@@ -15,8 +15,7 @@ from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.deepspeed import deepspeed_settings, release
-from pretrain.machine.accelerator import import_deepspeed
-from pretrain.machine.distributed import World
+from pretrain.machine.distributed import World, import_deepspeed
 from pretrain.machine.fault import fault_flag
 
 NamedTensors = Iterator[tuple[str, int, Callable[[], Tensor]]]

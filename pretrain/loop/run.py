@@ -8,8 +8,8 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.preflight import require_disk_space
 from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.save import require_disk_space
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.config.write import to_toml

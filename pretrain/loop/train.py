@@ -20,9 +20,9 @@ from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
 from pretrain.loop.origin import describe as describe_origin
+from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.run import Run, open_run
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
-from pretrain.loop.way_on import amended, new_run, out_of_memory
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.machine.fault import fault_point
