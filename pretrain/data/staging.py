@@ -12,7 +12,7 @@ from pretrain.data.manifest import MANIFEST
 from pretrain.machine.fault import fault_point
 
 STAGING = ".partial"
-OWNED = ("train-*.bin", "val-*.bin", "train.index.bin", "val.index.bin")
+OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from model.errors import UserError
-from pretrain.lone_failure import fail, watch
 from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.lone_failure import fail, watch
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
