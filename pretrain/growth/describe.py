@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pretrain.config.schema import Config
 from pretrain.growth.times import growth_time
-from pretrain.growth.words import model_size
+from pretrain.growth.words import model_size, tokens_of_a_time
 
 
 def describe_stages(config: Config, flops: Sequence[float]) -> Iterator[str]:
@@ -15,12 +15,11 @@ def describe_stages(config: Config, flops: Sequence[float]) -> Iterator[str]:
     if not config.growth.enabled:
         return
     per_update = config.train.global_batch_size * config.train.seq_len
-    most = "up to " if config.data.packing == "document" else ""
     for stage, cost in zip(config.stages, flops, strict=True):
         steps = stage.end - stage.start
         yield (
             f"stage {stage.index + 1} of {len(config.stages)}: {model_size(stage.config, config)} to step "
-            f"{stage.end}, {most}{steps * per_update:,} tokens, {cost:.2e} FLOPs, "
+            f"{stage.end}, {steps * per_update:,} {tokens_of_a_time(config)}, {cost:.2e} FLOPs, "
             f"peak learning rate {stage.config.optimizer.lr:g}"
         )
     if config.growth.at == "formula":

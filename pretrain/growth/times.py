@@ -6,7 +6,7 @@ from model.counts import count_parameters
 from model.errors import UserError
 from model.growth.timing import GrowthTime, grow_after
 from pretrain.growth.config import as_toml
-from pretrain.growth.words import counted
+from pretrain.growth.words import counted, tokens_of_a_time
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Config
@@ -42,7 +42,8 @@ def _step(config: "Config", time: str | int | float) -> int:
     total, per_update = config.schedule.total_steps, _tokens_per_update(config)
     if total < 2:
         raise UserError(f"growth.at: there is no middle in schedule.total_steps {total}; set it to at least 2")
-    fix = f"grow between {per_update:,} and {per_update * (total - 1):,} tokens"
+    tokens = tokens_of_a_time(config)
+    fix = f"grow between {per_update:,} and {per_update * (total - 1):,} {tokens}"
     if isinstance(time, int):
         step = -(-time // per_update)
     elif isinstance(time, float):
@@ -54,8 +55,8 @@ def _step(config: "Config", time: str | int | float) -> int:
             fix = f"{'lower' if step else 'raise'} growth.max_fraction {config.growth.max_fraction:g}, or {fix}"
     if not 0 < step < total:
         raise UserError(
-            f"growth.at = {as_toml(time)} is step {step} of schedule.total_steps {total} ({per_update:,} tokens each); "
-            f"{fix}"
+            f"growth.at = {as_toml(time)} is step {step} of schedule.total_steps {total} ({per_update:,} {tokens} "
+            f"each); {fix}"
         )
     return step
 

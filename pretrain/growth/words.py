@@ -11,6 +11,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def tokens_of_a_time(config: "Config") -> str:
+    """What growth.at counts: the places in rows, of which padding takes some where a row holds one document."""
+    return "tokens with padding" if config.data.packing == "document" else "tokens"
+
+
 def model_size(stage: "Config", run: "Config") -> str:
     """The layers of a stage's model, and its rank and density where those grow in `run`: `6 layers of rank 4`."""
     growing = [key for key in ("rank", "density") if getattr(run.growth, key)]

@@ -348,6 +348,8 @@ def _introduce_run(run: Run) -> None:
         )
     for line in describe_stages(config, _stage_flops(run)):
         say(line)
+    if run.held_out.bytes_note:
+        say(run.held_out.bytes_note)
     if run.state.origin and not run.state.step:
         say(f"begins with {describe_origin(run.state.origin)}")
     if run.state.grown and not run.state.step:
