@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.wrong_value import expected
+from model.schema import expected
 from pretrain.config.schema import Config
 from pretrain.config.types import members, table_type
 from pretrain.growth.config import as_toml

@@ -91,7 +91,7 @@ def test_a_step_is_exported_from_inside_its_run(finished, tmp_path, monkeypatch)
 
 def test_export_takes_no_documents_from_another_corpus(finished):
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.using.held_out_text import held_out_documents
+    from pretrain.using.check_texts import held_out_documents
 
     checkpoint, manifest = open_checkpoint(finished), finished.parent / "data" / "manifest.json"
     assert len(held_out_documents(checkpoint)) == 3
@@ -106,7 +106,7 @@ def test_export_takes_no_documents_from_another_corpus(finished):
 def test_held_out_documents_are_whole(finished):
     from pretrain.checkpoint.read import open_checkpoint
     from pretrain.data.manifest import load_manifest
-    from pretrain.using.held_out_text import held_out_documents
+    from pretrain.using.check_texts import held_out_documents
 
     documents, entry = held_out_documents(open_checkpoint(finished)), load_manifest(finished.parent / "data").val
     assert len(documents) == entry.documents
