@@ -1,5 +1,7 @@
 """The base of every configuration class."""
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -8,6 +10,10 @@ class Frozen(BaseModel):
 
     A string below a field is its documentation, with its unit; `sparlow train --print-config` prints it.
     """
+
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Keys that a member of several takes from their common class though they have no effect on it: a configuration
+    must not set them, and it is written without them."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True

@@ -11,7 +11,7 @@ from model.errors import RunFailed, UserError
 from pretrain.build import build
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.console import Console
 from pretrain.data.dataset import TokenDataset
@@ -20,7 +20,6 @@ from pretrain.distributed import World, gather_outcomes, on_main, require_divisi
 from pretrain.engine.build import build_engine
 from pretrain.engine.engine import Engine
 from pretrain.engine.tensors import restore, whole_tensors
-from pretrain.growth.stages import Stage
 from pretrain.kernel_choices import apply, decide
 from pretrain.memory_plan.run import require_memory
 from pretrain.metrics import Metrics

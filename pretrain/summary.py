@@ -11,10 +11,10 @@ from typing import Any
 from kernels.hardware import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
+from pretrain.config.schema import Stage
 from pretrain.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.evaluate import Evaluation
-from pretrain.growth.stages import Stage
 from pretrain.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
 from pretrain.metrics import StepClock

@@ -1,5 +1,5 @@
 """The configuration of a run: TOML data, strictly validated; nothing in it is ignored."""
 
-from pretrain.config.load import load_config
+from pretrain.config.load import load_config, load_recorded
 
-__all__ = ["load_config"]
+__all__ = ["load_config", "load_recorded"]

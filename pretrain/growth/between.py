@@ -2,10 +2,10 @@
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.store import step_folder
+from pretrain.config.stages import model_size
 from pretrain.distributed import on_main
 from pretrain.fault import fault_point
 from pretrain.growth.grow import Growth, write_grown
-from pretrain.growth.words import model_size
 from pretrain.run import Run
 
 

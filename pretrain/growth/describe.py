@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pretrain.config.schema import Config
-from pretrain.growth.times import growth_time
-from pretrain.growth.words import model_size
+from pretrain.config.stages import growth_time, model_size
 
 
 def describe_stages(config: Config, flops: Sequence[float]) -> Iterator[str]:

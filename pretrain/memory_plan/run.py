@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 from model.errors import UserError
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, Stage
 from pretrain.distributed import World
-from pretrain.growth.stages import Stage
 from pretrain.memory import gpu_bytes, peak_bytes
 from pretrain.memory_plan.memory import plan_stage
 from pretrain.state import TrainState
