@@ -19,8 +19,8 @@ from pretrain.engine.tensors import whole_tensors
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.fault import fault_point
 from pretrain.generate import generate
-from pretrain.growth.between import grow
 from pretrain.growth.describe import describe_stages
+from pretrain.growth.grow import grow
 from pretrain.hardware import peak_flops
 from pretrain.kernel_choices import describe
 from pretrain.memory import peak_figures

@@ -1,1 +1,4 @@
-"""Growth within a run (model/growth has the operators): when, with what schedule, and the growth itself."""
+"""Growth while a run trains (`grow`), or of a finished run (`offline`), and both in words (`describe`).
+
+What grows into what, and when, the configuration says: `pretrain.config.stages`. `model.growth` has the operators.
+"""

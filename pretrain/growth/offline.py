@@ -13,8 +13,8 @@ from pretrain.config.checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
 from pretrain.data.dataset import TokenDataset
+from pretrain.growth.describe import GrowthTable
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
-from pretrain.growth.table import GrowthTable
 
 
 @dataclass(frozen=True)
