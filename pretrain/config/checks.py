@@ -23,6 +23,7 @@ from pretrain.config.stages import (
     growth_time,
     small_linear,
     stage_configs,
+    tokens_of_a_time,
 )
 from pretrain.config.tables import Tables, as_toml, users
 from pretrain.optim.basis import BITS
@@ -327,7 +328,7 @@ def _growth(config: Tables) -> Rows:
 
 def _times(config: Tables, growths: int) -> Rows:
     growth, total, per_update = config.growth, config.schedule.total_steps, config.tokens_per_update
-    at = f"growth.at = {as_toml(growth.at)}"
+    at, tokens = f"growth.at = {as_toml(growth.at)}", tokens_of_a_time(config)
     yield (
         len(growth.times) != growths,
         f"{at} gives {counted(len(growth.times), 'time')}, but {growth.sizes} makes {counted(growths, 'growth')}; give "
@@ -337,13 +338,13 @@ def _times(config: Tables, growths: int) -> Rows:
     steps = []
     for time in growth.times:
         step = growth_step(config, time)
-        fix = f"grow between {per_update:,} and {per_update * (total - 1):,} tokens"
+        fix = f"grow between {per_update:,} and {per_update * (total - 1):,} {tokens}"
         if time == "formula" and (step or growth_time(config).clamped):
             fix = f"{'lower' if step else 'raise'} growth.max_fraction {growth.max_fraction:g}, or {fix}"
         yield (
             not 0 < step < total,
-            f"growth.at = {as_toml(time)} is step {step} of schedule.total_steps {total} ({per_update:,} tokens each); "
-            f"{fix}",
+            f"growth.at = {as_toml(time)} is step {step} of schedule.total_steps {total} ({per_update:,} {tokens} "
+            f"each); {fix}",
         )
         steps.append(step)
     yield (

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from pretrain.config.explain import explain
 from pretrain.config.schema import Config
 from pretrain.config.tables import field_type, members, table_type
@@ -59,6 +60,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     except tomllib.TOMLDecodeError as error:
+        refuse_pointer(path)
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 

@@ -7,9 +7,9 @@ from pydantic import model_validator
 
 from model.growth.plan import GrowthPlan
 from pretrain.config.checks import check
+from pretrain.config.schedule import ScheduleConfig
 from pretrain.config.stages import growth_plans, growth_step, stage_configs
 from pretrain.config.tables import Tables
-from pretrain.schedule import ScheduleConfig
 
 
 class Config(Tables):

@@ -94,6 +94,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def tokens_of_a_time(config: Tables) -> str:
+    """What growth.at counts: the places in rows, of which padding takes some where a row holds one document."""
+    return "tokens with padding" if config.data.packing == "document" else "tokens"
+
+
 def model_size(stage: Tables, run: Tables) -> str:
     """The layers of a stage's model, and its rank and density where those grow in `run`: `6 layers of rank 4`."""
     values = " and ".join(f"{key} {getattr(stage.linear, key):g}" for key in GROWING if getattr(run.growth, key))

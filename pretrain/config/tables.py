@@ -13,9 +13,9 @@ from model.growth.plan import GrowthOptions
 from model.linear import LinearConfig
 from model.linear.dense import Dense
 from model.schema import Frozen
+from pretrain.config.schedule import Cosine, ScheduleConfig
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
-from pretrain.schedule import Cosine, ScheduleConfig
 
 
 class RunConfig(Frozen):

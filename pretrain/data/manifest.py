@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from model.schema import Frozen
 from model.wrong_value import expected
-from pretrain.data.kinds import LFS_POINTER, is_lfs_pointer
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -40,6 +40,13 @@ class SplitEntry(Frozen):
     """Token shards in order: little-endian integers of the manifest's dtype."""
     index: FileEntry
     """Little-endian uint64: the first token of each document, then the number of tokens."""
+    text_bytes: FileEntry | None = None
+    """Little-endian uint64: UTF-8 bytes of each document's text. None in a folder of an earlier version."""
+
+    @property
+    def all_files(self) -> tuple[FileEntry, ...]:
+        """Everything of the split that lies in the folder."""
+        return (*self.files, self.index, *([self.text_bytes] if self.text_bytes else []))
 
 
 class TokenizerEntry(Frozen):
@@ -81,7 +88,7 @@ class Manifest(Frozen):
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each data file must have, by name."""
-        entries = [entry for split in SPLITS for entry in (*self.split(split).files, self.split(split).index)]
+        entries = [entry for split in SPLITS for entry in self.split(split).all_files]
         return {entry.name: entry.bytes for entry in entries}
 
 
@@ -97,8 +104,7 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
     except ValidationError as error:
-        if is_lfs_pointer(path):
-            raise UserError(f"{path}: {LFS_POINTER}") from error
+        refuse_pointer(path)
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"])) or "the file"
         raise UserError(f"{path}: not a manifest of a prepared corpus ({place}: {expected(wrong)}); {AGAIN}") from error
@@ -113,9 +119,8 @@ def load_manifest(folder: str | PathLike[str]) -> Manifest:
         path = Path(folder) / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {AGAIN}")
-        if (found := path.stat().st_size) != size and is_lfs_pointer(path):
-            raise UserError(f"{path}: {LFS_POINTER}")
-        if found != size:
+        if (found := path.stat().st_size) != size:
+            refuse_pointer(path)
             raise UserError(f"{path}: {found} bytes where the manifest says {size}; {AGAIN}")
     return manifest
 
@@ -125,8 +130,7 @@ def verify_hashes(folder: str | PathLike[str]) -> None:
     manifest = load_manifest(folder)
     expected = {manifest.tokenizer.file: manifest.tokenizer.sha256}
     for split in SPLITS:
-        entry = manifest.split(split)
-        expected |= {file.name: file.sha256 for file in (*entry.files, entry.index)}
+        expected |= {file.name: file.sha256 for file in manifest.split(split).all_files}
     for name, sha256 in expected.items():
         with (Path(folder) / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -134,7 +138,7 @@ def verify_hashes(folder: str | PathLike[str]) -> None:
 
 
 def _require_consistent(manifest: Manifest, path: Path) -> None:
-    names = [f.name for split in SPLITS for f in (*manifest.split(split).files, manifest.split(split).index)]
+    names = [f.name for split in SPLITS for f in manifest.split(split).all_files]
     if len({*names, manifest.tokenizer.file, MANIFEST}) != len(names) + 2:
         raise UserError(f"{path}: names one file twice; {AGAIN}")
     width = manifest.token_dtype.itemsize
@@ -142,5 +146,6 @@ def _require_consistent(manifest: Manifest, path: Path) -> None:
         entry = manifest.split(split)
         fits = sum(file.tokens for file in entry.files) == entry.tokens
         fits &= all(file.bytes == file.tokens * width for file in entry.files)
+        fits &= entry.text_bytes is None or entry.text_bytes.bytes == 8 * entry.documents
         if not fits or entry.index.bytes != 8 * (entry.documents + 1):
             raise UserError(f"{path}: the figures of split {split} contradict each other; {AGAIN}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from model.growth.tensors import LAYER, GrownTensor
 from pretrain.config.schema import Config
-from pretrain.config.stages import growth_time, model_size
+from pretrain.config.stages import growth_time, model_size, tokens_of_a_time
 
 
 def describe_stages(config: Config, flops: Sequence[float]) -> Iterator[str]:
@@ -17,12 +17,11 @@ def describe_stages(config: Config, flops: Sequence[float]) -> Iterator[str]:
     if not config.growth.enabled:
         return
     per_update = config.train.global_batch_size * config.train.seq_len
-    most = "up to " if config.data.packing == "document" else ""
     for stage, cost in zip(config.stages, flops, strict=True):
         steps = stage.end - stage.start
         yield (
             f"stage {stage.index + 1} of {len(config.stages)}: {model_size(stage.config, config)} to step "
-            f"{stage.end}, {most}{steps * per_update:,} tokens, {cost:.2e} FLOPs, "
+            f"{stage.end}, {steps * per_update:,} {tokens_of_a_time(config)}, {cost:.2e} FLOPs, "
             f"peak learning rate {stage.config.optimizer.lr:g}"
         )
     if config.growth.at == "formula":

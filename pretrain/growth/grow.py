@@ -17,11 +17,11 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
 from pretrain.config.stages import model_size
 from pretrain.data.dataset import TokenDataset
-from pretrain.distributed import World, on_main
-from pretrain.fault import fault_point
 from pretrain.growth.describe import GrowthTable
-from pretrain.run import Run
-from pretrain.state import TrainState
+from pretrain.loop.run import Run
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World, on_main
+from pretrain.machine.fault import fault_point
 
 OptimizerState = Literal["reset", "copy", "copy_reset_step"]
 

@@ -193,6 +193,18 @@ def test_eval_agrees_with_the_run(finished, capsys):
     assert figures["bits_per_byte"] == pytest.approx(summary["bits_per_byte"], rel=1e-6)
 
 
+def test_eval_says_where_bytes_are_counted_from_tokens(finished, corpus, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(corpus, old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    for split in ("train", "val"):
+        (old / manifest[split].pop("text_bytes")["name"]).unlink()
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    for more, notes in ([], 0), (["--data", str(old)], 1):
+        assert main(["eval", str(finished), "--json", "--tokens", "64", *more]) == 0
+        assert capsys.readouterr().err.count("note: ") == notes
+
+
 def test_sample_is_repeatable_and_seeded(finished, capsys):
     def sample(*extra: str) -> str:
         assert main(["sample", str(finished), "--prompt", "ab cd", "--tokens", "12", "--json", *extra]) == 0
@@ -222,7 +234,7 @@ def test_export_refuses_a_folder_that_computes_something_else(finished, tmp_path
     """The check is real: a wrong merge leaves no folder of that name."""
     from model.errors import RunFailed
     from model.linear.sparse_low_rank import SparseLowRank
-    from pretrain.export import export
+    from pretrain.using.export import export
 
     merge = SparseLowRank.dense_weight
     monkeypatch.setattr(SparseLowRank, "dense_weight", lambda self: merge(self) * 1.01)

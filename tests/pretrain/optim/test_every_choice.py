@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model.errors import UserError
-from pretrain.build import build
 from pretrain.config.load import validate
+from pretrain.loop.build import build
 from pretrain.optim import OPTIMIZERS, build_optimizer
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import PROJECTORS
