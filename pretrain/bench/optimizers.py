@@ -37,7 +37,7 @@ QUIET = 10_000
 
 @dataclass(frozen=True)
 class Size:
-    """Of a shipped model: its blocks that are stepped (all, where they fit a GPU four times over) and the rank."""
+    """A shipped model: its blocks that are stepped (all, where they fit a GPU four times over) and the rank."""
 
     blocks: int
     rank: int

@@ -34,7 +34,7 @@ class Engine(ABC):
     """DeepSpeed around a model and its optimizer; a subclass for each path that an update can take."""
 
     norm_name = "grad_norm"
-    """Under which `Update.grad_norm` is logged."""
+    """The name that `Update.grad_norm` is logged by."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class Grown:
     folder: Path
     """The new run's first checkpoint."""
     layers: tuple[int, int]
-    """Of the small model and of the grown one."""
+    """Layers of the small model and of the grown one."""
     continues_data: bool
     """Whether the new run goes on in the source's data; else it begins at the corpus' start."""
     table: GrowthTable

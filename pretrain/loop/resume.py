@@ -82,7 +82,7 @@ def new_run(checkpoint: object) -> str:
 
 
 def amended(error: UserError | RunFailed, config: Config, store: CheckpointStore) -> UserError | RunFailed:
-    """The same error with `with_way_on` in its sentence."""
+    """Return the error with `with_way_on` in its sentence."""
     sentence = with_way_on(str(error), config, store)
     if sentence == str(error):
         return error

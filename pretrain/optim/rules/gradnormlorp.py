@@ -97,10 +97,10 @@ def back(P: Tensor, N: Tensor, products: torch.dtype) -> Tensor:
 
 
 def _axis(matrix: Matrix) -> int:
-    """Of left form, along a row of the weight."""
+    """The axis of left form that runs along a row of the weight."""
     return 1 if matrix.side == "left" else 0
 
 
 def _rows(matrix: Matrix) -> tuple[int, int]:
-    """Of one number per row of the weight, in left form."""
+    """The shape of one number per row of the weight, in left form."""
     return (matrix.m, 1) if matrix.side == "left" else (1, matrix.n)

@@ -14,7 +14,7 @@ from pretrain.optim.moments import cautious
 from pretrain.optim.rules.base import Rule, State, Step
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration: the steepest at 0 that still ends near 1."""
+"""Coefficients of the quintic iteration: the steepest at 0 that still ends near 1."""
 
 SMALLEST_NORM = 1e-7
 

@@ -14,7 +14,7 @@ from pretrain.optim.rules.base import State, Step
 from pretrain.optim.rules.own_basis import OwnBasis, first_basis
 
 EPS, DECAY, ADAM_BETAS, LION_BETAS = 1e-8, 0.01, (0.9, 0.999), (0.9, 0.99)
-"""Of the basis's optimizer, as released: PyTorch's defaults of AdamW, its weight decay among them, and Lion's."""
+"""Constants of the basis's optimizer, as released: PyTorch's defaults of AdamW, weight decay included, and Lion's."""
 
 
 class OnlineSubspaceDescent(MatrixConfig):
