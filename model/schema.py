@@ -1,7 +1,7 @@
 """The base of every configuration class, and what is wrong with a value in the words of the file that holds it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,10 @@ class Frozen(BaseModel):
 
     A string below a field is its documentation, with its unit; `sparlow train --print-config` prints it.
     """
+
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Keys that a member of several takes from their common class though they have no effect on it: a configuration
+    must not set them, and it is written without them."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True

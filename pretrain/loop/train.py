@@ -14,8 +14,8 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.engine.base import Update
 from pretrain.engine.kernel_choices import describe
-from pretrain.growth.between import grow
 from pretrain.growth.describe import describe_stages
+from pretrain.growth.grow import grow
 from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start

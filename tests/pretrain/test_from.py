@@ -16,7 +16,7 @@ from support import ROOT, logged, run_command, tensor_hashes, train_here
 from model.errors import UserError
 from pretrain.checkpoint.save import write_hashed
 from pretrain.cli import main
-from pretrain.growth.stages import Stage
+from pretrain.config.schema import Stage
 from pretrain.loop.origin import Start
 
 STEPS = 3

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels.rounding import round_to
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
@@ -17,6 +17,7 @@ class GradNormLoRPAdamW(MatrixConfig):
     """GradNormLoRP (arXiv 2412.19616); the defaults are the released script's for pretraining."""
 
     rule = "gradnormlorp"
+    ignored = OF_SUMS
     name: Literal["gradnormlorp"] = "gradnormlorp"
     magnitude: Literal["exact", "upstream"] = "exact"
     """exact: weight normalisation. upstream: as released, where magnitudes are reset to |v| before each step, so that

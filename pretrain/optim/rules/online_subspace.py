@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
@@ -24,6 +24,7 @@ class OnlineSubspaceDescent(MatrixConfig):
     """
 
     rule = "online_subspace"
+    ignored = OF_SUMS | OF_BASES | {"rotate_moments"}
     name: Literal["online_subspace"] = "online_subspace"
     projection_optimizer: Literal["adamw", "sgd", "lion"] = "adamw"
     """What moves the basis."""
