@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import kernels.adam8bit.hyper as adam8bit_hyper
+import kernels.adam8bit.reference as adam8bit_hyper
 import model.linear.int8 as int8
-from kernels.adam8bit.codebook import codebook
+from kernels.adam8bit.state import codebook
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.build import shape_of_model
 from model.linear.sparse_low_rank import SparseLowRank

@@ -8,9 +8,8 @@ import pytest
 import torch
 from support import logged, tensor_hashes, train_here
 
-from kernels import dispatch
-from kernels.bench import store
-from kernels.sparse_low_rank_linear import Choice, choose, csr, dense
+from kernels import measured
+from kernels.sparse_low_rank_linear import Choice, choice, csr, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
@@ -224,7 +223,7 @@ def test_triton_without_a_gpu_is_one_sentence(tiny):
 @pytest.fixture
 def recorded_csr(tiny, tmp_path, monkeypatch):
     """A run that chose csr, on a machine without sparse matmuls."""
-    monkeypatch.setattr(choose, "CSR_SMALLEST_SIDE", 1)
+    monkeypatch.setattr(choice, "CSR_SMALLEST_SIDE", 1)
     train_here(tiny, *CSR_BY_RULE, "--train.max_steps=2")
     state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
     assert {fields["path"] for fields in state["kernels"]["shapes"].values()} == {"csr"}
@@ -260,11 +259,11 @@ def test_memory_that_pytorch_has_reserved_is_free(monkeypatch):
 
 
 def test_damaged_measurements_are_one_sentence(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    store.path_for(CPU).write_text("{")
-    dispatch._alternatives.cache_clear()
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    measured.path_for(CPU).write_text("{")
+    measured._alternatives.cache_clear()
     try:
         with pytest.raises(UserError, match=r"is not JSON; delete it"):
             train_here(tiny, "--train.max_steps=1")
     finally:
-        dispatch._alternatives.cache_clear()
+        measured._alternatives.cache_clear()
