@@ -211,8 +211,12 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
 
 def test_a_wrong_backend_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setenv("SPARLOW_KERNELS", "cuda")
-    with pytest.raises(UserError, match="auto, triton or reference"):
+    with pytest.raises(UserError, match="auto, triton or torch"):
         train_here(tiny, "--train.max_steps=1")
+
+
+def test_a_run_that_names_the_backend_as_it_was_once_called_goes_on(tiny):
+    assert load_config(tiny, ["--kernels.backend=reference"]).kernels.backend == "torch"
 
 
 def test_triton_without_a_gpu_is_one_sentence(tiny):
