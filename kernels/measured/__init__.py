@@ -43,7 +43,7 @@ def _alternatives(device: torch.device) -> list[dict[str, Any]]:
 
 
 def load(device: torch.device) -> dict[str, Any] | None:
-    """What `save` was given, `alternatives` among it; None when `device` was never measured.
+    """What `sparlow bench kernels --store` wrote, `alternatives` among it; None when `device` was never measured.
 
     ValueError when the file is damaged.
     """
@@ -57,15 +57,6 @@ def load(device: torch.device) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or not isinstance(stored.get("alternatives"), list):
         raise ValueError(f"{path} holds no measurements; delete it or run sparlow bench kernels --store")
     return stored
-
-
-def save(device: torch.device, measurements: dict[str, Any]) -> Path:
-    """Replace the measurements of `device`; its `alternatives` are what there is to choose from."""
-    path = path_for(device)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def path_for(device: torch.device) -> Path:

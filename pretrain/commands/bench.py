@@ -80,7 +80,7 @@ def _run_optimizers(args: argparse.Namespace) -> int:
     import json
 
     from pretrain.bench.optimizers import bench_optimizers
-    from pretrain.hardware import has_bf16
+    from pretrain.machine.hardware import has_bf16
 
     device = _device(args)
     dtypes = args.dtype or (["fp32", "bf16"] if has_bf16(device) else ["fp32"])
@@ -116,7 +116,8 @@ def _run_kernels(args: argparse.Namespace) -> int:
     from model.errors import UserError
     from pretrain.bench.environment import environment
     from pretrain.bench.kernels.run import CASES, bench_alternatives, bench_kernels
-    from pretrain.hardware import has_bf16
+    from pretrain.machine.files import replace_text
+    from pretrain.machine.hardware import has_bf16
 
     device = _device(args)
     if unknown := [op for op in args.only or () if op not in CASES]:
@@ -132,7 +133,9 @@ def _run_kernels(args: argparse.Namespace) -> int:
     rows = bench_kernels(device, dtypes, args.only or CASES, args.turns, say)
     if args.store:
         stored = {"rows": rows, "alternatives": bench_alternatives(device, dtypes, args.turns, say)}
-        say(f"written to {measured.save(device, environment(device) | stored)}")
+        path = measured.path_for(device)
+        replace_text(path, json.dumps(environment(device) | stored, indent=1) + "\n")
+        say(f"written to {path}")
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0

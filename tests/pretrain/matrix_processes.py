@@ -9,18 +9,18 @@ import zlib
 
 from gloo_threads import gloo_threads
 
-import pretrain.run
-from pretrain import distributed
+import pretrain.loop.run
 from pretrain.checkpoint import save
 from pretrain.config import load_config
-from pretrain.distributed import gather_outcomes
 from pretrain.engine.build import build_engine
-from pretrain.train import train
+from pretrain.loop.train import train
+from pretrain.machine import distributed
+from pretrain.machine.distributed import gather_outcomes
 
 path, folder, steps, *presets = sys.argv[1:]
 save.SHARD_BYTES = 8192
 engines = []
-pretrain.run.build_engine = lambda *arguments: engines.append(build_engine(*arguments)) or engines[-1]
+pretrain.loop.run.build_engine = lambda *arguments: engines.append(build_engine(*arguments)) or engines[-1]
 
 
 def checksum(model):

@@ -5,10 +5,10 @@ Arguments: the configuration file, a folder for the runs, then NAME=OVERRIDES wi
 
 import sys
 
-from pretrain import distributed
 from pretrain.checkpoint import save
 from pretrain.config import load_config
-from pretrain.train import train
+from pretrain.loop.train import train
+from pretrain.machine import distributed
 
 path, folder, *kinds = sys.argv[1:]
 save.SHARD_BYTES = 8192

@@ -11,7 +11,7 @@ import pytest
 from shell import PREFIX
 from support import ROOT, start_command, tensor_hashes, train_here
 
-from pretrain import stop
+from pretrain.machine import stop
 
 STEPS = "--train.max_steps=24"
 
@@ -170,7 +170,7 @@ def test_other_commands_end_quietly(finished, arguments):
 def test_an_encoding_that_lacks_a_character_ends_nothing(capsys, monkeypatch):
     import io
 
-    from pretrain.console import Console
+    from pretrain.machine.console import Console
 
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

@@ -8,10 +8,10 @@ import sys
 
 from gloo_threads import gloo_threads
 
-from pretrain import distributed
 from pretrain.checkpoint import save
 from pretrain.config import load_config
-from pretrain.train import train
+from pretrain.loop.train import train
+from pretrain.machine import distributed
 
 path, folder, steps, *kinds = sys.argv[1:]
 save.SHARD_BYTES = 8192

@@ -6,10 +6,10 @@ Arguments: the configuration file, and a JSON list of the options of each run.
 import json
 import sys
 
-from pretrain import distributed
 from pretrain.checkpoint import save
 from pretrain.config import load_config
-from pretrain.train import train
+from pretrain.loop.train import train
+from pretrain.machine import distributed
 
 path, runs = sys.argv[1:]
 save.SHARD_BYTES = 8192  # many files, so that both ranks write some

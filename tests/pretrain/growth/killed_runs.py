@@ -10,10 +10,10 @@ import sys
 
 import torch._dynamo  # noqa: F401 - the first optimizer would import it, in every fork
 
-from pretrain import distributed, memory
 from pretrain.config import load_config
-from pretrain.engine.accelerator import import_deepspeed
-from pretrain.train import train
+from pretrain.loop.train import train
+from pretrain.machine import distributed, memory
+from pretrain.machine.accelerator import import_deepspeed
 
 import_deepspeed()
 memory.keep_freed_memory()
