@@ -272,18 +272,17 @@ def test_bench_kernels_refuses_in_a_sentence(arguments, sentence, capsys):
 def test_bench_kernels_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
     import torch
 
-    import kernels.bench.run
-    from kernels.bench import registry, store
-    from kernels.bench.cases import tile_gather
+    from kernels import measured
+    from pretrain.bench.kernels import run, tiles
 
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    for module in (kernels.bench.run, registry):
-        monkeypatch.setattr(module, "CASES", {"tile_gather": tile_gather.cases})
-    monkeypatch.setattr("kernels.bench.run.ALTERNATIVES", [])
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "CASES", {"tile_gather": tiles.gather_cases})
+    monkeypatch.setattr(run, "ALTERNATIVES", [])
     assert main(["bench", "kernels", "--device", "cpu", "--dtype", "fp32", "--turns", "1", "--store", "--json"]) == 0
-    stored = store.load(torch.device("cpu"))
+    stored = measured.load(torch.device("cpu"))
     assert stored is not None
     assert stored["rows"] == json.loads(capsys.readouterr().out)
+    assert {"hardware", "versions", "commit", "date"} <= stored.keys()
 
 
 def test_bench_builds_what_training_builds():
