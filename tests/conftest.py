@@ -6,17 +6,26 @@ from pathlib import Path
 import pytest
 from support import ROOT, write_tiny
 
+SPREAD = ("tests/kernels/compile/test_compile.py", "tests/kernels/test_triton.py")
+"""Files whose tests share nothing that is dear, so that each may go to any process."""
 LONGEST = (
-    "tests/kernels/compile/test_compile.py",
-    "tests/kernels/test_triton.py",
+    *SPREAD,
+    "tests/pretrain/test_matrix_world.py",
+    "tests/pretrain/test_world_size.py",
+    "tests/pretrain/test_export_check.py",
+    "tests/pretrain/test_consumer_7b.py",
+    "tests/pretrain/test_engine_release.py",
+    "tests/pretrain/test_from.py",
+    "tests/pretrain/test_offload.py",
+    "tests/pretrain/test_lost_terminal.py",
+    "tests/launch/test_scripts.py",
 )
 """Begun first: a file that takes a minute and comes last leaves the other cores idle."""
-SPREAD = LONGEST
-"""Files whose tests share nothing that is dear, so that each may go to any process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {ROOT / name: index for index, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in rank), "LONGEST names a file that is gone"
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
