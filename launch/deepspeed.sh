@@ -20,10 +20,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / NPROC > 0 ? $(nproc) / N
 
 # Several machines: their shells read what is passed on, and know no variable of this one. (One runs without a shell.)
 if [ -n "${HOSTFILE:-}" ] && [ "$(grep -cvE '^[[:space:]]*(#|$)' "$HOSTFILE")" -gt 1 ]; then
-    DS_ENV_FILE=$(mktemp)
-    export DS_ENV_FILE
-    trap 'rm -f "$DS_ENV_FILE"' EXIT
-    "$PY" launch/remote.py environment >"$DS_ENV_FILE"
+    variables=$(mktemp)
+    trap 'rm -f "$variables"' EXIT
+    "$PY" launch/remote.py environment >"$variables"
+    export DS_ENV_FILE=$variables
     mapfile -d '' quoted < <("$PY" launch/remote.py arguments "$@")
     set -- "${quoted[@]}"
 fi

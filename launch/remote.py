@@ -15,8 +15,9 @@ PASSED = re.compile(r"SPARLOW_|(OMP_NUM_THREADS|DS_ACCELERATOR)$")
 
 
 def environment() -> str:
-    """The variables that a run looks at, after the files that the launcher would have read without DS_ENV_FILE."""
-    files = [Path.home() / ".deepspeed_env", Path(".deepspeed_env")]
+    """The variables that a run looks at, after the files that the launcher would read: the caller's DS_ENV_FILE."""
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    files = [Path.home() / name, Path(name)]
     lines = [line for file in files if file.is_file() for line in file.read_text().splitlines() if "=" in line]
     own = ((name, value) for name, value in sorted(os.environ.items()) if PASSED.match(name) and "\n" not in value)
     return "".join(

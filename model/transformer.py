@@ -1,5 +1,15 @@
 """The LLaMA network (arXiv 2302.13971).
 
+A decoder turns token ids into the loss of predicting each next one. Every block adds two things to a residual stream x:
+x <- x + o(attention(norm(x))), then x <- x + down(silu(gate(norm(x))) * up(norm(x))). Nearly all parameters are in the
+seven projections q, k, v, o, gate, up and down of each block, and these are where methods differ: a configuration says
+what kind of linear they are (model/linear), and nothing else here knows.
+
+What is subtle: the logits of all tokens would be the largest tensor of a step by far, so the model ends in a loss that
+never holds them (kernels/linear_cross_entropy), and logits are made for generation alone. Weights are drawn from (seed,
+name), so that a model is the same on every rank and whatever is built before it. Activations may be recomputed in the
+backward pass, block by block; a linear that keeps its dense weight over a step is then asked for it twice.
+
 Shapes: B batch, T tokens, D dim, H query heads, K key and value heads, E head width, F ffn_dim, V vocabulary.
 """
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from model.counts import count_parameters, training_flops
 from model.errors import UserError
 from pretrain.config.schema import Config
-from pretrain.distributed import require_divisible
+from pretrain.engine.kernel_choices import describe, recorded
 from pretrain.growth.stages import Stage
-from pretrain.kernel_choices import describe, recorded
+from pretrain.machine.distributed import require_divisible
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
 from pretrain.memory_plan.memory import plan_stage, worst_of
 
@@ -93,8 +93,8 @@ def flops_per_update(
 ) -> float:
     """FLOPs of one optimizer step over all processes, forward and backward.
 
-    `kernels` is the record of how the linears compute (pretrain.kernel_choices). What a linear does once per step it
-    does once in every process.
+    `kernels` is the record of how the linears compute (pretrain.engine.kernel_choices). What a linear does once per
+    step it does once in every process.
     """
     train = config.train
     micro_steps = train.global_batch_size // (train.micro_batch_size * world_size)

@@ -28,7 +28,7 @@ WIDTH = 16
 """Digits of a number that a process is told by."""
 WORLD = str(Path(__file__).with_name("world.py"))
 
-TRAINING = ("torch._dynamo", "torch.distributed.nn", "deepspeed", "pretrain.train", "rich.console")
+TRAINING = ("torch._dynamo", "torch.distributed.nn", "deepspeed", "pretrain.loop.train", "rich.console")
 INTERPRETING = ("pytest", "torch", "triton.language")
 
 
@@ -101,12 +101,15 @@ def run_command(*arguments: str, fault: str = "", **environment: str) -> tuple[i
     return process.returncode, output
 
 
-def start_world(size: int, *arguments: str, stdout: int | None = None, **environment: str) -> list[Process]:
-    """Start `python ARGUMENTS` as each rank of a world."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | environment
+        return str(free.getsockname()[1])
+
+
+def start_world(size: int, *arguments: str, stdout: int | None = None, **environment: str) -> list[Process]:
+    """Start `python ARGUMENTS` as each rank of a world."""
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} | environment
     return [Process(*arguments, stdout=stdout, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(size)]
 
 
@@ -145,6 +148,7 @@ def _server(interpreted: bool) -> socket.socket:
     """The connection to the process that forks, or to one whose kernels Triton interprets; it ends with this one."""
     ours, theirs = socket.socketpair()
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": str(int(interpreted))}
+    env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the other way to ask for a GPU spoils CUDA for forks
     command, fd = [sys.executable, __file__, str(theirs.fileno())], theirs.fileno()
     subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[fd])
     theirs.close()

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from pretrain import distributed
-from pretrain.build import build
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.tensors import whole_tensors
+from pretrain.loop.build import build
+from pretrain.machine import distributed
+from pretrain.machine.distributed import World
 
 Remains = list[tuple[str, weakref.ref]]
 
@@ -49,7 +48,7 @@ def live(config: Config, world: World) -> Remains:
         assert engine.update().applied
     with torch.no_grad():
         engine.model(tokens, tokens)
-    for _, _, read in whole_tensors(engine):
+    for _, _, read in engine.whole_tensors():
         read()
     held = {"deepspeed": engine.deepspeed, "optimizer": engine.optimizer, "sharding": engine.deepspeed.optimizer}
     held |= {f"module {name}": module for name, module in engine.model.named_modules()}

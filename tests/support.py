@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pretrain.origin import Start
+    from pretrain.loop.origin import Start
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,9 +59,9 @@ def write_tiny(folder: Path, corpus: Path) -> Path:
 
 def train_here(path: Path, *overrides: str, start: "Start | None" = None) -> int:
     """`sparlow train` in this process, `start` being what --from names; UserError and RunFailed come through."""
-    from pretrain import distributed
     from pretrain.config import load_config
-    from pretrain.train import train
+    from pretrain.loop.train import train
+    from pretrain.machine import distributed
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     world = distributed.start()  # and it stays: DeepSpeed remembers the first process group of a process

@@ -11,14 +11,14 @@ import sys
 import zlib
 from pathlib import Path
 
-import pretrain.run
+import pretrain.loop.run
 from model.transformer import Transformer
-from pretrain import distributed
 from pretrain.checkpoint import save
 from pretrain.config import load_config
-from pretrain.distributed import gather_outcomes
 from pretrain.engine.build import build_engine
-from pretrain.train import train
+from pretrain.loop.train import train
+from pretrain.machine import distributed
+from pretrain.machine.distributed import gather_outcomes
 
 
 def gloo_threads() -> list[str]:
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     path, runs = sys.argv[1:]
     save.SHARD_BYTES = 8192
     engines = []
-    pretrain.run.build_engine = lambda *arguments: engines.append(build_engine(*arguments)) or engines[-1]
+    pretrain.loop.run.build_engine = lambda *arguments: engines.append(build_engine(*arguments)) or engines[-1]
     with distributed.processes() as world:
         assert gloo_threads()
         for options in json.loads(runs):

@@ -19,15 +19,15 @@ from deepspeed.runtime.comm import coalesced_collectives
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-import pretrain.engine.engine as engine_module
-from pretrain import distributed
-from pretrain.build import build
+import pretrain.engine.base as engine_module
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.settings import deepspeed_settings
+from pretrain.engine.deepspeed import deepspeed_settings
+from pretrain.loop.build import build
+from pretrain.machine import distributed
+from pretrain.machine.distributed import World
 from pretrain.memory_plan import element, offload, zero
 from pretrain.memory_plan.memory import MemoryPlan, plan_memory
 from tests.fake_step import Trace

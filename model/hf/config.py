@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from model.wrong_value import expected
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -45,6 +46,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         hf = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path}: not readable as JSON ({error}); give a Hugging Face LLaMA folder") from error
     _require_plain_llama(hf, path)
     dim, n_heads = _required(hf, "hidden_size", path), _required(hf, "num_attention_heads", path)

@@ -1,7 +1,6 @@
 """Writing a Hugging Face LLaMA folder: every linear merged into its dense matrix."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.errors import UserError
 from model.hf.config import to_hf
 from model.hf.names import DenseTensor, dense_tensors
+from model.hf.staging import staged
 from model.hf.tokenizer import read_facts, special_tokens_map, tokenizer_config
 from model.linear.base import BaseLinear
 from model.transformer import Transformer
@@ -32,32 +31,26 @@ def export_folder(
 ) -> None:
     """Write `model`, in `dtype` (fp32 or bf16), and its SentencePiece tokenizer as a Hugging Face LLaMA folder `out`.
 
-    At most `shard_bytes` of merged weights are in memory beside the model. The folder appears complete or not at all.
-    UserError when `out` exists, unless `overwrite` and it holds a config.json.
+    The folder appears complete or not at all, as `staged` says.
     """
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another folder or allow overwriting it")
-    if out.exists() and not (out / "config.json").is_file():
-        raise UserError(f"{out}: exists and is not a Hugging Face model folder, so it is not replaced; choose another")
+    with staged(out, overwrite=overwrite) as folder:
+        write_folder(model, tokenizer_file, folder, dtype, shard_bytes=shard_bytes)
+
+
+def write_folder(
+    model: Transformer, tokenizer_file: Path, folder: Path, dtype: torch.dtype, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the files into `folder`; at most `shard_bytes` of merged weights are in memory beside the model."""
     config, facts = model.config, read_facts(tokenizer_file)
     bos_id, eos_id, pad_id = (special[0] if special else None for special in (facts.bos, facts.eos, facts.pad))
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_id} | ({} if pad_id is None else {"pad_token_id": pad_id})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.tmp.{os.getpid()}")
-    temporary.mkdir()
-    try:
-        _write_json(temporary / "config.json", to_hf(config, dtype, bos_id, eos_id) | ids)
-        _write_json(temporary / "generation_config.json", ids)
-        _write_json(temporary / "tokenizer_config.json", tokenizer_config(facts, config.max_seq_len))
-        _write_json(temporary / "tokenizer.json", facts.tokenizer_json)
-        _write_json(temporary / "special_tokens_map.json", special_tokens_map(facts))
-        shutil.copyfile(tokenizer_file, temporary / "tokenizer.model")
-        _write_weights(temporary, model, dtype, shard_bytes)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _write_json(folder / "config.json", to_hf(config, dtype, bos_id, eos_id) | ids)
+    _write_json(folder / "generation_config.json", ids)
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(facts, config.max_seq_len))
+    _write_json(folder / "tokenizer.json", facts.tokenizer_json)
+    _write_json(folder / "special_tokens_map.json", special_tokens_map(facts))
+    shutil.copyfile(tokenizer_file, folder / "tokenizer.model")
+    _write_weights(folder, model, dtype, shard_bytes)
 
 
 def _write_weights(folder: Path, model: Transformer, dtype: torch.dtype, shard_bytes: int) -> None:

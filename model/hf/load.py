@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.config import read_config
 from model.hf.names import dense_tensors
+from model.lfs import refuse_pointer
 
 
 def load_folder(folder: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
@@ -40,7 +41,7 @@ def load_folder(folder: Path) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [folder / name for name in _named_in(index)]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if any(folder.glob("*.bin")):
@@ -48,8 +49,17 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder}: no model.safetensors or model.safetensors.index.json; give a Hugging Face LLaMA folder")
 
 
+def _named_in(index: Path) -> list[str]:
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        refuse_pointer(index)
+        raise UserError(f"{index}: not an index of weight files; download or export the folder again") from error
+
+
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path}: not a readable safetensors file ({error}); download or export it again") from error

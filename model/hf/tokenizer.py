@@ -21,7 +21,7 @@ class TokenizerFacts(NamedTuple):
 
 
 def read_facts(path: Path) -> TokenizerFacts:
-    """From the SentencePiece model at `path`; UserError when a Hugging Face folder cannot hold it."""
+    """Read the SentencePiece model at `path`; UserError when a Hugging Face folder cannot hold it."""
     proto = _parse(path)
     if reason := obstacle(proto):
         raise UserError(f"{path}: cannot be exported, since {reason}; train with another tokenizer")

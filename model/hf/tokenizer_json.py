@@ -3,18 +3,12 @@
 Without it transformers 5 takes the pieces from tokenizer.model but not the normaliser, and gives other ids.
 """
 
-import base64
 from typing import Any
+
+from model.hf.charsmap import charsmap_obstacle, charsmap_steps
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Types of a piece in SentencePiece's file format."""
-
-COMPOSING = ("nfkc", "nmt_nfkc")
-"""Normalisers that tokenizer.json can express: NFKC, and NFKC with control characters and spaces made plain."""
-
-FULL_WIDTH_TILDE = "\uff5e"
-STAND_IN = "\U0010fffe"
-"""A code point that Unicode keeps free of characters for good."""
 
 SPACE = "\u2581"
 
@@ -36,12 +30,8 @@ def obstacle(proto: Any) -> str | None:
     if symbols and (normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces):
         rule = "add_dummy_prefix" if normalizer.add_dummy_prefix else "remove_extra_whitespaces"
         return f"it has user-defined symbols such as {symbols[0]!r} beside {rule}"
-    if normalizer.precompiled_charsmap and normalizer.name not in COMPOSING:
-        # The library takes the shortest rule that fits where SentencePiece takes the longest.
-        return f"no tokenizer.json expresses its normaliser {normalizer.name!r}"
-    if normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces:
-        # The library takes "\r\n" for one character, which becomes one space and not two.
-        return f"its normaliser {normalizer.name!r} is used without remove_extra_whitespaces"
+    if normalizer.precompiled_charsmap and (reason := charsmap_obstacle(normalizer.precompiled_charsmap)):
+        return f"no tokenizer.json expresses its normaliser {normalizer.name!r}: {reason}"
     return None
 
 
@@ -90,23 +80,16 @@ def _merges(proto: Any) -> list[list[str]]:
 
 
 def _normalizer(spec: Any) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = []
-    if spec.precompiled_charsmap:
-        # Precompiled alone forgets all but the first mark of a letter and leaves decomposed Hangul as it is. NFKC would
-        # turn a full-width tilde, which the nmt rules keep, into a plain one.
-        charsmap = base64.b64encode(spec.precompiled_charsmap).decode("ascii")
-        keep_tilde = spec.name == "nmt_nfkc"
-        steps += [_replace({"String": FULL_WIDTH_TILDE}, STAND_IN)] if keep_tilde else []
-        steps.append({"type": "NFKC"})
-        steps += [_replace({"String": STAND_IN}, FULL_WIDTH_TILDE)] if keep_tilde else []
-        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    prefix = [{"type": "Prepend", "prepend": SPACE}] if spec.add_dummy_prefix else []
+    steps: list[dict[str, Any]] = charsmap_steps(spec.precompiled_charsmap) if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         # \A and \z: ^ and $ would match at every line.
         steps.append(_replace({"Regex": r"\A +"}, ""))
         steps.append(_replace({"Regex": rf"[ {SPACE}]+\z"}, ""))
         steps.append(_replace({"Regex": " {2,}"}, " "))
-    if spec.add_dummy_prefix:
-        steps.append({"type": "Prepend", "prepend": SPACE})
+        steps += prefix
+    else:  # a text of which the rules leave nothing gets its prefix all the same
+        steps = prefix + steps
     steps.append(_replace({"String": " "}, SPACE))
     return {"type": "Sequence", "normalizers": steps}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.bench.gpu_training import QUIET, corpus
 from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
-from pretrain.memory import CAP
+from pretrain.machine.memory import CAP
 
 NAME = "7B recipes"
 PATTERN = "llama_7b_*gb_*.toml"

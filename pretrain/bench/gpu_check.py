@@ -7,7 +7,6 @@ record is rewritten after every part, so whatever ends the check leaves what was
 import argparse
 import datetime
 import json
-import os
 import re
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import torch
 from kernels.bench.environment import environment
 from pretrain.bench import gpu_7b, gpu_kernels, gpu_training
 from pretrain.bench.part import Check, Failed, Part, Skipped
+from pretrain.machine.files import replace_text
 
 PARTS = [
     Part("triton tests", gpu_kernels.triton_tests),
@@ -80,9 +80,7 @@ def _attempt(part: Part, check: Check) -> tuple[str, str, dict[str, Any]]:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

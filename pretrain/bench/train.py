@@ -1,8 +1,8 @@
 """`sparlow bench train`: the training step against transformers' LLaMA with fused AdamW, the same shape and batch.
 
 The peer is run as its users run it, under bf16 autocast, and again with Sparlow's allocator setting
-(pretrain/memory.py), which speeds up any training on a CPU: the first ratio is what a user gains by changing over, the
-second what is left when both have the setting. Where Sparlow computes in fp32, because
+(pretrain/machine/memory.py), which speeds up any training on a CPU: the first ratio is what a user gains by changing
+over, the second what is left when both have the setting. Where Sparlow computes in fp32, because
 the processor has no bf16 instructions or by configuration, the peer also runs in fp32.
 """
 
@@ -14,7 +14,7 @@ import torch
 from kernels.hardware import device_name
 from pretrain.bench.slices import Contestant, median_ratio, take_turns
 from pretrain.config.schema import Config
-from pretrain.resume import resolve_dtype
+from pretrain.loop.resume import resolve_dtype
 
 WORKER = "pretrain.bench.train_worker"
 

@@ -8,20 +8,20 @@ from collections.abc import Callable
 
 import torch
 
-from pretrain import distributed, memory
 from pretrain.bench.slices import serve
 from pretrain.config import load_config
 from pretrain.config.schema import Config
-from pretrain.distributed import World
+from pretrain.machine import distributed, memory
+from pretrain.machine.distributed import World
 
 
 def sparlow_step(config: Config, world: World) -> Callable[[], object]:
     """Sparlow's own step, engine and all."""
-    from pretrain.build import build
     from pretrain.data.dataset import Batch
     from pretrain.engine.build import build_engine
-    from pretrain.kernel_choices import apply, decide
-    from pretrain.resume import resolve_dtype
+    from pretrain.engine.kernel_choices import apply, decide
+    from pretrain.loop.build import build
+    from pretrain.loop.resume import resolve_dtype
 
     memory.keep_freed_memory()
     config = resolve_dtype(config, world.device, None)

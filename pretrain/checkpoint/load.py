@@ -4,10 +4,11 @@ import torch
 
 from model.linear.support.base import check_supports
 from model.transformer import Transformer
-from pretrain.build import build
+from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.kernel_choices import apply, can_follow
+from pretrain.engine.kernel_choices import apply, can_follow
+from pretrain.loop.build import build
 
 
 def best_device() -> torch.device:
@@ -28,4 +29,5 @@ def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torc
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer the run was trained with; a checkpoint carries its own copy."""
-    return Tokenizer(checkpoint.folder / "tokenizer.model")
+    with reading(checkpoint.folder):
+        return Tokenizer(checkpoint.folder / "tokenizer.model")

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from model.linear.support import LAYOUTS
 
 FORMAT_VERSION = 3
@@ -41,10 +44,30 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Say in a sentence (UserError) that a checkpoint's folder was removed while the body read it, or cannot be read.
+
+    A run that trains on deletes its older checkpoints.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not folder.exists():
+            raise UserError(
+                f"{folder} was removed while it was read, as a run does with all but its newest checkpoints "
+                "(checkpoint.keep); give the command again, or name a checkpoint that stays"
+            ) from None
+        if isinstance(error, OSError):
+            raise UserError(f"{folder}: cannot be read ({error})") from None
+        raise
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint.
 
-    UserError for one that is whole but cannot be used: of another version, or not readable by this user.
+    UserError for one that is whole but cannot be used: of another version, not readable by this user, or with Git LFS
+    pointers in place of its files.
     """
     try:
         data = json.loads((folder / "manifest.json").read_text())
@@ -57,6 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{folder}: manifest.json cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        refuse_pointer(folder / "manifest.json")
         raise BrokenCheckpoint(f"manifest.json cannot be read ({type(error).__name__})") from None
     if manifest.format_version != FORMAT_VERSION:
         raise UserError(
@@ -79,6 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
         if not path.is_file():
             raise BrokenCheckpoint(f"{entry.name} is missing")
         if path.stat().st_size != entry.bytes:
+            refuse_pointer(path)
             raise BrokenCheckpoint(f"{entry.name} has {path.stat().st_size} bytes in place of {entry.bytes}")
     return manifest
 

@@ -7,12 +7,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, verify_hashes
+from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, reading, verify_hashes
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.growth.stages import Stage
-from pretrain.state import TrainState
+from pretrain.loop.state import TrainState
 
 
 class Checkpoint:
@@ -20,14 +20,16 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
-        self.config: Config = load_config(folder / "config.toml")
-        self.state = TrainState.from_json(json.loads((folder / "state.json").read_text()))
         self._shard_of: dict[str, Path] = {}
-        for entry in self.manifest.files:
-            if entry.name.endswith(".safetensors"):
-                with safe_open(folder / entry.name, framework="pt") as shard:
-                    self._shard_of.update(dict.fromkeys(shard.keys(), folder / entry.name))
+        with reading(folder):
+            self.manifest: Manifest = read_manifest(folder)
+            self.config: Config = load_config(folder / "config.toml")
+            self.state = TrainState.from_json(json.loads((folder / "state.json").read_text()))
+            self.tokenizer_model = (folder / "tokenizer.model").read_bytes()
+            for entry in self.manifest.files:
+                if entry.name.endswith(".safetensors"):
+                    with safe_open(folder / entry.name, framework="pt") as shard:
+                        self._shard_of.update(dict.fromkeys(shard.keys(), folder / entry.name))
 
     @property
     def stage(self) -> Stage:
@@ -46,21 +48,21 @@ class Checkpoint:
         """The whole tensor `name`, on the CPU."""
         if name not in self._shard_of:
             raise UserError(f"{self.folder} holds no tensor {name}; it belongs to another model or version")
-        with safe_open(self._shard_of[name], framework="pt") as shard:
+        with reading(self.folder), safe_open(self._shard_of[name], framework="pt") as shard:
             return shard.get_tensor(name)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """A step's folder, or the newest good checkpoint of a run folder; UserError when there is none."""
     path = Path(path)
-    try:
-        if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
-            verify_hashes(path, read_manifest(path))
-            return Checkpoint(path)
-        store = CheckpointStore(path)
-        for folder in store.folders():
-            verify_hashes(folder, read_manifest(folder))
-            return Checkpoint(folder)
-    except BrokenCheckpoint as reason:
-        raise UserError(f"{path}: the checkpoint is not usable: {reason}; name an older step's folder") from None
+    named = STEP_FOLDER.fullmatch(path.name) and path.is_dir()
+    for folder in [path] if named else CheckpointStore(path).folders():
+        with reading(folder):
+            try:
+                verify_hashes(folder, read_manifest(folder))
+                return Checkpoint(folder)
+            except BrokenCheckpoint as reason:
+                raise UserError(
+                    f"{path}: the checkpoint is not usable: {reason}; name an older step's folder"
+                ) from None
     raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")

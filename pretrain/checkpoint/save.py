@@ -1,6 +1,5 @@
 """Writing a checkpoint: every rank writes its share, rank 0 commits."""
 
-import errno
 import hashlib
 import json
 import os
@@ -17,9 +16,10 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
 from pretrain.data.dataset import TokenDataset
-from pretrain.distributed import World, gather_outcomes, on_main
-from pretrain.fault import fault_flag, fault_point
-from pretrain.state import TrainState
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World, gather_outcomes, on_main
+from pretrain.machine.fault import fault_point
+from pretrain.machine.files import replace_text, sync_folder, write_synced
 
 SHARD_BYTES = 512 * 1024**2
 
@@ -100,7 +100,7 @@ class _ShardWriter:
             return
         try:
             data = safetensors.torch.save(self._tensors)
-            self.written.append(write_synced(self.folder / f"tensors-{self._index:05d}.safetensors", data))
+            self.written.append(write_hashed(self.folder / f"tensors-{self._index:05d}.safetensors", data))
             fault_point("shard")
         except Exception as error:
             self.failed = error
@@ -118,9 +118,9 @@ def _commit(
 ) -> None:
     files = [
         *shards,
-        write_synced(temporary / "state.json", (json.dumps(state.to_json(), indent=1) + "\n").encode()),
-        write_synced(temporary / "config.toml", to_toml(config).encode()),
-        write_synced(temporary / "tokenizer.model", dataset.tokenizer_file.read_bytes()),
+        write_hashed(temporary / "state.json", (json.dumps(state.to_json(), indent=1) + "\n").encode()),
+        write_hashed(temporary / "config.toml", to_toml(config).encode()),
+        write_hashed(temporary / "tokenizer.model", dataset.tokenizer_file.read_bytes()),
     ]
     fault_point("before_manifest")
     manifest = Manifest(
@@ -134,33 +134,15 @@ def _commit(
         files=tuple(files),
     )
     write_synced(temporary / "manifest.json", manifest.to_json().encode())
-    _sync_folder(temporary)
+    sync_folder(temporary)
     fault_point("before_rename")
     temporary.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     fault_point("before_latest")
-    hint = final.parent / "latest.tmp"
-    hint.write_text(final.name + "\n")
-    hint.replace(final.parent / "latest")
+    replace_text(final.parent / "latest", final.name + "\n")
 
 
-def write_synced(path: Path, data: bytes) -> FileEntry:
-    """Write and fsync one file; returns its manifest entry."""
-    if fault_flag("disk_full"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with open(path, "wb") as file:
-        for start in range(0, len(data), 2**24):
-            file.write(data[start : start + 2**24])
-            if start == 0:
-                fault_point("mid_file")
-        file.flush()
-        os.fsync(file.fileno())
+def write_hashed(path: Path, data: bytes) -> FileEntry:
+    """Write one file, synced; returns its manifest entry."""
+    write_synced(path, data)
     return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from model.errors import UserError
-from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, verify_hashes
-from pretrain.fault import fault_point
+from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, reading, verify_hashes
+from pretrain.machine.fault import fault_point
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?")
 
@@ -73,9 +73,10 @@ class CheckpointStore:
         broken = []
         for path in self.folders():
             try:
-                manifest = read_manifest(path)
-                if path not in self.written:
-                    verify_hashes(path, manifest)
+                with reading(path):
+                    manifest = read_manifest(path)
+                    if path not in self.written:
+                        verify_hashes(path, manifest)
                 return path
             except BrokenCheckpoint as reason:
                 broken.append(f"{path.name}: {reason}")

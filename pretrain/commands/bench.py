@@ -82,7 +82,7 @@ def _run_optimizers(args: argparse.Namespace) -> int:
     import json
 
     from pretrain.bench.optimizers import bench_optimizers
-    from pretrain.hardware import has_bf16
+    from pretrain.machine.hardware import has_bf16
 
     device = _device(args)
     dtypes = args.dtype or (["fp32", "bf16"] if has_bf16(device) else ["fp32"])
@@ -118,7 +118,7 @@ def _run_kernels(args: argparse.Namespace) -> int:
     from kernels.bench.registry import CASES
     from kernels.bench.run import bench_alternatives, bench_kernels
     from model.errors import UserError
-    from pretrain.hardware import has_bf16
+    from pretrain.machine.hardware import has_bf16
 
     device = _device(args)
     if unknown := [op for op in args.only or () if op not in CASES]:

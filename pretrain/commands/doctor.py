@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from pretrain.doctor import examine
+    from pretrain.machine.doctor import examine
 
     findings = examine()
     if args.json:

@@ -17,11 +17,11 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from model.errors import UserError
-    from pretrain import distributed, memory
     from pretrain.checkpoint.load import load_model
     from pretrain.checkpoint.read import open_checkpoint
     from pretrain.data.dataset import TokenDataset
-    from pretrain.evaluate import evaluate
+    from pretrain.machine import distributed, memory
+    from pretrain.using.evaluate import evaluate
 
     if args.tokens is not None and args.tokens < 1:
         raise UserError(f"--tokens {args.tokens}: must be at least 1")
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = TokenDataset(
         args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
     )
-    if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
+    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
         raise UserError(
             f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
             "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")

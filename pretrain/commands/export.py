@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from pretrain.export import export
+    from pretrain.using.export import export
 
     report = export(args.checkpoint, args.out, dtype=args.dtype, overwrite=args.overwrite, check=not args.no_check)
     if args.json:

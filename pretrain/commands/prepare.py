@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pretrain.data.manifest import Manifest
 
 EXAMPLE = "sparlow prepare --text books/ notes.jsonl.gz --out data/mine --vocab-size 8000"
+LOCAL = ("/", "./", "../", "~")
 STDLIB_OUT, STDLIB_VOCAB, VOCAB = Path("data/stdlib"), 2048, 32000
 
 
@@ -39,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help=".txt .md .py .parquet files, .jsonl .json .csv .tsv [.gz|.zst] files, or folders of them",
+        help=".txt .md .py .parquet .arrow files, .jsonl .json .csv .tsv [.gz|.zst] files, or folders of them",
     )
     source.add_argument(
-        "--hf", action=_Once, metavar="ID", help="a data set of the Hugging Face hub, or a local folder of one"
+        "--hf", action=_Once, metavar="ID", help="a data set of the Hugging Face hub, or a local file or folder of one"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default for stdlib: {STDLIB_OUT})")
     parser.add_argument("--config", help="configuration of the --hf data set")
@@ -107,7 +108,10 @@ def _require_sensible(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace) -> "Source":
-    if args.hf and Path(args.hf).is_dir():
+    from pretrain.data.sources.text import TYPES, TextSource
+
+    # A path that is not there is a mistake of its own and not the id of a data set.
+    if args.hf and (Path(args.hf).exists() or args.hf.startswith(LOCAL) or args.hf.endswith(TYPES)):
         from pretrain.data.sources.folder import FolderSource
 
         return FolderSource(Path(args.hf), args.config, args.split, args.text_key, args.val_fraction)
@@ -116,8 +120,6 @@ def _source(args: argparse.Namespace) -> "Source":
 
         return HubSource(args.hf, args.config, args.split, args.stream, args.text_key, args.val_fraction)
     if args.text:
-        from pretrain.data.sources.text import TextSource
-
         return TextSource(args.text, args.text_key)
     from pretrain.data.sources.stdlib import StdlibSource
 

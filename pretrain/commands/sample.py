@@ -20,11 +20,11 @@ def run(args: argparse.Namespace) -> int:
     import math
 
     from model.errors import UserError
-    from pretrain import memory
     from pretrain.checkpoint.load import best_device, load_model, tokenizer_of
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.distributed import World
-    from pretrain.generate import generate
+    from pretrain.machine import memory
+    from pretrain.machine.distributed import World
+    from pretrain.using.generate import generate
 
     if not 0 <= args.temperature < math.inf or args.tokens < 1 or args.top_k < 1:
         raise UserError("--temperature must be a finite number of at least 0, --tokens and --top-k at least 1")

@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
         print(to_toml(config, comments=True), end="")
         return 0
 
-    from pretrain import distributed, memory
-    from pretrain.origin import Start
-    from pretrain.train import train
+    from pretrain.loop.origin import Start
+    from pretrain.loop.train import train
+    from pretrain.machine import distributed, memory
 
     memory.keep_freed_memory()
     memory.gpu_cap()  # a wrong one is said once, before there are ranks

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from pretrain.config.explain import explain
 from pretrain.config.schema import Config
 from pretrain.config.types import field_type, members
@@ -46,6 +47,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     except tomllib.TOMLDecodeError as error:
+        refuse_pointer(path)
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 

@@ -9,6 +9,7 @@ from model.config import ModelConfig
 from model.linear import LinearConfig
 from model.linear.dense import Dense
 from model.schema import Frozen
+from pretrain.config.schedule import Cosine, ScheduleConfig
 from pretrain.growth.config import GrowthConfig
 from pretrain.growth.stages import Stage, stages
 from pretrain.optim import OptimizerConfig
@@ -17,7 +18,6 @@ from pretrain.optim.checks import require_coherent
 from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.targets import find_targets
-from pretrain.schedule import Cosine, ScheduleConfig
 
 
 class RunConfig(Frozen):

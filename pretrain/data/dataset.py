@@ -111,9 +111,9 @@ class TokenDataset:
     @property
     def tokens_per_row(self) -> float:
         """Input tokens of a row on average over an epoch, padding not counted."""
-        if self._starts is None:
+        if self._starts is None or self._rows is None:
             return float(self.seq_len)
-        return float(np.minimum(np.diff(self._starts), self.seq_len).mean())
+        return float(np.minimum(np.diff(self._starts)[self._rows], self.seq_len).mean())
 
     def _spans(self, cursor: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """(first token, number of tokens) of each sample, targets included."""

@@ -12,7 +12,7 @@ from pretrain.data.manifest import SPLITS, SplitEntry
 from pretrain.data.progress import Progress
 from pretrain.data.shards import ShardWriter
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.fault import fault_point
+from pretrain.machine.fault import fault_point
 
 BATCH_BYTES = 1_000_000
 THREADS = len(os.sched_getaffinity(0))

@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from model.schema import Frozen
 from model.wrong_value import expected
-from pretrain.data.kinds import LFS_POINTER, is_lfs_pointer
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -97,8 +97,7 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
     except ValidationError as error:
-        if is_lfs_pointer(path):
-            raise UserError(f"{path}: {LFS_POINTER}") from error
+        refuse_pointer(path)
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"])) or "the file"
         raise UserError(f"{path}: not a manifest of a prepared corpus ({place}: {expected(wrong)}); {AGAIN}") from error
@@ -113,9 +112,8 @@ def load_manifest(folder: str | PathLike[str]) -> Manifest:
         path = Path(folder) / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {AGAIN}")
-        if (found := path.stat().st_size) != size and is_lfs_pointer(path):
-            raise UserError(f"{path}: {LFS_POINTER}")
-        if found != size:
+        if (found := path.stat().st_size) != size:
+            refuse_pointer(path)
             raise UserError(f"{path}: {found} bytes where the manifest says {size}; {AGAIN}")
     return manifest
 

@@ -9,14 +9,16 @@ import numpy as np
 
 from model.errors import UserError
 from model.hf.tokenizer import export_obstacle
+from model.lfs import refuse_pointer
 from pretrain.data.documents import SkipLog, Source, Text, readable
 from pretrain.data.encode import Encoder
 from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
 from pretrain.data.progress import Progress
 from pretrain.data.shards import SHARD_TOKENS
-from pretrain.data.staging import commit, staging, write_synced
+from pretrain.data.staging import commit, staging
 from pretrain.data.survey import Division, Survey, division, survey
 from pretrain.data.tokenizer import Tokenizer, train_tokenizer
+from pretrain.machine.files import write_synced
 
 TOKENIZER = "tokenizer.model"
 LARGEST_UINT16_VOCAB = 1 << 16
@@ -111,6 +113,7 @@ def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[s
     try:
         manifest = read_manifest(options.out)
     except UserError as error:
+        refuse_pointer(options.out / MANIFEST)
         raise UserError(
             f"--out {options.out}: its {MANIFEST} is of another kind; choose another folder or --overwrite"
         ) from error

@@ -1,12 +1,12 @@
 """Writing tokens: a row of flat files and the start of every document."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 
 from pretrain.data.manifest import FileEntry
+from pretrain.machine.files import sync_file
 
 SHARD_TOKENS = 100_000_000
 
@@ -24,8 +24,7 @@ class HashedFile:
         self.bytes += len(data)
 
     def close(self, tokens: int) -> FileEntry:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file)
         self._file.close()
         return FileEntry(name=self.name, bytes=self.bytes, sha256=self._sha256.hexdigest(), tokens=tokens)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from model.errors import UserError
 from pretrain.data.manifest import MANIFEST
-from pretrain.fault import fault_point
+from pretrain.machine.fault import fault_point
+from pretrain.machine.files import sync_folder, write_synced
 
 STAGING = ".partial"
 OWNED = ("train-*.bin", "val-*.bin", "train.index.bin", "val.index.bin")
@@ -50,22 +51,9 @@ def commit(folder: Path, out: Path, manifest: str) -> None:
         os.replace(path, out / path.name)
     fault_point("prepare_commit")
     write_synced(folder / MANIFEST, manifest.encode())
-    _sync(out)
+    sync_folder(out)
     os.replace(folder / MANIFEST, out / MANIFEST)
-    _sync(out)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    sync_folder(out)
 
 
 @contextlib.contextmanager

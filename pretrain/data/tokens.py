@@ -37,7 +37,7 @@ class Tokens:
 
 
 class DocumentEdges:
-    """Where the first, or the last, piece of every document's text lies among the tokens of a split.
+    """Places of the first, or the last, piece of every document's text among the tokens of a split.
 
     Read from the index on the disk as far as it is asked for: with millions of documents it is large.
     """

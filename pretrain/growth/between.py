@@ -2,11 +2,11 @@
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.store import step_folder
-from pretrain.distributed import on_main
-from pretrain.fault import fault_point
 from pretrain.growth.grow import Growth, write_grown
 from pretrain.growth.words import model_size
-from pretrain.run import Run
+from pretrain.loop.run import Run
+from pretrain.machine.distributed import on_main
+from pretrain.machine.fault import fault_point
 
 
 def grow(run: Run) -> None:

@@ -16,9 +16,9 @@ from pretrain.checkpoint.save import WholeTensors, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
-from pretrain.distributed import World
 from pretrain.growth.table import GrowthTable
-from pretrain.state import TrainState
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World
 
 OptimizerState = Literal["reset", "copy", "copy_reset_step"]
 

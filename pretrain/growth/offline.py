@@ -51,7 +51,7 @@ def grow_offline(
     if optimizer != "reset":
         _require_same_optimizer(checkpoint, config, optimizer)
     dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
-    if dataset.tokenizer_file.read_bytes() != (checkpoint.folder / "tokenizer.model").read_bytes():
+    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
         raise UserError(
             f"data.path {config.data.path} was not made with the tokenizer that {source} was trained with; prepare it "
             f"with --tokenizer {checkpoint.folder / 'tokenizer.model'}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from model.errors import UserError
 from model.growth.plan import GrowthPlan
 from model.seeding import derive_seed
+from pretrain.config.schedule import ScheduleConfig
 from pretrain.growth.config import GrowthConfig
 from pretrain.growth.small import (
     depths,
@@ -18,7 +19,6 @@ from pretrain.growth.small import (
     small_linear,
 )
 from pretrain.growth.times import growth_steps
-from pretrain.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Config

@@ -5,7 +5,7 @@ from typing import Any
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.kernel_choices import choosing_linears, how_long, shape_name
+from pretrain.engine.kernel_choices import choosing_linears, how_long, shape_name
 
 
 def choices(

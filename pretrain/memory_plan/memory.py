@@ -10,7 +10,7 @@ from model.build import shape_of_model
 from model.linear.int8 import Int8Linear
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.kernel_choices import recorded
+from pretrain.engine.kernel_choices import recorded
 from pretrain.memory_plan.choices import choices
 from pretrain.memory_plan.element import element_memory
 from pretrain.memory_plan.ledger import Ledger, Moment, Phase
@@ -34,7 +34,7 @@ class MemoryPlan:
     host: int = 0
     """Bytes of the process that are kept in the host's memory instead of a GPU's; not part of `total`."""
     kernels: dict[str, Any] = field(default_factory=dict)
-    """The record of how the linears compute (pretrain.kernel_choices), planned or given."""
+    """The record of how the linears compute (pretrain.engine.kernel_choices), planned or given."""
 
     @property
     def worst(self) -> Phase:
@@ -61,7 +61,7 @@ def plan_memory(
     """The plan of the growth stage that takes most, on one of `world_size` GPUs, or in processes on a CPU.
 
     `card_bytes` is a GPU's memory: kernels.keep_weight = "auto" keeps what its part of the free memory holds, and
-    with 0 nothing. `kernels` is the record of a run that has chosen (pretrain.kernel_choices.decide), and wins.
+    with 0 nothing. `kernels` is the record of a run that has chosen (pretrain.engine.kernel_choices.decide), and wins.
     """
     plans = [
         plan_stage(stage.config, world_size, cuda=cuda, card_bytes=card_bytes, kernels=kernels)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from model.errors import UserError
 from pretrain.config.schema import Config
-from pretrain.distributed import World
 from pretrain.growth.stages import Stage
-from pretrain.memory import gpu_bytes, peak_bytes
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World
+from pretrain.machine.memory import gpu_bytes, peak_bytes
 from pretrain.memory_plan.memory import plan_stage
-from pretrain.state import TrainState
 
 TOLERANCE = 0.1
 """Relative difference of plan and measurement from which on it is called out."""

@@ -14,15 +14,16 @@ class ElementConfig(Frozen):
 
     name: str
     decay_after: ClassVar[bool] = False
-    """Whether weights decay after the update, as in the GaLore release, or before it, as torch.optim.AdamW's do."""
+    """Whether weights decay after the update, as in the GaLore release, also where it leaves a whole parameter to
+    bitsandbytes' CUDA kernels, or before it, as torch.optim.AdamW's do."""
 
     lr: float = Field(0.01, gt=0)
     """Peak learning rate."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the two moments, each in [0, 1)."""
     eps: float = Field(1e-6, gt=0)
-    """Added to the root of the second moment. Its default is that of the method's release; where GaLore, Q-GaLore or
-    APOLLO keep 8-bit moments or weights, theirs: 1e-8, and eps_mode torch."""
+    """Added to the root of the second moment. Its default is that of the method's release, and 1e-8 with 8-bit moments:
+    then eps_mode is torch, but for fira, subtrack and frugal."""
     eps_mode: Literal["galore", "torch"] = "galore"
     """galore: eps is added to the root as it is, and the step is bias-corrected. torch: after the correction."""
     weight_decay: float = Field(0.0, ge=0)

@@ -1,5 +1,26 @@
-"""The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices shared out over ranks."""
+"""The GaLore family as one optimizer: projector x moments x rule x weights, whole matrices shared out over ranks.
 
+Adam keeps two numbers for each weight. Gradients of a linear are nearly of low rank, so GaLore keeps Adam's moments of
+a projection alone: with a basis P (m, r) that is found anew every few hundred steps,
+
+    R = P^T G (r, n),   N = Adam's direction of R,   W <- W - lr scale P N.
+
+All relatives have this shape: something finds a basis (a projector, or the rule itself), something keeps moments (fp32,
+bf16, 8 bits, Adafactor's), a rule turns G or R into a step, and weights take it in their own precision. Each of the
+four is chosen by itself, and a published method is a preset of choices.
+
+The rule's work is cut in two, because whole matrices are shared out over the ranks: the owner of a matrix, who alone
+has its moments, makes a small message of the gradient (`direct`); every rank applies the message to its copy of the
+weight (`apply`). What travels is then of rank r where the method allows it.
+
+What is subtle. A `projected` rule never needs whole gradients but at a refresh: a hook projects each as soon as the
+backward pass has made it and frees it, and refreshes are spread over the steps, so that one whole gradient is alive at
+a time. Nothing may be applied when any gradient is not finite, so the norm is known before the first weight changes;
+with update = "per_layer" weights change inside of the backward pass, and that order is given up. Everything random is
+drawn from (seed, name, step): that is what makes a resume, and another number of ranks, the same run.
+"""
+
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,6 +35,7 @@ from pretrain.optim.element import Element
 from pretrain.optim.exchange import BUCKET_BYTES, Exchange
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.projector import is_late
 from pretrain.optim.refresher import Refresher
 from pretrain.optim.rules import RULES
 from pretrain.optim.rules.adam import project
@@ -54,8 +76,6 @@ class MatrixOptimizer(ShardedOptimizer):
         """Refreshes so far that a zero or non-finite gradient prevented."""
         self.refreshes = 0
         """Bases so far that were replaced."""
-        self.low_rank_matrices = 0
-        """Matrices that the last step changed by the rule."""
         self.most_full_gradients = 0
         """Largest number of whole gradients of targets that were alive at once during the last step."""
         self._most_full_gradients = self._stepped = 0
@@ -68,12 +88,18 @@ class MatrixOptimizer(ShardedOptimizer):
             Target(name, weights[name], matrix, i, Accumulator(config.accumulators == "host"))
             for i, (name, matrix) in enumerate(targets.items())
         ]
+        self.planned_matrices = len(self.targets)
+        if self.rule.needs == "projected":
+            self.norm_name = "grad_norm_projected"
         super().__init__(named_parameters, config, seed, grad_clip, exchange, apart=targets)
         self.refresher = Refresher(config, self.rule, self.targets, seed, self.exchange)
         if config.update == "per_layer":
             self._hook_targets(self._step_target_now)
         elif self.rule.needs == "projected":
             self._hook_targets(self._project)
+
+    def begin(self, step: int, total_steps: int) -> None:
+        self.refresher.late = is_late(self.config, step, total_steps)
 
     def clear(self) -> None:
         """Let go of all gradients: the step is over."""
@@ -101,6 +127,17 @@ class MatrixOptimizer(ShardedOptimizer):
             like = target.state or self.rule.init_state(target.matrix, torch.device("meta"))
             yield from entries(target.name, target.owner, like, target.state)
         yield from super().tensors()
+
+    def full_gradient_bytes(self) -> int:
+        """Bytes of the matrices' gradients if they were not projected."""
+        return sum(math.prod(target.matrix.shape) for target in self.targets) * self.exchange.wire.itemsize
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "train/refreshes": self.refreshes,
+            "train/kept_bases": self.kept_bases,
+            "comm/reduced_bytes": self.exchange.reduced_bytes,
+        }
 
     def _parts(self) -> list[Target | Element]:
         return [*self.targets, *self.elements]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.adam8bit import Adam8bitState, adam8bit_direction
 from kernels.adam8bit.reference import dequantise, quantise
+from model.seeding import derive_seed
 from pretrain.optim.matrix_config import MatrixConfig
 
 State = dict[str, Tensor]
@@ -41,11 +42,14 @@ def correction(config: MatrixConfig, count: int | Tensor) -> float | Tensor:
     return (1 - beta2**count) ** 0.5 / (1 - beta1**count)
 
 
-def direction(config: MatrixConfig, state: State, gradient: Tensor, step: int) -> tuple[Tensor, float | Tensor]:
+def direction(
+    config: MatrixConfig, state: State, gradient: Tensor, step: int, name: str
+) -> tuple[Tensor, float | Tensor]:
     """(N, c): Adam's direction is c N, with everything that depends on the step alone in c; changes `state`.
 
     eps_mode "galore": N = m / (sqrt(v) + eps), c = sqrt(1 - beta2^t) / (1 - beta1^t). "torch": N with both corrections
     inside, c = 1. Adafactor has no first moment, its update is clipped, and c = 1. `gradient` fp32; step counts from 1.
+    It and `name`, the matrix's, seed the rounding of bf16 moments, so that no two matrices err alike.
     """
     count = state["count"].add_(1) if "count" in state else step
     if config.moments == "8bit":
@@ -53,7 +57,7 @@ def direction(config: MatrixConfig, state: State, gradient: Tensor, step: int) -
     elif config.moments == "adafactor":
         N = _adafactor(state, gradient, count)
     else:
-        N = _adam(config, state, gradient, count, step)
+        N = _adam(config, state, gradient, count, derive_seed(step, "moments", name))
     return cautious(N, gradient) if config.cautious else N, correction(config, count)
 
 
@@ -76,7 +80,7 @@ def load(config: MatrixConfig, state: State) -> tuple[Tensor, Tensor]:
     return exp_avg.float(), exp_avg_sq.float()
 
 
-def store(config: MatrixConfig, state: State, m: Tensor, v: Tensor, seed: int = 0) -> None:
+def store(config: MatrixConfig, state: State, m: Tensor, v: Tensor, seed: int) -> None:
     """Keep fp32 moments (rank, n) as `config.moments` says; v >= 0.
 
     In bf16, v is rounded stochastically by `seed`: with beta2 = 0.999 it changes by less than half of its last place

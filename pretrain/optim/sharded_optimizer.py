@@ -39,6 +39,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     counts: tuple[str, ...] = ("updates",)
     """Attributes that are state."""
+    norm_name = "grad_norm"
+    """Under which `grad_norm` is logged."""
+    planned_matrices = low_rank_matrices = 0
+    """How many matrices a subclass's rule is to change in a step, and how many the last step did."""
 
     def __init__(
         self,
@@ -72,6 +76,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
             for element in self.elements:
                 work = partial(_call, self._step_element_now, element)
                 self._hooks.append(element.parameter.register_post_accumulate_grad_hook(work))
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Before a step of the run, after `step` of its `total_steps`."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -107,6 +114,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
         for element in self.elements:
             like = element.state or element.fresh_state(self.config, torch.device("meta"))
             yield from entries(element.name, element.owner, like, element.state)
+
+    def full_gradient_bytes(self) -> int:
+        """Bytes of all gradients, as they are made."""
+        return sum(element.parameter.nbytes for element in self.elements)
+
+    def figures(self) -> dict[str, float]:
+        """What is logged of a step, by TensorBoard tag."""
+        return {}
 
     def _parts(self) -> Sequence[Part]:
         return self.elements

@@ -18,7 +18,7 @@ class Data:
     """A run's corpus as its folder tells; None for what it does not."""
 
     fingerprint: str | None = None
-    """Of text, split and tokenizer together."""
+    """One hash of text, split and tokenizer together."""
     manifest: Manifest | None = None
     """The corpus's own, where it is still at data.path and unchanged."""
 

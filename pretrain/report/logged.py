@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from model.lfs import refuse_pointer
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.report.curve import Curve
 from pretrain.report.data import Data, data_of, run_config
@@ -79,8 +80,13 @@ def _read(name: str, path: Path) -> LoggedRun:
     summary = _summary(path)
     unfinished = None
     if summary is None or _is_older(summary, records):
-        unfinished = "has no summary.json" if summary is None else "has a summary.json of an earlier step"
+        which = "no summary.json" if summary is None else "a summary.json of an earlier step"
+        unfinished = f"has {which}, so it is still training or was killed"
         summary = partial_summary(records, config, checkpoints)
+    elif error := summary.get("error"):
+        unfinished = f"ended with an error ({error})"
+        known = {key: value for key, value in summary.items() if value is not None}
+        summary = partial_summary(records, config, checkpoints) | known
     return LoggedRun(name, path, records, summary, curve, data_of(config, checkpoints), unfinished)
 
 
@@ -107,6 +113,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
         if record is not None:
             records.append(record)
         elif number < len(lines):
+            refuse_pointer(run / "metrics.jsonl")
             raise UserError(f"{run}/metrics.jsonl: line {number} is not JSON of a step; delete that line")
     return records
 
@@ -120,6 +127,7 @@ def _summary(run: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"{run}/summary.json: cannot be read ({error.strerror})") from None
     if summary is None:
+        refuse_pointer(run / "summary.json")
         raise UserError(f"{run}/summary.json: is not a JSON object; delete it and run sparlow train again")
     return summary
 

@@ -39,14 +39,14 @@ def partial_summary(records: list[dict[str, Any]], config: Config | None, checkp
 
 def _stages(records: list[dict[str, Any]], grown: list[dict[str, Any]], config: Config | None) -> list[dict[str, Any]]:
     """The stages that ended in a growth, and the one that trains; empty where there was no growth."""
-    last = records[-1]
-    layers = last.get(LAYERS, config.model.n_layers if config else None)
+    layers = _last(records, LAYERS) or (config.model.n_layers if config else None)
     if not grown or layers is None:
         return []
     costs = {"tokens": "train/tokens_seen", "flops": "train/flops"}
     costs["flops_dense_equivalent"] = "train/flops_dense_equivalent"
-    spent = {key: last[tag] - sum(stage[key] for stage in grown) for key, tag in costs.items() if tag in last}
-    steps = last["step"] - sum(stage["steps"] for stage in grown)
+    reached = {key: _last(records, tag) for key, tag in costs.items()}  # a step may have logged its evaluation alone
+    spent = {key: at - sum(stage[key] for stage in grown) for key, at in reached.items() if at is not None}
+    steps = records[-1]["step"] - sum(stage["steps"] for stage in grown)
     return [*grown, {"n_layers": layers, "steps": steps, **spent}]
 
 

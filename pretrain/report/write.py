@@ -83,7 +83,7 @@ def make_report(paths: list[Path], baseline: str | None = None, window: int | No
             notes.append(f"{run.name}: only {known} tells what it was trained on; compared as if it were the same data")
         if run.unfinished:
             notes.append(
-                f"{run.name}: {run.unfinished}, so it is still training or was killed; drawn up to step "
+                f"{run.name}: {run.unfinished}; drawn up to step "
                 f"{run.records[-1]['step']}, with the figures logged last"
             )
         if not run.has_flops:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from shell import PREFIX, bash
 from support import ROOT
 
@@ -24,7 +25,9 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def test_other_machines_get_the_variables_and_the_arguments_as_given(tmp_path):
+@pytest.mark.parametrize("file", [None, "own.env"])
+def test_other_machines_get_the_variables_and_the_arguments_as_given(tmp_path, file):
+    """Those of the caller's DS_ENV_FILE too, or else of the launcher's usual file."""
     program(tmp_path / "ssh", "print('127.0.0.1')")
     program(tmp_path / "pdsh", f"open({str(tmp_path / 'command')!r}, 'w').write(' '.join(sys.argv[6:]))")
     told = tmp_path / "told.json"
@@ -32,10 +35,12 @@ def test_other_machines_get_the_variables_and_the_arguments_as_given(tmp_path):
     (tmp_path / "hosts").write_text("# two machines\none slots=1\ntwo slots=1\n")
     home = tmp_path / "home"
     home.mkdir()
-    (home / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n")
+    (home / (file or ".deepspeed_env")).write_text("NCCL_DEBUG=INFO\n")
     path = f"{tmp_path}:{os.environ['PATH']}"
     (tmp_path / "tmp").mkdir()
     here = {"HOSTFILE": str(tmp_path / "hosts"), "PATH": path, "HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
+    if file:
+        here["DS_ENV_FILE"] = str(home / file)
     result = bash("launch/deepspeed.sh", "configs/quickstart.toml", *ARGUMENTS, DS_ACCELERATOR="cpu", **here, **GIVEN)
     assert result.returncode == 0, result.stderr
     command = (tmp_path / "command").read_text().replace(f"{PREFIX}/bin/python", str(tmp_path / "python"))

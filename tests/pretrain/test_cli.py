@@ -223,7 +223,7 @@ def test_export_refuses_a_folder_that_computes_something_else(finished, tmp_path
     """The check is real: a wrong merge leaves no folder of that name."""
     from model.errors import RunFailed
     from model.linear.sparse_low_rank import SparseLowRank
-    from pretrain.export import export
+    from pretrain.using.export import export
 
     merge = SparseLowRank.dense_weight
     monkeypatch.setattr(SparseLowRank, "dense_weight", lambda self: merge(self) * 1.01)

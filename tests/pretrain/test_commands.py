@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def test_doctor_reports_an_empty_environment():
 
 
 def test_doctor_without_deepspeed_still_checks_the_rest(monkeypatch):
-    from pretrain import doctor
+    from pretrain.machine import doctor
 
     def version(name: str) -> str:
         if name == "deepspeed":
@@ -44,7 +45,7 @@ def test_doctor_without_deepspeed_still_checks_the_rest(monkeypatch):
 
 
 def test_doctor_runs_what_it_reports(monkeypatch):
-    from pretrain import doctor
+    from pretrain.machine import doctor
 
     with pytest.raises(doctor.Broken, match="No module named nowhere"):
         doctor._run_python("-m", "nowhere")
@@ -62,19 +63,34 @@ def finished(corpus, tmp_path_factory):
 
 
 @needs_transformers
-def test_export_says_when_the_tokenizer_was_not_checked(finished, tmp_path, capsys):
-    data = finished.parent / "data"
-    data.rename(tmp_path / "data")
+@pytest.mark.parametrize("left", [None, "nothing", "no shards"])
+def test_export_needs_no_corpus_and_says_what_was_not_checked(finished, tmp_path, capsys, left):
+    data, away = finished.parent / "data", tmp_path / "data"
+    data.rename(away)
     try:
+        if left is not None:
+            data.mkdir()
+        if left == "no shards":
+            shutil.copy(away / "manifest.json", data)
         assert main(["export", str(finished), "--out", str(tmp_path / "hf")]) == 0
     finally:
-        (tmp_path / "data").rename(data)
+        shutil.rmtree(data, ignore_errors=True)
+        away.rename(data)
     assert "not checked on held-out text" in capsys.readouterr().out
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "equal token ids on 300 hard strings, but not checked on held-out text" in card
+
+
+def test_a_step_is_exported_from_inside_its_run(finished, tmp_path, monkeypatch):
+    """The card has the run's held-out loss wherever the path of the step's folder begins."""
+    monkeypatch.chdir(finished / "checkpoints")
+    assert main(["export", "step-00000002", "--out", str(tmp_path / "hf"), "--no-check"]) == 0
+    assert re.search(r"held-out loss \| \d\.\d{4} nats", (tmp_path / "hf" / "README.md").read_text())
 
 
 def test_export_takes_no_documents_from_another_corpus(finished):
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.held_out_text import held_out_documents
+    from pretrain.using.held_out_text import held_out_documents
 
     checkpoint, manifest = open_checkpoint(finished), finished.parent / "data" / "manifest.json"
     assert len(held_out_documents(checkpoint)) == 3
@@ -89,7 +105,7 @@ def test_export_takes_no_documents_from_another_corpus(finished):
 def test_held_out_documents_are_whole(finished):
     from pretrain.checkpoint.read import open_checkpoint
     from pretrain.data.manifest import load_manifest
-    from pretrain.held_out_text import held_out_documents
+    from pretrain.using.held_out_text import held_out_documents
 
     documents, entry = held_out_documents(open_checkpoint(finished)), load_manifest(finished.parent / "data").val
     assert len(documents) == entry.documents
@@ -99,7 +115,7 @@ def test_held_out_documents_are_whole(finished):
 def test_the_first_text_with_other_ids_is_named(finished):
     from pretrain.checkpoint.load import tokenizer_of
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.export import _require_equal_ids
+    from pretrain.using.export import _require_equal_ids
 
     tokenizer = tokenizer_of(open_checkpoint(finished))
     ids = [tokenizer.encode("ab"), [*tokenizer.encode("a  b"), 5]]
@@ -110,7 +126,7 @@ def test_the_first_text_with_other_ids_is_named(finished):
 
 @pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])
 def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_path, monkeypatch, error):
-    from pretrain import export
+    from pretrain.using import export
 
     def read_back(folder):
         assert folder.is_dir()
@@ -123,9 +139,24 @@ def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_p
     assert type(error).__name__ in (tmp_path / "hf.failed-check" / "FAILED_CHECK.txt").read_text()
 
 
+def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatch):
+    from pretrain.using import export
+
+    load = export.load_model
+
+    def load_broken(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.norm.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(export, "load_model", load_broken)
+    with pytest.raises(RunFailed, match="the checkpoint's own logits are not finite; export an earlier step's folder"):
+        export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
+
+
 @needs_transformers
 def test_export_survives_a_silent_death_of_its_check(finished, tmp_path, monkeypatch):
-    from pretrain import export
+    from pretrain.using import export
 
     silent = subprocess.CompletedProcess([], -9, "", "")
     monkeypatch.setattr(export.subprocess, "run", lambda *args, **kwargs: silent)
@@ -244,8 +275,8 @@ def test_bench_builds_what_training_builds():
     """Weights in bf16 and recomputed activations are the configuration's, not the benchmark's."""
     import torch
 
-    from pretrain.build import build
     from pretrain.config import load_config
+    from pretrain.loop.build import build
 
     options = [
         *BENCH,

@@ -10,13 +10,13 @@ import torch
 from support import ROOT, train_here
 
 from pretrain.bench.gpu_7b import card_gib, recipes
-from pretrain.build import build
 from pretrain.checkpoint.load import load_model
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config import load_config
-from pretrain.export import export
+from pretrain.loop.build import build
 from pretrain.memory_plan.cards import GIB, fits
 from pretrain.plan import plan
+from pretrain.using.export import export
 
 CPU = torch.device("cpu")
 SPARE = 1.5e9
@@ -56,7 +56,7 @@ def test_fits_its_card(path: Path) -> None:
         if line.startswith(f"| {card_gib(path)} | `{name}`")
     ]
     assert len(rows) == 1, "the README has a row for it"
-    peak, besides, tokens = (cell.replace(",", "").strip() for cell in rows[0].split(" | ")[2:5])
+    peak, besides, tokens = (cell.replace(",", "").strip() for cell in rows[0].split("|")[3:6])
     assert float(peak) == pytest.approx(total / GIB, abs=0.15)
     assert float(besides) == pytest.approx(figures["reserve"] / GIB, abs=0.15)
     assert int(tokens) == figures["tokens_per_update"]

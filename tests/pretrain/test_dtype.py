@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from model.errors import UserError
-from pretrain import resume
 from pretrain.config import load_config
+from pretrain.loop import resume
 
 GPU = torch.device("cuda")
 

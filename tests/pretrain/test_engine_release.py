@@ -5,7 +5,7 @@ from processes import run_world
 from rebuilding import check
 from support import ROOT
 
-from pretrain import distributed
+from pretrain.machine import distributed
 
 OFFLOAD = "--parallel.offload=optimizer"
 GALORE = ["--linear.name=dense", "--optimizer.name=galore_adamw", "--optimizer.rank=8"]

@@ -9,8 +9,8 @@ from model.build import build_model
 from model.config import ModelConfig
 from model.linear.dense import Dense
 from pretrain.data.dataset import IGNORE, TokenDataset
-from pretrain.distributed import World
-from pretrain.evaluate import Evaluation, _starts, evaluate
+from pretrain.machine.distributed import World
+from pretrain.using.evaluate import Evaluation, _starts, evaluate
 
 WORLD = World(0, 1, torch.device("cpu"))
 

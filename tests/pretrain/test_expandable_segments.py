@@ -8,8 +8,8 @@ import pytest
 import torch
 from support import ROOT, logged, train_here
 
-from pretrain import memory
 from pretrain.cli import main
+from pretrain.machine import memory
 
 NEW, OLD = memory.ALLOCATOR_VARIABLES
 
@@ -44,7 +44,7 @@ def test_the_users_settings_stay(monkeypatch, before, after):
 
 @pytest.mark.skipif(not hasattr(torch._C, "_accelerator_getAllocatorSettings"), reason="this torch does not tell")
 def test_pytorch_takes_it_after_its_import():
-    code = "import torch; from pretrain.memory import expand_segments as go; go(); "
+    code = "import torch; from pretrain.machine.memory import expand_segments as go; go(); "
     code += "print(torch._C._accelerator_getAllocatorSettings())"
     env = {key: value for key, value in os.environ.items() if key not in memory.ALLOCATOR_VARIABLES}
     done = subprocess.run(
@@ -56,8 +56,8 @@ def test_pytorch_takes_it_after_its_import():
 @pytest.mark.parametrize("key", ["true", "false"])
 def test_train_sets_it_before_it_starts(tiny, monkeypatch, key):
     seen = []
-    monkeypatch.setattr("pretrain.memory.expand_segments", lambda: seen.append("expanded"))
-    monkeypatch.setattr("pretrain.distributed.start", lambda: seen.append("started") or pytest.fail("too far"))
+    monkeypatch.setattr("pretrain.machine.memory.expand_segments", lambda: seen.append("expanded"))
+    monkeypatch.setattr("pretrain.machine.distributed.start", lambda: seen.append("started") or pytest.fail("too far"))
     with pytest.raises(pytest.fail.Exception):
         main(["train", str(tiny), f"--train.expandable_segments={key}"])
     assert seen == (["expanded"] if key == "true" else []) + ["started"]

@@ -10,8 +10,8 @@ from support import train_here, write_tiny
 
 from model.errors import RunFailed
 from model.linear.sparse_low_rank import SparseLowRank
-from pretrain import export as exporting
 from pretrain.cli import main
+from pretrain.using import export as exporting
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install -e .[dev]"
@@ -57,7 +57,7 @@ def export(run, out, dtype="fp32", **options):
 
 def spoil(monkeypatch, change):
     """Let export write a folder whose weights and config.json `change` has altered."""
-    write = exporting.export_folder
+    write = exporting.write_folder
 
     def write_wrong(model, tokenizer, folder, dtype, **options):
         write(model, tokenizer, folder, dtype, **options)
@@ -67,7 +67,7 @@ def spoil(monkeypatch, change):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config))
 
-    monkeypatch.setattr(exporting, "export_folder", write_wrong)
+    monkeypatch.setattr(exporting, "write_folder", write_wrong)
 
 
 def permuted_head(weights, config):
@@ -118,7 +118,8 @@ def test_a_right_folder_of_a_deep_model_is_accepted(run, tmp_path, without_trans
     if dtype == "bf16":
         assert report["max_logit_difference"] > 0.25  # more than any bound that holds for all models could allow
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "within fp32 rounding" in card
+    assert "equal those of the weights within fp32 rounding" in card
+    assert ("rounding the weights moved the checkpoint's by" in card) == (dtype == "bf16")
     assert "not checked with transformers" in card
 
 
@@ -177,3 +178,18 @@ def test_no_check_writes_the_folder_and_its_card_says_so(run, tmp_path, monkeypa
     assert "168,480 parameters" in said
     assert "not checked (--no-check)" in said
     assert "none: exported with --no-check" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_the_old_folder_outlives_a_failed_check(run, tmp_path, monkeypatch, without_transformers):
+    out = tmp_path / "hf"
+    exporting.export(str(run), str(out), dtype="fp32", overwrite=False)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    spoil(monkeypatch, transposed)
+    with pytest.raises(RunFailed, match="kept as"):
+        exporting.export(str(run), str(out), dtype="bf16", overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "hf.failed-check"]
+    monkeypatch.undo()
+    exporting.export(str(run), str(out), dtype="bf16", overwrite=True)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert (out / "README.md").read_text().startswith("# hf\n")

@@ -13,7 +13,7 @@ from processes import run_command, run_world, start_command, start_world
 from support import logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed
-from pretrain.metrics import Metrics
+from pretrain.loop.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_sigterm_saves_and_the_rerun_ends_the_same(tiny, tmp_path, undisturbed):
 @pytest.mark.parametrize("max_steps", [24, 12])
 def test_sigterm_during_an_evaluation(tiny, tmp_path, monkeypatch, max_steps):
     """It is made up for by the rerun, at the end of a run or in its middle, and leaves the same metrics."""
-    from pretrain import train
+    from pretrain.loop import train
 
     options = [f"--train.max_steps={max_steps}", "--eval.every=12", "--schedule.total_steps=24"]
     train_here(tiny, *options, f"--run.dir={tmp_path}/straight")
@@ -106,7 +106,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tiny, tmp_p
 
 
 def test_a_second_signal_kills_but_an_echo_of_the_first_does_not(monkeypatch):
-    from pretrain import stop
+    from pretrain.machine import stop
 
     raised: list[int] = []
     clock = [100.0]
@@ -172,7 +172,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tiny, tmp_path, monkeypa
     """Writes fail while the disk is full; the run goes on, the old checkpoint stays, and the next save succeeds."""
     from pretrain.checkpoint import save
 
-    write, calls = save.write_synced, []
+    write, calls = save.write_hashed, []
 
     def disk_full_at_second_save(path, data):
         calls.append(path.parent.name)
@@ -181,7 +181,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tiny, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
         return write(path, data)
 
-    monkeypatch.setattr(save, "write_synced", disk_full_at_second_save)
+    monkeypatch.setattr(save, "write_hashed", disk_full_at_second_save)
     train_here(tiny, "--train.max_steps=20", "--checkpoint.every=8")
     assert "CHECKPOINT NOT WRITTEN" in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -194,7 +194,7 @@ def test_a_run_whose_last_save_failed_says_so(tiny, monkeypatch):
     def disk_full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save, "write_synced", disk_full)
+    monkeypatch.setattr(save, "write_hashed", disk_full)
     with pytest.raises(RunFailed, match="last checkpoint could not be written"):
         train_here(tiny, "--train.max_steps=2")
 

@@ -11,7 +11,7 @@ from kernels.sparse_low_rank_linear import Choice
 from model.linear import SparseLowRank
 from pretrain.cli import main
 from pretrain.config import load_config
-from pretrain.kernel_choices import recorded
+from pretrain.engine.kernel_choices import recorded
 
 MICRO_STEPS, TOKENS = 3, 20
 BUILD = 2 * 8 * 2 * (4 * 32 * 32 + 3 * 32 * 53)

@@ -13,10 +13,10 @@ from processes import run_command, run_world
 from support import logged, tensor_hashes, train_here
 
 from model.errors import UserError
-from pretrain.checkpoint.save import write_synced
+from pretrain.checkpoint.save import write_hashed
 from pretrain.cli import main
 from pretrain.growth.stages import Stage
-from pretrain.origin import Start
+from pretrain.loop.origin import Start
 
 STEPS = 3
 OLD = ["--train.max_steps=3", "--schedule.total_steps=60", "--train.global_batch_size=4"]
@@ -57,7 +57,7 @@ def on_the_first_data(run, folder):
     """A copy of `run` whose next batch is the corpus' first."""
     shutil.copytree(run, folder)
     newest = checkpoint(folder, STEPS)
-    entry = write_synced(newest / "state.json", json.dumps(state(newest) | {"cursor": 0}).encode())
+    entry = write_hashed(newest / "state.json", json.dumps(state(newest) | {"cursor": 0}).encode())
     manifest = json.loads((newest / "manifest.json").read_text())
     kept = [file for file in manifest["files"] if file["name"] != "state.json"]
     (newest / "manifest.json").write_text(json.dumps(manifest | {"files": [*kept, dataclasses.asdict(entry)]}))

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from model.errors import UserError
-from pretrain import memory
 from pretrain.bench import gpu_7b, gpu_check
 from pretrain.bench.gpu_check import main
 from pretrain.bench.part import Check, Done, Failed, Part, Skipped
-from pretrain.distributed import World
-from pretrain.hardware import free_bytes
+from pretrain.machine import memory
+from pretrain.machine.distributed import World
+from pretrain.machine.hardware import free_bytes
 from pretrain.memory_plan.run import require_memory
 
 SMALL = ["--model.dim=32", "--model.n_layers=1", "--model.n_heads=2", "--model.ffn_dim=53", "--model.vocab_size=320"]

@@ -7,7 +7,7 @@ import pytest
 from support import logged, tensor_hashes, train_here
 
 from model.errors import RunFailed
-from pretrain import fault
+from pretrain.machine import fault
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def poison(monkeypatch):
 
     def arm(*visits: int) -> None:
         count = iter(range(1, 1000))
-        monkeypatch.setattr("pretrain.engine.engine.fault_flag", lambda point: next(count) in visits)
+        monkeypatch.setattr("pretrain.engine.base.fault_flag", lambda point: next(count) in visits)
 
     return arm
 

@@ -10,12 +10,12 @@ from support import logged, tensor_hashes, train_here
 from model.build import build_model
 from model.errors import UserError
 from model.linear.int8 import Int8Linear
-from pretrain.build import build
 from pretrain.checkpoint.load import load_model
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config import load_config
-from pretrain.export import export
+from pretrain.loop.build import build
 from pretrain.optim.weight import Int8Weight
+from pretrain.using.export import export
 
 DENSE = "--linear.name=dense"
 Q_GALORE = [DENSE, "--optimizer.name=q_galore", "--optimizer.rank=8", "--optimizer.update_proj_gap=2"]

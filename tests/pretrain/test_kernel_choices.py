@@ -14,14 +14,15 @@ from kernels.sparse_low_rank_linear import Choice, choose, csr, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
-from pretrain import distributed, kernel_choices
-from pretrain.build import build
 from pretrain.checkpoint.load import load_model
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config import load_config
 from pretrain.data.dataset import Batch
+from pretrain.engine import kernel_choices
 from pretrain.engine.build import build_engine
-from pretrain.hardware import free_bytes
+from pretrain.loop.build import build
+from pretrain.machine import distributed
+from pretrain.machine.hardware import free_bytes
 
 CPU = torch.device("cpu")
 

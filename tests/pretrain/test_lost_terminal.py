@@ -12,7 +12,7 @@ from processes import Process, start_command
 from shell import PREFIX
 from support import ROOT, tensor_hashes, train_here
 
-from pretrain import stop
+from pretrain.machine import stop
 
 STEPS = "--train.max_steps=24"
 
@@ -171,7 +171,7 @@ def test_other_commands_end_quietly(finished, tmp_path, arguments):
 def test_an_encoding_that_lacks_a_character_ends_nothing(capsys, monkeypatch):
     import io
 
-    from pretrain.console import Console
+    from pretrain.machine.console import Console
 
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

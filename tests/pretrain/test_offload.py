@@ -8,11 +8,11 @@ from processes import train_world
 from support import logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
-from pretrain import distributed
-from pretrain.build import build
 from pretrain.config import load_config
 from pretrain.data.dataset import Batch
 from pretrain.engine.build import build_engine
+from pretrain.loop.build import build
+from pretrain.machine import distributed
 from pretrain.memory_plan.offload import Offloaded
 from pretrain.memory_plan.setting import Setting
 
@@ -76,7 +76,7 @@ def test_two_processes_equal_one(tiny, tmp_path, two, stage, dtype):
 @pytest.mark.parametrize("micro_steps", [1, 4])
 def test_a_gradient_that_is_not_finite_skips_one_update(tiny, tmp_path, monkeypatch, stage, dtype, micro_steps):
     visits = iter(range(1, 1000))
-    monkeypatch.setattr("pretrain.engine.engine.fault_flag", lambda point: next(visits) == 2 * micro_steps)
+    monkeypatch.setattr("pretrain.engine.base.fault_flag", lambda point: next(visits) == 2 * micro_steps)
     kind = options(stage, dtype, OFFLOAD, "--checkpoint.every=1", "--checkpoint.keep=9", "--train.max_steps=4")
     train_here(tiny, *kind, f"--train.global_batch_size={2 * micro_steps}")
     before, after, later = (tensor_hashes(tmp_path / "run", step) for step in (1, 2, 3))

@@ -8,9 +8,15 @@ import torch
 from processes import run_command
 from support import logged, tensor_hashes, train_here
 
-from pretrain import train
+from model.errors import UserError
 from pretrain.checkpoint.save import save_checkpoint
-from pretrain.generate import generate
+from pretrain.cli import main
+from pretrain.data.dataset import TokenDataset
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.loop import train
+from pretrain.machine.distributed import World
+from pretrain.using import evaluate
+from pretrain.using.generate import generate
 
 OPTIONS = [
     *("--train.max_steps=6", "--schedule.total_steps=6", "--eval.every=2", "--eval.prompts=['ab cd']"),
@@ -19,24 +25,24 @@ OPTIONS = [
 
 # Each part, and what is said of its loss.
 PARTS = {
-    "pretrain.train.generate": "step 2: samples not made (ValueError: broken)",
+    "pretrain.loop.train.generate": "step 2: samples not made (ValueError: broken)",
     "pretrain.data.tokenizer.Tokenizer.decode": "step 2: samples not made (ValueError: broken)",
     "pretrain.data.tokenizer.Tokenizer.encode": "step 2: samples not made (ValueError: broken)",
-    "pretrain.train.evaluate": "step 4: held-out loss not measured (ValueError: broken)",
+    "pretrain.loop.train.evaluate": "step 4: held-out loss not measured (ValueError: broken)",
     "pretrain.data.dataset.TokenDataset.target_bytes": "step 2: held-out loss not measured (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.__init__": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.add_scalar": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.add_text": "TensorBoard's files cannot be written (ValueError: broken)",
     "torch.utils.tensorboard.SummaryWriter.close": "TensorBoard's files cannot be written (ValueError: broken)",
-    "pretrain.train.peak_figures": "step 1: speed and memory not measured (ValueError: broken)",
-    "pretrain.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
-    "pretrain.engine.engine.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
-    "pretrain.train.write_summary": "summary.json not written (ValueError: broken)",
-    "pretrain.summary.peak_reserved_bytes": "summary.json not written (ValueError: broken)",
-    "pretrain.summary.device_name": "summary.json not written (ValueError: broken)",
-    "pretrain.train.compare": "planned and measured memory not compared (ValueError: broken)",
-    "pretrain.train.planned_bytes": "this run is not described (ValueError: broken)",
-    "pretrain.train.versions_line": "this run is not described (ValueError: broken)",
+    "pretrain.loop.train.peak_figures": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.loop.train.peak_flops": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.engine.base.Engine.figures": "step 1: speed and memory not measured (ValueError: broken)",
+    "pretrain.loop.train.write_summary": "summary.json not written (ValueError: broken)",
+    "pretrain.loop.summary.peak_reserved_bytes": "summary.json: peak_reserved_bytes is not known (ValueError: broken)",
+    "pretrain.loop.summary.device_name": "summary.json: device is not known (ValueError: broken)",
+    "pretrain.loop.train.compare": "planned and measured memory not compared (ValueError: broken)",
+    "pretrain.loop.train.planned_bytes": "this run is not described (ValueError: broken)",
+    "pretrain.loop.train.versions_line": "this run is not described (ValueError: broken)",
     "pretrain.checkpoint.store.CheckpointStore.prune": "step 2: older checkpoints not deleted (ValueError: broken)",
 }
 
@@ -70,6 +76,43 @@ def test_an_error_beside_training_costs_no_step(tiny, tmp_path, monkeypatch, cap
     monkeypatch.undo()
     assert train_here(tiny, *OPTIONS) == 0
     assert json.loads((run / "summary.json").read_text())["val_loss"] > 0
+
+
+def test_a_figure_that_cannot_be_had_costs_no_other(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr("pretrain.loop.summary.device_name", broken)
+    monkeypatch.setattr("pretrain.engine.zero.ZeroEngine.reduced_bytes", broken)
+    assert train_here(tiny, *OPTIONS) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["device"], summary["reduced_bytes_per_step"], summary["error"]) == (None, None, None)
+    assert (summary["step"], summary["tokens_seen"]) == (6, 6 * 8 * 16)
+    assert summary["val_loss"] > 0
+    assert summary["peak_resident_bytes"] > 0
+
+
+def test_a_run_that_ends_with_an_error_is_summarized(tiny, tmp_path, monkeypatch, capsys):
+    """Up to its last step, and the report says how it ended; the rerun's summary takes its place."""
+    run, step = tmp_path / "run", train.train_step
+
+    def fails_in_the_fourth(run, lr):
+        return broken() if run.state.step == 3 else step(run, lr)
+
+    monkeypatch.setattr(train, "train_step", fails_in_the_fourth)
+    with pytest.raises(ValueError, match="broken"):
+        train_here(tiny, *OPTIONS)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["step"], summary["error"], summary["val_loss"]) == (3, "ValueError: broken", None)
+    assert (summary["tokens_seen"], summary["tokens_per_second"] > 0) == (3 * 8 * 16, True)
+    assert main(["report", str(run)]) == 0
+    assert "run: ended with an error (ValueError: broken); drawn up to step 3" in capsys.readouterr().out
+    assert json.loads((run / "report" / "table.json").read_text())[0]["val_loss"] == float(logged(run, "val/loss")[2])
+    monkeypatch.setattr("pretrain.loop.train.write_summary", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(ValueError, match="broken"):  # and not the summary's
+        train_here(tiny, *OPTIONS)
+    monkeypatch.undo()
+    assert train_here(tiny, *OPTIONS) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["step"], summary["error"]) == (6, None)
 
 
 @pytest.mark.parametrize("when", ["evaluate", "generate"])
@@ -136,35 +179,56 @@ def test_sigterm_in_an_evaluation_between_commits_saves(tiny, tmp_path, monkeypa
     assert state["evaluation_due"]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8, 50.0])
-def test_ids_beyond_the_tokenizer_are_never_drawn(corpus, temperature):
-    """A model padded to 384 ids, the unused ones by far the likeliest."""
+@pytest.fixture
+def padded():
+    """A model of 384 ids, the last ones beyond the corpus's tokenizer."""
     from model.build import build_model
     from model.config import ModelConfig
     from model.linear.dense import Dense
-    from pretrain.data.tokenizer import Tokenizer
-    from pretrain.distributed import World
 
-    device = torch.device("cpu")
     config = ModelConfig(dim=32, n_layers=1, n_heads=2, ffn_dim=48, vocab_size=384, max_seq_len=32)
     precision = {"param_dtype": torch.float32, "compute_dtype": torch.float32}
-    model = build_model(config, Dense.Config(), seed=0, device="cpu", **precision)
+    return build_model(config, Dense.Config(), seed=0, device="cpu", **precision)
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 50.0])
+def test_ids_beyond_the_tokenizer_are_never_drawn(corpus, padded, monkeypatch, temperature):
+    """The unused ones are by far the likeliest."""
     tokenizer = Tokenizer(corpus / "tokenizer.model")
-    forward = type(model).forward
+    forward = type(padded).forward
 
     def likes_unused_ids(self, *arguments):
         logits = forward(self, *arguments)
         logits[..., tokenizer.vocab_size :] += 100.0
         return logits
 
-    type(model).forward = likes_unused_ids
-    try:
-        text = generate(
-            model, tokenizer, "ab", tokens=8, seed=0, world=World(0, 1, device), temperature=temperature, top_k=400
-        )
-    finally:
-        type(model).forward = forward
+    monkeypatch.setattr(type(padded), "forward", likes_unused_ids)
+    text = generate(padded, tokenizer, "ab", tokens=8, seed=0, world=ALONE, temperature=temperature, top_k=400)
     assert text.startswith("ab")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_model_that_is_no_use_is_said_and_goes_on_as_it_was(corpus, padded, temperature):
+    """Sampling and evaluation that fail leave a training model in training mode."""
+    padded.train()
+    with torch.no_grad():
+        padded.norm.weight.fill_(torch.nan)
+    tokenizer = Tokenizer(corpus / "tokenizer.model")
+    with pytest.raises(UserError, match=r"logits are not finite.*take an earlier checkpoint"):
+        generate(padded, tokenizer, "ab", tokens=8, seed=0, world=ALONE, temperature=temperature, top_k=400)
+    assert padded.training
+
+
+def test_an_evaluation_that_fails_leaves_the_model_in_training_mode(corpus, padded, monkeypatch):
+    dataset = TokenDataset(corpus, "val", 16, "concat", 0)
+    monkeypatch.setattr(TokenDataset, "target_bytes", broken)
+    padded.train()
+    with pytest.raises(ValueError, match="broken"):
+        evaluate.evaluate(padded, dataset, ALONE, 2, 64)
+    assert padded.training
 
 
 def test_a_padded_vocabulary_trains_and_samples(tiny, tmp_path):

@@ -19,6 +19,6 @@ def test_a_disk_too_small_for_the_checkpoints(tiny, tmp_path, monkeypatch):
 
 
 def test_ranks_with_different_supports(tiny, monkeypatch):
-    monkeypatch.setattr("pretrain.run.gather_outcomes", lambda world, checksum: [checksum, checksum + 1])
+    monkeypatch.setattr("pretrain.loop.run.gather_outcomes", lambda world, checksum: [checksum, checksum + 1])
     with pytest.raises(RunFailed, match="sparse supports differ between processes"):
         train_here(tiny, "--train.max_steps=1")

@@ -282,3 +282,22 @@ def test_a_killed_run_without_anything_but_its_metrics(scratch, grown):
     report = make_report([grown, scratch], window=10)
     assert report.table[1]["step"] == 4
     assert (report.table[1]["tokens_seen"], report.table[1]["flops"]) == (40, 400.0)
+
+
+def test_a_killed_run_whose_last_step_logged_its_evaluation_alone(scratch):
+    """What is not logged of that step is what was logged last."""
+    metrics, state = scratch / "metrics.jsonl", scratch / "checkpoints" / "step-00000004" / "state.json"
+    records = [json.loads(line) | {"growth/layers": 3} for line in metrics.read_text().splitlines()]
+    records.append({"step": 5, "val/loss": 1.5})
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (scratch / "summary.json").unlink()
+    state.parent.mkdir(parents=True)
+    state.write_text(
+        json.dumps(
+            {"grown": [{"n_layers": 1, "steps": 2, "tokens": 20, "flops": 150.0, "flops_dense_equivalent": 300.0}]}
+        )
+    )
+    row = make_report([scratch]).table[0]
+    assert (row["step"], row["val_loss"]) == (5, 1.5)
+    last = {"n_layers": 3, "steps": 3, "tokens": 20, "flops": 250.0, "flops_dense_equivalent": 500.0}
+    assert row["stages"][1] == last

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pretrain.schedule import WSD, Constant, Cosine, Linear
+from pretrain.config.schedule import WSD, Constant, Cosine, Linear
 
 
 @pytest.mark.parametrize("schedule", [Cosine, Linear, Constant, WSD])

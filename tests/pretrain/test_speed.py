@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from support import logged, train_here, write_tiny
 
-from pretrain import train
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
-from pretrain.metrics import StepClock
+from pretrain.loop import train
+from pretrain.loop.metrics import StepClock
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import torch
 from support import train_here
 
 from model.errors import RunFailed, UserError
-from pretrain import train
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.write import fixed_keys
-from pretrain.way_on import amended
+from pretrain.loop import train
+from pretrain.loop.way_on import amended
+from pretrain.machine.distributed import shared
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,14 @@ def test_without_a_checkpoint_the_keys_may_change(begun, tmp_path):
     assert amended(error, load_config(begun, []), CheckpointStore(tmp_path)) is error
 
 
+def test_an_error_of_all_ranks_stays_one(begun):
+    """Otherwise each rank would print its own."""
+    error = shared(RunFailed("something is wrong; lower optimizer.lr"))
+    better = amended(error, load_config(begun, []), CheckpointStore(begun.parent / "run"))
+    assert better is not error
+    assert better.on_all_ranks
+
+
 # What goes wrong when a run goes on, and what is said of it.
 TROUBLES = {
     "another value": "optimizer.lr was 0.001",
@@ -66,7 +75,7 @@ def test_the_advice_that_a_resume_gets(begun, monkeypatch, trouble):
     if trouble == "another value":
         options.append("--optimizer.lr=0.01")
     elif trouble == "skips":
-        monkeypatch.setattr("pretrain.engine.engine.fault_flag", lambda point: True)
+        monkeypatch.setattr("pretrain.engine.base.fault_flag", lambda point: True)
         options = ["--train.max_steps=30"]
     elif trouble == "out of memory":
 
@@ -77,12 +86,12 @@ def test_the_advice_that_a_resume_gets(begun, monkeypatch, trouble):
     elif trouble == "another vocabulary":
         options.append("--model.vocab_size=64")
     elif trouble == "processes":
-        from pretrain import run
+        from pretrain.loop import run
 
         divide = run.require_divisible
         monkeypatch.setattr(run, "require_divisible", lambda batch, micro, _: divide(batch, micro, 3))
     else:
-        from pretrain import run
+        from pretrain.loop import run
 
         def too_small(config, world):
             raise UserError("the model of 2 layers needs too much; `sparlow plan CONFIG` names changes that fit")

@@ -1,13 +1,12 @@
 """Two processes compute what one computes, under both launchers, and a run may change its number of processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import torchrun, train_world
+from processes import free_port, torchrun, train_world
 from support import ROOT, logged, train_here, write_tiny
 
 STEPS = 50
@@ -84,10 +83,7 @@ def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny
 
 @pytest.mark.parametrize("optimizer", ["adamw", "galore_adamw"])
 def test_the_deepspeed_launcher(tiny, tmp_path, optimizer):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"NPROC": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    env = os.environ | {"NPROC": "2", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     prefix = Path(sys.executable).parents[1]
     command = ["bash", "launch/deepspeed.sh", str(tiny), "--train.max_steps=3"]
     if optimizer != "adamw":

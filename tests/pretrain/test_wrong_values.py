@@ -66,6 +66,7 @@ def test_every_kind_of_field_refuses_in_plain_words(section: str, name: str, key
         ("optimizer.betas=0.9", "expected a list of 2 numbers in brackets, got 0.9; for example betas = [0.9, 0.999]"),
         ("optimizer.betas=[0.9]", "expected a list of 2 numbers in brackets, got [0.9]; for example"),
         ("optimizer.betas=[0.9, 0.95, 1]", "expected a list of 2 numbers in brackets, got [0.9, 0.95, 1]; for example"),
+        ("optimizer.betas=[]", "expected a list of 2 numbers in brackets, got []; for example betas = [0.9, 0.999]"),
         ("optimizer.betas=0.9,0.95", "expected a list of 2 numbers in brackets, got '0.9,0.95'; for example"),
         ("eval.prompts=hello", "expected a list of texts in brackets, got 'hello'; for example prompts = [\"one\", "),
         ("optimizer.lr=[1]", "expected a valid number, got [1]; for example lr = 0.003"),
@@ -85,6 +86,7 @@ def test_an_override_of_a_wrong_kind(override: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(None, [f"--{override}"])
     assert str(caught.value).startswith(f"{override.partition('=')[0]}: {said}")
+    assert str(caught.value).count(said) == 1
 
 
 def test_an_item_of_a_list_is_named_with_the_whole_form() -> None:

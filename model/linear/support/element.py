@@ -52,7 +52,7 @@ class ElementSparse(BaseSupport):
         choice: Choice | None = None,
         micro_steps: int = 1,
     ) -> int:
-        """As the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
+        """Count what the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
 
         That is building W as often as its keep asks, and reducing its gradient to both factors' as often as it is not
         summed. Recomputed activations count nothing, so neither does a W that is built again for them.

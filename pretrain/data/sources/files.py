@@ -11,14 +11,16 @@ from pretrain.data.documents import Skipped
 
 Named = tuple[str, Path]
 TWICE = "reached under another name already"
+HIDDEN = "hidden file or folder"
 
 
 class FileFinder:
     """Every regular file that was named or lies below a named folder, sorted by its name relative to that folder.
 
     Links are followed, to folders too. A file or folder reached again (by a link, a hard link, or because it was given
-    twice) is used once, under the name that is no link where there is one. Hidden files and folders are not visited.
-    `left_out` lists all else: what was reached again, dangling links, and what the system does not let us read.
+    twice) is used once, under the name that is no link where there is one. Hidden files and folders (.git and the
+    like) are not visited, unless named. `left_out` lists all else: these, what was reached again, dangling links, and
+    what the system does not let us read.
     """
 
     def __init__(self, option: str):
@@ -69,10 +71,13 @@ class FileFinder:
     def _entries(self, folder: Path, root: Path) -> list["os.DirEntry[str]"]:
         try:
             with os.scandir(folder) as entries:
-                return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             self.left_out.append(Skipped(_relative(folder, root), "unreadable folder"))
             return []
+        hidden = [entry.name for entry in found if entry.name.startswith(".")]
+        self.left_out += [Skipped(_relative(Path(folder, name), root), HIDDEN) for name in hidden]
+        return [entry for entry in found if not entry.name.startswith(".")]
 
     def _visit(self, path: Path, root: Path, folders: list[Path], found: list[Named]) -> None:
         name = _relative(path, root)

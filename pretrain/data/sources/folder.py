@@ -12,6 +12,9 @@ from pretrain.data.sources.hub import interleaved
 from pretrain.data.sources.rows import NO_TEXT
 from pretrain.data.sources.text import SHOWN_TYPES, file_records, known_files
 
+DESCRIPTIONS = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` writes beside the .arrow files of a data set saved to disk."""
+
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -21,11 +24,11 @@ _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in wor
 
 
 class FolderSource:
-    """Every file of a known type below a folder, read as `--text` reads it: text stays what it is in the file.
+    """A file, or every file of a known type below a folder, read as `--text` reads it: text stays what it is in there.
 
     The name of a file, or else of a folder around it, says which split it belongs to, by the hub's words for splits;
-    all others belong to "train". Where there is a "validation" split, that is held out. The data set's card
-    (README.md) and files of other splits are left out.
+    all others belong to "train". Where there is a "validation" split, that is held out. Text about the data
+    set (its card, README.md), what `datasets` keeps beside .arrow files, and files of other splits are left out.
     """
 
     complete_survey = True
@@ -40,9 +43,10 @@ class FolderSource:
         finder.add(folder)
         known, self._left_out = known_files(finder)
         splits: dict[str, list[Named]] = {}
+        saved = any(name.endswith(".arrow") for name, _ in known)
         for name, path in known:
-            if name == "README.md":
-                self._left_out.append(Skipped(name, "card of the data set"))
+            if reason := _no_text(name, saved):
+                self._left_out.append(Skipped(name, reason))
             else:
                 splits.setdefault(_split_of(name), []).append((name, path))
         if not splits:
@@ -80,6 +84,16 @@ class FolderSource:
             first = first or record.name
         if first is not None:
             raise UserError(f"--text-key {self.text_key}: no row of {folder} has text there; look at {first}")
+
+
+def _no_text(name: str, saved: bool) -> str | None:
+    """Why a file of a known type is none of the data set's, `saved` when it has .arrow files; None when it is."""
+    last = name.rpartition("/")[2]
+    if name == "README.md":
+        return "card of the data set"
+    if saved and last in DESCRIPTIONS:
+        return "description of the data set"
+    return "cache of datasets" if last.startswith("cache-") and last.endswith(".arrow") else None
 
 
 def _split_of(name: str) -> str:

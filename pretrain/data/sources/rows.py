@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pretrain.data.documents import BOM, MAX_LINE, Document, Skipped, score
 from pretrain.data.sources.files import shortened
@@ -109,41 +109,3 @@ def csv_rows(name: str, stream: BinaryIO, key: str, delimiter: str) -> Iterator[
             columns = {str(column): cell for column, cell in value.items() if column is not None}
             yield keyed_document(name, row, columns, key, f"{name}:{row + 1}")
         row += 1
-
-
-def parquet_rows(name: str, stream: BinaryIO, key: str) -> Iterator[Document | Skipped]:
-    """The values of one column."""
-    import pyarrow
-    import pyarrow.parquet
-
-    row = 0
-    try:
-        file = pyarrow.parquet.ParquetFile(stream)
-        columns = file.schema_arrow.names
-        note = "" if key in columns else f", which has {shortened(columns) or 'no column'}"
-        for batch in file.iter_batches(batch_size=1024, columns=[key]):
-            for value in _values(batch) if batch.num_columns else [None] * batch.num_rows:
-                place = f"{name}:{row + 1}"
-                if isinstance(value, UnicodeDecodeError):
-                    yield Skipped(place, "invalid UTF-8")
-                else:
-                    record = row_document(name, row, value, place)
-                    yield record if isinstance(record, Document) else record._replace(name=place + note)
-                row += 1
-    except pyarrow.ArrowException:
-        yield Skipped(name, "unreadable file")
-
-
-def _values(batch: Any) -> list[object]:
-    """Values of the first column; a string that is no UTF-8 is the error itself."""
-    try:
-        return batch.column(0).to_pylist()
-    except UnicodeDecodeError:
-        return [_value(cell) for cell in batch.column(0)]
-
-
-def _value(cell: Any) -> object:
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError as error:
-        return error

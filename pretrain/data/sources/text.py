@@ -1,4 +1,4 @@
-"""The user's own files and folders: plain text, JSON, CSV and Parquet."""
+"""The user's own files and folders: plain text, JSON, CSV, Parquet and Arrow."""
 
 import io
 from collections.abc import Iterator
@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from model.errors import UserError
+from model.lfs import POINTER, is_pointer
 from pretrain.data.documents import Document, Skipped, score
-from pretrain.data.kinds import LFS_POINTER, is_lfs_pointer
+from pretrain.data.sources.columns import arrow_rows, parquet_rows
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.lines import lines
-from pretrain.data.sources.rows import csv_rows, json_rows, parquet_rows
+from pretrain.data.sources.rows import csv_rows, json_rows
 
 PLAIN = (".txt", ".md", ".py")
 PACKED = ("", ".gz", ".zst")
 JSON = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)
 CSV = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
-TYPES = (*PLAIN, *JSON, *CSV, ".parquet")
-SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet"
+TYPES = (*PLAIN, *JSON, *CSV, ".parquet", ".arrow")
+SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet .arrow"
 SECTION_BYTES = 1 << 16
 
 
@@ -25,8 +26,8 @@ class TextSource:
     """Files named by the user, and every file of a known type below the folders named by the user.
 
     A plain file is one document; one longer than 64 KiB becomes several, cut at line ends, so that a file of any size
-    is read in little memory and a single book can be divided into training and held-out text. A row of a JSON, CSV or
-    Parquet file is one document: the string under `text_key`. Hidden files and folders are not visited.
+    is read in little memory and a single book can be divided into training and held-out text. A row of a JSON, CSV,
+    Parquet or Arrow file is one document: the string under `text_key`. Hidden files and folders are left out.
     """
 
     complete_survey = True
@@ -67,14 +68,16 @@ def known_files(finder: FileFinder) -> tuple[list[Named], list[Skipped]]:
 def file_records(name: str, path: Path, text_key: str) -> Iterator[Document | Skipped]:
     """All documents of one file; what cannot be read of it is one `Skipped` and never an error."""
     try:
-        if is_lfs_pointer(path):
-            yield Skipped(name, LFS_POINTER)
+        if is_pointer(path):
+            yield Skipped(name, POINTER)
             return
         with path.open("rb") as stream:
             if path.name.endswith(PLAIN):
                 yield from _sections(name, stream)
             elif path.name.endswith(".parquet"):
                 yield from parquet_rows(name, stream, text_key)
+            elif path.name.endswith(".arrow"):
+                yield from arrow_rows(name, stream, text_key)
             else:
                 yield from _packed_rows(name, stream, path.name, text_key)
     except OSError as error:

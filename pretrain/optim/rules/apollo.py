@@ -70,7 +70,7 @@ class ApolloRule(ProjectedAdam):
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
         assert P is not None
         R = project(P, gradient, step.products)
-        N, _ = direction(self.config, state, R, step.number)
+        N, _ = direction(self.config, state, R, step.number, matrix.name)
         dim = 0 if self.config.scale_type == "channel" else (0, 1)
         norm, size = (torch.linalg.vector_norm(X, dim=dim, keepdim=True) for X in (N, R))
         return {"scaling": norm / size.add_(1e-8)}

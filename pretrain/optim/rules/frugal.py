@@ -19,6 +19,7 @@ class Frugal(MatrixConfig):
 
     rule = "frugal"
     decay_after = False
+    quantised_eps_mode = "galore"
     name: Literal["frugal"] = "frugal"
     lr: float = Field(1e-3, gt=0)
     eps: float = Field(1e-8, gt=0)
@@ -62,7 +63,7 @@ class FrugalRule(ProjectedAdam):
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
         assert P is not None
         R = project(P, gradient, step.products)
-        N, correction = direction(self.config, state, R, step.number)
+        N, correction = direction(self.config, state, R, step.number, matrix.name)
         return {"R": R, "N": N.mul_(correction)}
 
     def apply(

@@ -15,7 +15,6 @@ class GaLoreAdamW(MatrixConfig):
     """GaLore (arXiv 2403.03507) with AdamW; the defaults are the paper's for 60M parameters."""
 
     rule = "galore"
-    quantised = (("moments", "8bit"),)
     name: Literal["galore_adamw"] = "galore_adamw"
 
 
@@ -23,7 +22,6 @@ class GaLoreAdamW8bit(MatrixConfig):
     """GaLore with 8-bit moments."""
 
     rule = "galore"
-    quantised = (("moments", "8bit"),)
     name: Literal["galore_adamw8bit"] = "galore_adamw8bit"
     moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"
 
@@ -32,7 +30,6 @@ class GaLoreAdafactor(MatrixConfig):
     """GaLore with Adafactor's factored second moment and no first one."""
 
     rule = "galore"
-    quantised = (("moments", "8bit"),)
     name: Literal["galore_adafactor"] = "galore_adafactor"
     moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "adafactor"
 
@@ -46,7 +43,7 @@ class GaLore(ProjectedAdam):
         return {"N": (matrix.rank, matrix.n)}
 
     def direct(self, matrix: Matrix, state: State, P: Tensor | None, gradient: Tensor, step: Step) -> State:
-        N, correction = direction(self.config, state, gradient, step.number)
+        N, correction = direction(self.config, state, gradient, step.number, matrix.name)
         return {"N": N.mul_(correction)}
 
     def apply(

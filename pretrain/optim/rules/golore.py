@@ -11,7 +11,6 @@ class GoLore(MatrixConfig):
     """GoLore (arXiv 2410.11289); the defaults are the released ones."""
 
     rule = "galore"
-    quantised = (("moments", "8bit"),)
     name: Literal["golore"] = "golore"
     lr: float = Field(1e-3, gt=0)
     scale: float = Field(1.0, gt=0)

@@ -61,9 +61,9 @@ class GradNormLoRP(ProjectedAdam):
             of_v = torch.where(gone, 1.0, g / norm) * (gradient - unit * slope)
         else:
             g, of_v = norm, gradient
-        N, correction = direction(self.config, state, project(P, of_v, step.products), step.number)
+        N, correction = direction(self.config, state, project(P, of_v, step.products), step.number, matrix.name)
         moments = {name: state[f"g_{name}"] for name in ("exp_avg", "exp_avg_sq")}
-        N_g, correction_g = direction(self.of_magnitude, moments, slope, step.number)
+        N_g, correction_g = direction(self.of_magnitude, moments, slope, step.number, matrix.name)
 
         decay = 1 - step.lr * self.config.weight_decay
         size = decay * step.lr * self.config.scale * correction

@@ -75,7 +75,7 @@ class LDAdam(OwnBasis):
             left, right = torch.cat([old, P], 1), torch.cat([factor * mean, -R - factor * rotated])
             A.add_(left.to(step.products) @ right.to(step.products))
         state["P"] = P
-        N, correction = direction(config, state, R, step.number)
+        N, correction = direction(config, state, R, step.number, matrix.name)
         return {"P": P, "N": N * correction}
 
     def apply(

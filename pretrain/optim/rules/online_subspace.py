@@ -51,7 +51,7 @@ class OnlineSubspace(OwnBasis):
         first = step.number == 1
         P = first_basis(matrix, gradient) if first else state["P"]
         R = project(P, gradient, step.products)
-        N, correction = direction(self.config, state, R, step.number)
+        N, correction = direction(self.config, state, R, step.number, matrix.name)
         state["P"] = P if first else self._moved(state, P, gradient, R, step)
         return {"P": P, "N": N * correction}
 

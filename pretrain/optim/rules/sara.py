@@ -9,6 +9,5 @@ class Sara(MatrixConfig):
     """SARA on GaLore (arXiv 2502.05790), which leaves no direction out for good; the defaults are GaLore's."""
 
     rule = "galore"
-    quantised = (("moments", "8bit"),)
     name: Literal["sara"] = "sara"
     projector: str = "sampled_svd"

@@ -223,6 +223,7 @@ def test_documents_of_one_token_are_no_rows_of_their_own(unmarked):
         batch = data.batch(0, data.n_samples)
         assert ((batch.targets != IGNORE).sum(dim=1) == lengths[lengths > 1][0] - 1).all()
         assert min(data.count(i, 1)[1] for i in range(data.n_samples)) > 0
+        assert data.tokens_per_row == lengths[lengths > 1][0]
 
 
 def test_only_documents_of_one_token(unmarked):

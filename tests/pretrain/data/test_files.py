@@ -40,6 +40,22 @@ def test_links_to_folders_are_followed(tmp_path):
     assert log == SkipLog()
 
 
+def test_of_two_links_the_first_name_counts(tmp_path):
+    """The name decides the split, so it must not depend on the order in which a disk lists a folder."""
+    write(tmp_path / "far", a="a")
+    (tmp_path / "t").mkdir()
+    for link in "cab":
+        (tmp_path / "t" / link).symlink_to(tmp_path / "far")
+    documents = [r.name for r in TextSource([str(tmp_path / "t")]).records() if isinstance(r, Document)]
+    assert documents == ["a/a.txt"]
+
+
+def test_a_folder_of_unknown_files_names_one(tmp_path):
+    (tmp_path / "letter.docx").write_text("text")
+    with pytest.raises(UserError, match=r"no file of a known type there \(left out: letter\.docx, unknown file type\)"):
+        TextSource([str(tmp_path)])
+
+
 def test_a_loop_of_links_ends(tmp_path):
     write(tmp_path / "t" / "sub", a="a").joinpath("up").symlink_to(tmp_path / "t")
     (tmp_path / "t" / "self").symlink_to("self")
@@ -267,6 +283,25 @@ def test_a_pointer_in_a_prepared_corpus_is_named(prepared, name):
     (prepared / name).write_text(LFS)
     with pytest.raises(UserError, match=rf"{name}: Git LFS pointer instead of the file"):
         load_manifest(prepared)
+
+
+@pytest.mark.parametrize("option", ["--text", "--hf"])
+def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, capsys, option):
+    folder = write(tmp_path / "t", a="one text of a few words\n" * 20, b="another text of words\n" * 20)
+    for hidden in (".git", "sub/.ipynb_checkpoints"):
+        write(folder / hidden, a="hidden words\n" * 20)
+    (folder / "sub" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (folder / ".link.txt").symlink_to(folder / "a.txt")
+    command = ["prepare", option, str(folder), "--out", str(tmp_path / "o"), "--vocab-size", "290"]
+    assert main(command) == 0
+    manifest = load_manifest(tmp_path / "o")
+    assert manifest.skipped == {"hidden file or folder": 4}
+    assert manifest.train.bytes + manifest.val.bytes == 20 * 24 + 20 * 22
+    assert "left out: 4 x hidden file or folder (first: .git)" in capsys.readouterr().out
+    (folder / ".DS_Store").write_bytes(b"more")
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert read(folder / ".git")[0] == ["hidden words\n" * 20], "named by the user, it is no accident"
 
 
 def test_the_package_brings_what_opens_zst():

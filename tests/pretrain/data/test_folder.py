@@ -1,15 +1,18 @@
 """`--hf` on a local folder: every file of a known type, as it stands in the file, and the hub's words for splits."""
 
+import argparse
 import gzip
 import hashlib
 import json
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
 from model.errors import UserError
 from pretrain.cli import main
+from pretrain.commands import prepare
 from pretrain.data.documents import Document, SkipLog, readable
 from pretrain.data.manifest import load_manifest
 from pretrain.data.sources.folder import FolderSource
@@ -40,6 +43,14 @@ def test_all_files_of_the_split_and_the_manifest_covers_them_alone(tmp_path):
     assert FolderSource(tmp_path, None, "train", "text", 0.05).describe() == before
     (tmp_path / "extra.jsonl").write_bytes(rows("EXTRA.jsonl"))
     assert FolderSource(tmp_path, None, "train", "text", 0.05).describe() != before
+
+
+def test_a_folder_names_the_split_of_its_files_unless_they_do(tmp_path):
+    for name in ("test/part-0.jsonl", "test/train-0.jsonl", "data/part-1.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(rows(name))
+    assert read(tmp_path)[0] == ["data/part-1.jsonl", "test/train-0.jsonl"]
+    assert read(tmp_path, "test")[0] == ["test/part-0.jsonl"]
 
 
 def test_a_validation_split_is_held_out_early_and_whole(tmp_path):
@@ -102,3 +113,53 @@ def test_mistakes(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             FolderSource(tmp_path, *arguments, 0.05)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "jsonl"])
+def test_one_file(tmp_path, kind):
+    path = tmp_path / f"corpus.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), path)
+    else:
+        path.write_bytes(b'[{"text": "a"}, {"text": "b"}]' if kind == "json" else rows("a", "b"))
+    parser = argparse.ArgumentParser()
+    prepare.add_arguments(parser)
+    source = prepare._source(parser.parse_args(["--hf", str(path)]))
+    assert [document.raw for document in source.records()] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("name", ["absent.parquet", "data/absent.jsonl.gz", "../absent", "/absent/folder"])
+def test_a_path_that_is_not_there_is_no_id(tmp_path, capsys, name):
+    assert main(["prepare", "--hf", name, "--out", str(tmp_path / "o")]) == 2
+    assert f"--hf {name}: no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_what_datasets_saved_to_disk(tmp_path, divided):
+    datasets = pytest.importorskip("datasets")
+    values = [f"row {i} ü" for i in range(60)]
+    data = datasets.Dataset.from_dict({"n": list(range(60)), "text": values})
+    saved = datasets.DatasetDict({"train": data, "test": data.select([3])}) if divided else data
+    saved.save_to_disk(str(tmp_path / "d"), num_shards={"train": 2, "test": 1} if divided else 2)
+    (tmp_path / "d" / "cache-12ab.arrow").write_bytes(b"what map() leaves")
+    found, log = read(tmp_path / "d")
+    assert found == values
+    splits = 2 if divided else 1
+    expected = {"description of the data set": 2 * splits + divided, "cache of datasets": 1}
+    assert log.counts == expected | ({"of split test": 1} if divided else {})
+    with pytest.raises(UserError, match=r"no row of .* has text there; look at .*arrow:1, which has n, text"):
+        read(tmp_path / "d", key="body")
+
+
+def test_both_formats_of_arrow_and_what_is_broken(tmp_path):
+    table = pyarrow.table({"other": [1, 2, 3], "text": ["a", None, "c"]})
+    for name, create in (("a.arrow", pyarrow.ipc.new_stream), ("b.arrow", pyarrow.ipc.new_file)):
+        with create(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "c.arrow").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "d.arrow").write_bytes(b"no table at all")
+    (tmp_path / "e.arrow").write_bytes(b"")
+    found, log = read(tmp_path)
+    assert found == ["a", "c", "a", "c"]
+    assert log.counts == {"no text under the key": 2, "unreadable file": 3}

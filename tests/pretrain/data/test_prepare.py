@@ -84,6 +84,8 @@ def test_a_damaged_corpus_is_made_anew(texts, tmp_path):
 def test_a_foreign_manifest_is_left_alone(texts, tmp_path, capsys):
     (tmp_path / "manifest.json").write_text('{"of": "something else"}')
     assert "another kind" in refused(capsys, *command(texts, tmp_path))
+    (tmp_path / "manifest.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "Git LFS pointer" in refused(capsys, *command(texts, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 

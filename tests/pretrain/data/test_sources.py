@@ -32,7 +32,8 @@ def test_plain_files_in_sorted_order(tmp_path):
         (tmp_path / name).write_text(f"text of {name}")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "x.txt").write_text("no")
-    assert read(tmp_path) == (["text of a.md", "text of b.txt", "text of sub/c.py"], SkipLog())
+    hidden = SkipLog({"hidden file or folder": 1}, {"hidden file or folder": ".hidden"})
+    assert read(tmp_path) == (["text of a.md", "text of b.txt", "text of sub/c.py"], hidden)
 
 
 def test_bom_is_stripped_and_crlf_kept(tmp_path):

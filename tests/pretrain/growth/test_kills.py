@@ -147,8 +147,8 @@ STOPS = {"a step before": GROWS - 1, "at the growth step": GROWS, "during the gr
 @pytest.mark.parametrize(("when", "stops_at"), STOPS.items())
 def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
     """Stops before the growth, or with the first step after it where the signal comes during the growth."""
-    from pretrain import train
     from pretrain.growth import between
+    from pretrain.loop import train
 
     run = tmp_path / "run"
     module, name = (between, "write_grown") if when == "during the growth" else (train, "train_step")
@@ -170,7 +170,7 @@ def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
 
 @pytest.mark.parametrize("step", [GROWS, pytest.param(GROWS + 2, marks=pytest.mark.slow)])
 def test_an_evaluation_that_is_cut_short_at_the_growth_is_made_up_for(config, tmp_path, monkeypatch, step):
-    from pretrain import train
+    from pretrain.loop import train
 
     options = [f"--eval.every={step}"]
     straight = grown_run(config, tmp_path / "straight", *options)

@@ -7,7 +7,7 @@ import torch
 
 from model.errors import UserError
 from pretrain.config import load_config
-from pretrain.distributed import World
+from pretrain.machine.distributed import World
 from pretrain.memory_plan.memory import plan_stage
 from pretrain.memory_plan.run import require_memory
 

@@ -8,7 +8,7 @@ from kernels.sparse_low_rank_linear.choice import Choice
 from model.build import shape_of_model
 from pretrain.config import load_config
 from pretrain.config.schema import Config
-from pretrain.kernel_choices import choosing_linears
+from pretrain.engine.kernel_choices import choosing_linears
 from pretrain.memory_plan.memory import MemoryPlan, plan_memory
 from tests.fake_step import PERSISTENT, FakeStep, fake_step
 

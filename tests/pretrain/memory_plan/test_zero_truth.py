@@ -13,7 +13,7 @@ import pytest
 from support import ROOT
 from zero_steps import Phases, measured, planned
 
-from pretrain import distributed
+from pretrain.machine import distributed
 from pretrain.memory_plan.memory import MemoryPlan
 
 TOTAL, ITEM, SMALL = 0.03, 0.05, 0.05

@@ -84,11 +84,16 @@ def test_adamw8bit_decays_as_torch_does(moments):
     torch.testing.assert_close(found, peer.detach(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (63, 65)], ids=str)
 @pytest.mark.parametrize("name", ["adamw8bit", *PRESETS])
-def test_decay_has_one_order_whatever_the_moments(name):
-    """One step on a weight of 1 by a gradient of 1: (1 - d) (1 - lr) after the update, (1 - d) - lr before it."""
+def test_decay_has_one_order_whatever_the_moments(name, shape):
+    """One step on a weight of 1 by a gradient of 1: (1 - d) (1 - lr) after the update, (1 - d) - lr before it.
+
+    bitsandbytes 0.50.2 gives the one on CUDA and the other on a CPU, for 4096 elements and for 4095
+    (findings/bitsandbytes_decays_in_two_orders.sh).
+    """
     preset = {"adamw8bit": AdamW8bit, **PRESETS}[name]
-    lr, ones = 0.5, torch.ones(64, 64)
+    lr, ones = 0.5, torch.ones(shape)
     right = (1 - 0.05) * (1 - lr) if preset.decay_after else (1 - 0.05) - lr
     for moments in ("fp32", "8bit"):
         for cautious in (False, True):

@@ -6,44 +6,73 @@ import pytest
 import torch
 from optim_drive import drive
 
+from pretrain.optim.adamw8bit import AdamW8bit
 from pretrain.optim.element import element_step, init_element
 from pretrain.optim.presets import PRESETS
 
 SIDE, STEPS = 64, (1, 10, 100)
 
+WHOLE, BEFORE, AFTER = (1e-6, "galore"), (1e-8, "galore"), (1e-8, "torch")
+
+DEFAULTS = {
+    "apollo": (WHOLE, AFTER),
+    "apollo_mini": (WHOLE, AFTER),
+    "fira": (WHOLE, BEFORE),
+    "frugal": (BEFORE, BEFORE),
+    "galore_adafactor": (WHOLE, AFTER),
+    "galore_adamw": (WHOLE, AFTER),
+    "galore_adamw8bit": (WHOLE, AFTER),
+    "golore": (WHOLE, AFTER),
+    "gradnormlorp": (WHOLE, AFTER),
+    "ldadam": (AFTER, AFTER),
+    "muon": (AFTER, AFTER),
+    "online_subspace": (WHOLE, AFTER),
+    "q_galore": (AFTER, AFTER),
+    "sara": (WHOLE, AFTER),
+    "subtrack": (WHOLE, BEFORE),
+}
+"""(eps, eps_mode) with moments that are whole or factored, and with those of 8 bits."""
+
 QUANTISED = [
+    *((name, {"moments": "8bit"}) for name in DEFAULTS if name not in ("ldadam", "muon")),
     ("galore_adamw8bit", {}),
-    ("galore_adamw", {"moments": "8bit"}),
-    ("golore", {"moments": "8bit"}),
-    ("sara", {"moments": "8bit"}),
-    ("q_galore", {}),
     ("q_galore", {"moments": "fp32"}),
-    ("apollo", {"moments": "8bit"}),
     ("apollo", {"weights": "int8"}),
-    ("apollo_mini", {"moments": "8bit"}),
     ("apollo_mini", {"moments": "8bit", "weights": "int8"}),
 ]
 
-
-def bias_corrected(size, step):
-    """|N| at `step` of gradients of one size and sign: m = (1 - b1^t) g, v = (1 - b2^t) g^2, eps after correction."""
-    m, v = (1 - 0.9**step) * size / (1 - 0.9**step), (1 - 0.999**step) * size**2 / (1 - 0.999**step)
-    return m / (math.sqrt(v) + 1e-8)
+TOGETHER = {"frugal": {"inactive_lr_scale": 0.0}, "apollo_mini": {"rank": 1}}
+"""What leaves the projected update alone."""
 
 
-@pytest.mark.parametrize(("name", "choices"), QUANTISED)
-def test_quantised_forms_add_1e8_after_the_correction(name, choices):
-    config = PRESETS[name](**choices)
-    assert (config.eps, config.eps_mode) == (1e-8, "torch")
-    own = PRESETS[name](**choices, eps=1e-5, eps_mode="galore")
+def size_of_update(size, step, eps_mode):
+    """|N| at `step` of gradients of one size and sign: m = (1 - b1^t) g, v = (1 - b2^t) g^2, and eps is 1e-8."""
+    m, root = (1 - 0.9**step) * size, math.sqrt((1 - 0.999**step) * size**2)
+    c1, c2 = 1 - 0.9**step, math.sqrt(1 - 0.999**step)
+    return m / c1 / (root / c2 + 1e-8) if eps_mode == "torch" else c2 / c1 * m / (root + 1e-8)
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16", "adafactor", "8bit"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_defaults_of_every_preset_and_moments(name, moments):
+    config, right = PRESETS[name](moments=moments), DEFAULTS[name][moments == "8bit"]
+    assert (config.eps, config.eps_mode) == right
+    own = PRESETS[name](moments=moments, eps=1e-5, eps_mode="galore")
     assert (own.eps, own.eps_mode) == (1e-5, "galore")
     assert PRESETS[name].model_validate(config.model_dump()) == config
 
 
-@pytest.mark.parametrize("name", ["galore_adamw", "golore", "sara", "apollo", "apollo_mini"])
-def test_whole_forms_keep_1e6_before_it(name):
-    config = PRESETS[name]()
-    assert (config.eps, config.eps_mode) == (1e-6, "galore")
+@pytest.mark.parametrize("moments", ["fp32", "8bit"])
+def test_defaults_of_adamw8bit(moments):
+    config = AdamW8bit(moments=moments)
+    assert (config.eps, config.eps_mode) == AFTER
+
+
+@pytest.mark.parametrize(("name", "choices"), QUANTISED)
+def test_updates_of_no_quantised_form_are_damped(name, choices):
+    config = PRESETS[name](**choices)
+    assert config.eps == 1e-8
+    assert all(size_of_update(1e-6, step, config.eps_mode) > 0.75 for step in STEPS)
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-6])
@@ -51,15 +80,15 @@ def test_whole_forms_keep_1e6_before_it(name):
 def test_updates_at_small_gradients_are_the_releases(name, choices, size):
     """A gradient of constant size: every projection has it whole, and each update is |N| in its own norm."""
     config = PRESETS[name](
-        **choices, **({} if name == "apollo_mini" else {"rank": 1}), lr=1.0, scale=1.0, weights="fp32_master",
-        update_proj_gap=10**6, projection="fp32", refresh="fixed", projector="svd",
+        **{"rank": 1, "refresh": "fixed", "projector": "svd", "projection": "fp32"} | TOGETHER.get(name, {}) | choices,
+        lr=1.0, scale=1.0, weights="fp32_master", update_proj_gap=10**6,
     )  # fmt: skip
     G = torch.full((SIDE, SIDE), size / SIDE**0.5)
     seen = [torch.zeros(SIDE, SIDE), *drive(config, torch.zeros(SIDE, SIDE), [G] * max(STEPS))]
     tolerance = 0.1 if config.moments == "8bit" else 1e-3  # the codes have 1 and no -1
     for step in STEPS:
         found = (seen[step] - seen[step - 1]).double().norm() / SIDE**0.5
-        assert found.item() == pytest.approx(bias_corrected(size, step), rel=tolerance), step
+        assert found.item() == pytest.approx(size_of_update(size, step, config.eps_mode), rel=tolerance), step
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-6])
@@ -72,4 +101,4 @@ def test_so_are_those_of_what_is_not_projected(name, choices, size):
         element_step(config, weight, torch.full_like(weight, size), state, step, 1.0, 0.0, None)
         if step in STEPS:
             found = (weight - before).abs().mean().item()
-            assert found == pytest.approx(bias_corrected(size, step), rel=0.01), step
+            assert found == pytest.approx(size_of_update(size, step, config.eps_mode), rel=0.01), step

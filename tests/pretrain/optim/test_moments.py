@@ -107,7 +107,7 @@ def test_bf16_moments_are_rounded_and_the_direction_is_of_the_exact_ones():
     state = init_moments(config, (4, 24), CPU)
     for t, R in enumerate(gradients((4, 24), 5), 1):
         m, v = 0.9 * state["exp_avg"].double() + 0.1 * R, 0.99 * state["exp_avg_sq"].double() + 0.01 * R.double() ** 2
-        N, c = direction(config, state, R, t)
+        N, c = direction(config, state, R, t, "w")
         torch.testing.assert_close(c * N.double(), c * m / (v.sqrt() + 1e-6), rtol=1e-6, atol=1e-6)
         assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
         torch.testing.assert_close(state["exp_avg"].double(), m, rtol=2**-8, atol=1e-7)
@@ -121,9 +121,24 @@ def test_the_bf16_second_moment_falls_when_gradients_do():
     large, small = gradients((8, 64), 2)
     for t in range(1, 1500):
         for c, state in zip((config, exact), states, strict=True):
-            direction(c, state, large if t < 20 else 0.01 * small, t)
+            direction(c, state, large if t < 20 else 0.01 * small, t, "w")
     found, right = (state["exp_avg_sq"].float().mean() for state in states)
     torch.testing.assert_close(found, right, rtol=0.02, atol=0)
+
+
+def test_bf16_second_moments_of_equal_matrices_err_by_themselves():
+    """All matrices alike are half a place off at worst, and many are right on average; the same name errs alike."""
+    config, R = GaLoreAdamW(moments="bf16"), gradients((4, 24), 1)[0]
+    found = []
+    for name in [*map(str, range(400)), "0"]:
+        state = init_moments(config, (4, 24), CPU)
+        direction(config, state, R, 1, name)
+        found.append(state["exp_avg_sq"])
+    *found, again = found
+    assert torch.equal(found[0], again)
+    assert not any(torch.equal(found[0], other) for other in found[1:])
+    exact = 0.001 * R.double().square()
+    assert (torch.stack(found).double().mean(0) / exact - 1).abs().max() < 1e-3
 
 
 def test_cautious_keeps_what_agrees_with_the_gradient():

@@ -12,7 +12,7 @@ from torch import nn
 from model.build import build_model
 from model.config import ModelConfig
 from model.linear.dense import Dense
-from pretrain.engine.matrix import MatrixEngine
+from pretrain.engine.own import OwnEngine
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.projector import PROJECTORS, is_late
@@ -289,8 +289,8 @@ def test_spans_what_the_exact_vectors_span_where_a_gap_says_what_that_is(m, n, p
 def test_the_engine_tells_golore_how_far_the_run_is():
     """By the run's steps, not the optimizer's, which begin anew where a growth resets it."""
     optimizer = optimizer_of(GoLore(rank=1), nn.Parameter(torch.zeros(24, 16)))
-    engine = object.__new__(MatrixEngine)
-    engine.optimizer, engine.config, engine.total_steps = optimizer, optimizer.config, 10
+    engine = object.__new__(OwnEngine)
+    engine.optimizer, engine.total_steps = optimizer, 10
     late = []
     for step in range(10):
         engine.begin(1e-3, step)

@@ -22,7 +22,7 @@ def driven(moments):
     config = GaLoreAdamW(rotate_moments=True, moments=moments, betas=(0.9, 0.99))
     state = init_moments(config, (5, 24), CPU)
     for t, R in enumerate(gradients((5, 24), STEPS), 1):
-        direction(config, state, R, t)
+        direction(config, state, R, t, "w")
     return config, state
 
 
@@ -90,7 +90,7 @@ def hundred_rotations(moments, name="w"):
         new = torch.linalg.qr(old + 1e-3 * torch.randn(32, 16, generator=random)).Q
         new = new * (new * old).sum(0).sign()
         rotate_moments(config, state, old, new, name, step)
-        direction(config, state, torch.randn(16, 64, generator=random), step)
+        direction(config, state, torch.randn(16, 64, generator=random), step, "w")
         old = new
     return load(config, state)[1].double()
 

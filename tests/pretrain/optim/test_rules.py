@@ -5,7 +5,12 @@ import torch
 from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 
+from model.seeding import derive_seed
+from pretrain.optim import moments, rotation
+from pretrain.optim.matrix import Matrix, projected_side
+from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import RULES
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
 
@@ -101,3 +106,69 @@ def test_a_bf16_weight_is_rounded_by_key(name, shape):
     assert first.dtype == torch.bfloat16
     assert torch.equal(first, second)
     assert (first.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def twins(config, shape, start):
+    """Two matrices of equal contents, and their optimizer."""
+    side = projected_side(shape, config.proj_type, RULES[config.rule].square_side)
+    named = [(name, nn.Parameter(start.clone())) for name in ("a", "b")]
+    targets = {name: Matrix(name, shape, side, config.rank) for name, _ in named}
+    return named, MatrixOptimizer(named, targets, config, seed=0)
+
+
+def step_twins(named, optimizer, grads):
+    for gradient in grads:
+        for _, parameter in named:
+            (parameter * gradient).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "muon"])
+def test_equal_matrices_round_their_bf16_moments_by_themselves_and_resume_exactly(name):
+    shape, (start, *grads) = (16, 24), gradients((16, 24), 7)
+    config = small(name, shape, moments="bf16", refresh_stagger=False, projector="svd", refresh="fixed")
+    named, optimizer = twins(config, shape, start)
+    step_twins(named, optimizer, grads[:3])
+    kept = {key: tensor.clone() for key, _, tensor, _ in optimizer.tensors()}
+    assert not torch.equal(kept["a.exp_avg_sq"], kept["b.exp_avg_sq"])
+
+    again, resumed = twins(config, shape, start)
+    for (_, parameter), (_, trained) in zip(again, named, strict=True):
+        parameter.data.copy_(trained)
+    for key, _, _, put in list(resumed.tensors()):
+        put(kept[key])
+    for count in resumed.counts:
+        setattr(resumed, count, getattr(optimizer, count))
+    for pair, which in ((named, optimizer), (again, resumed)):
+        step_twins(pair, which, grads[3:])
+    assert all(torch.equal(tensor, found) for (_, tensor), (_, found) in zip(named, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ldadam", "subtrack", "galore_adamw", "fira", "frugal"])
+def test_no_rounding_of_bf16_moments_has_the_numbers_of_another(name, monkeypatch):
+    """Not those of another step or matrix, nor the rotation those of the step that follows it."""
+    seeds = []
+
+    def record(*parts):
+        seeds.append(derive_seed(*parts))
+        return seeds[-1]
+
+    monkeypatch.setattr(moments, "derive_seed", record)
+    monkeypatch.setattr(rotation, "derive_seed", record)
+    shape, (start, *grads) = (16, 24), gradients((16, 24), 6)
+    config = small(name, shape, moments="bf16", rotate_moments=True, update_proj_gap=1)
+    named, optimizer = twins(config, shape, start)
+    step_twins(named, optimizer, grads)
+    assert len(seeds) >= 2 * (5 + 4)
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("name", ["apollo", "frugal", "sara"])
+def test_random_bases_differ_by_matrix_and_refresh(name):
+    shape, (start, gradient) = (16, 24), gradients((16, 24), 2)
+    named, optimizer = twins(small(name, shape, update_proj_gap=1), shape, start)
+    seen = []
+    for _ in range(3):
+        step_twins(named, optimizer, [gradient])
+        seen += [target.P.clone() for target in optimizer.targets]
+    assert not any(torch.equal(P, other) for i, P in enumerate(seen) for other in seen[:i])

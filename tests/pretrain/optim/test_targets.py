@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from model.build import build_model
+from model.config import ModelConfig
+from model.linear.dense import Dense
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.rules import RULES
+from pretrain.optim.targets import find_targets
 
 LEFT = {"ldadam"}
 
@@ -20,6 +24,16 @@ def test_each_rule_says_its_side_of_square_matrices(name):
     assert projected_side((16, 16), "reverse_std", square) != square
     assert [projected_side(shape, "std", square) for shape in ((16, 24), (24, 16))] == ["left", "right"]
     assert [projected_side(shape, "reverse_std", square) for shape in ((16, 24), (24, 16))] == ["right", "left"]
+
+
+@pytest.mark.parametrize("name", ["ldadam", "galore_adamw"])
+def test_a_models_square_matrices_take_the_rules_side(name):
+    config = ModelConfig(dim=16, n_layers=1, n_heads=2, ffn_dim=24, vocab_size=32, max_seq_len=16)
+    fp32 = torch.float32
+    model = build_model(config, Dense.Config(), seed=0, device="cpu", param_dtype=fp32, compute_dtype=fp32)
+    targets = find_targets(model, PRESETS[name](rank=4))
+    square = {matrix.side for matrix in targets.values() if matrix.shape == (16, 16)}
+    assert square == {RULES[PRESETS[name].rule].square_side}
 
 
 def moved(name, parameter, ratio, update, lr):

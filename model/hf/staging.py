@@ -1,0 +1,81 @@
+"""A folder that is filled aside and takes its place when it is complete; the one before it stays until then."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from model.errors import UserError
+
+PARTIAL = ".partial"
+"""Ending of the name beside the folder under which it is filled, and its predecessor deleted."""
+
+REPLACED = ".replaced"
+"""Ending of the name under which the predecessor, still whole, makes room."""
+
+
+@contextmanager
+def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A new empty folder that becomes `out` where the body ends well; else it is gone, unless the body has moved it.
+
+    A kill leaves the old folder or the new one, and beside it at most what the next call removes. Between two renames
+    the old one has only its other name; the next call gives it back. UserError when `out` exists, unless `overwrite`
+    and it holds a config.json; when it cannot be written; and when another process is about it.
+    """
+    out = out.resolve()
+    folder, replaced = out.with_name(out.name + PARTIAL), out.with_name(out.name + REPLACED)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder, out)
+    try:
+        with writing(out):
+            if replaced.exists() and not out.exists():
+                replaced.rename(out)
+            _require_replaceable(out, overwrite)
+            shutil.rmtree(replaced, ignore_errors=True)
+            for path in folder.iterdir():  # a kill's; the lock is on the folder itself
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield folder
+        with writing(out):
+            if out.exists():
+                out.rename(replaced)
+            folder.rename(out)
+            if replaced.exists():
+                replaced.rename(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn an OSError of the body into a UserError that names `out`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); choose another folder or make room"
+        ) from None
+
+
+def _require_replaceable(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; choose another folder or overwrite it (--overwrite)")
+    if out.exists() and not (out / "config.json").is_file():
+        raise UserError(f"{out}: exists and is not a Hugging Face model folder, so it is not replaced; choose another")
+
+
+def _lock(folder: Path, out: Path) -> int:
+    """Make `folder` and take it; the lock goes with the process, however it ends."""
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or not os.path.samestat(os.fstat(lock), folder.stat()):  # it has just become `out`
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(f"{out}: another process is writing it; wait for it or choose another folder") from None
+    return lock

@@ -1,0 +1,152 @@
+"""An engine: micro-steps, the update with its finite check, the learning rate, and every tensor of a run by name."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.linear.support.base import check_supports
+from model.linear.support.element import step_caches
+from model.transformer import Transformer
+from pretrain.config.schema import Config
+from pretrain.data.dataset import Batch
+from pretrain.engine.deepspeed import deepspeed_settings, release
+from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.distributed import World
+from pretrain.machine.fault import fault_flag
+
+NamedTensors = Iterator[tuple[str, int, Callable[[], Tensor]]]
+"""(name, bytes, read) of whole tensors in a fixed order; `read()` is collective and valid until the next one."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimizer step did: the gradient's global L2 norm before clipping, and whether it was applied."""
+
+    grad_norm: float
+    applied: bool
+
+
+class Engine(ABC):
+    """DeepSpeed around a model and its optimizer; a subclass for each path that an update can take."""
+
+    norm_name = "grad_norm"
+    """Under which `Update.grad_norm` is logged."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        world: World,
+        grad_accum_steps: int,
+        bf16: bool,
+    ):
+        self.world = world
+        self.optimizer = optimizer
+        self.micro_batches = grad_accum_steps * world.size
+        self.caches = step_caches(model)
+        self.deepspeed, *_ = import_deepspeed().initialize(
+            model=model, optimizer=optimizer, config=deepspeed_settings(config, grad_accum_steps, bf16)
+        )
+
+    @property
+    def model(self) -> Transformer:
+        return self.deepspeed.module
+
+    def begin(self, lr: float, step: int = 0) -> None:
+        """Prepare for the first micro-step of an optimizer step at rate `lr`, after `step` steps of the run."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def micro_step(self, batch: Batch, total_targets: int) -> Tensor:
+        """Forward and backward of one micro-batch; returns its summed negative log-likelihood (0-d, detached).
+
+        The gradient is that of the mean over the `total_targets` target tokens of the whole global batch:
+        DeepSpeed averages over micro-batches and ranks, so each sum is scaled by their number first.
+        """
+        for cache in self.caches:
+            cache.last_micro_step = self.deepspeed.is_gradient_accumulation_boundary()
+        tokens = batch.tokens.to(self.world.device)
+        targets = batch.targets.to(self.world.device)
+        nll = self.deepspeed(tokens, targets)
+        scale = math.nan if fault_flag("nan_gradient") else self.micro_batches / total_targets
+        self.deepspeed.backward(nll * scale)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()
+        return nll.detach()
+
+    @abstractmethod
+    def update(self) -> Update:
+        """The optimizer step after the last micro-step; skipped when the gradient is not finite."""
+
+    def parameters_changed(self) -> None:
+        """Forget what was kept of the old parameters."""
+        for cache in self.caches:
+            cache.clear()
+
+    def close(self) -> None:
+        """Take DeepSpeed off the model. It trains no more; its memory comes free with the last reference to this engine
+        and its model, once the cycles among them are collected (`gc.collect()`)."""
+        self.deepspeed.destroy()
+        release(self.deepspeed)
+
+    def whole_tensors(self) -> NamedTensors:
+        """Every tensor of a run, whole and by name, whatever the path and the number of processes.
+
+        Names: `model.<parameter or buffer>` (the fp32 master where there is one) and `optimizer.<parameter>.<state>`.
+        Collective: all ranks ask for the same names in the same order.
+        """
+        for name, buffer in self._buffers():
+            yield f"model.{name}", buffer.nbytes, partial(torch.Tensor.detach, buffer)
+        for name, size, read in self._weights():
+            yield f"model.{name}", size, read
+        for name, size, read in self._optimizer_state():
+            yield f"optimizer.{name}", size, read
+
+    def restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool = True) -> None:
+        """Put weights, masters, moments and step counts back; without `has_optimizer` the optimizer stays fresh.
+
+        `read(name)` gives a whole tensor by the names of `whole_tensors`; `updates` is the number of applied optimizer
+        steps; `warm_up` is any batch of the run's shape.
+        """
+        self._restore(read, updates, warm_up, has_optimizer)
+        check_supports(self.model)
+        self.parameters_changed()
+
+    @abstractmethod
+    def reduced_bytes(self) -> int:
+        """Bytes of gradient that a rank hands to reductions in one optimizer step."""
+
+    @abstractmethod
+    def full_gradient_bytes(self) -> int:
+        """What a rank would reduce in one optimizer step without sharding or projection."""
+
+    def low_rank_matrices(self) -> int:
+        """Matrices whose update takes the low-rank path."""
+        return 0
+
+    def figures(self) -> dict[str, float]:
+        """What else is logged of a step, by TensorBoard tag."""
+        return {}
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """The persistent buffers: sparse supports and 8-bit weights."""
+        names = self.model.state_dict().keys()
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in names]
+
+    @abstractmethod
+    def _weights(self) -> NamedTensors:
+        """The parameters, or their fp32 masters."""
+
+    @abstractmethod
+    def _optimizer_state(self) -> NamedTensors:
+        """Named <parameter>.<state>."""
+
+    @abstractmethod
+    def _restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool) -> None:
+        """Copy what `read` gives into buffers, parameters and optimizer."""

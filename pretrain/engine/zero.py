@@ -1,0 +1,181 @@
+"""The engine of element-wise AdamW under DeepSpeed's ZeRO, at stage 0 to 3."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.transformer import Transformer
+from pretrain.config.schema import Config
+from pretrain.data.dataset import Batch
+from pretrain.engine.base import Engine, NamedTensors, Update
+from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.distributed import World
+from pretrain.optim.sharded_optimizer import norms_of
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroEngine(Engine):
+    """ZeRO shards optimizer state (stage 1), gradients (2) and parameters (3); whole tensors are gathered on demand.
+
+    At stage 0 DeepSpeed reduces the gradients, and norm, finite check and clipping are done here.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        world: World,
+        grad_accum_steps: int,
+        bf16: bool,
+    ):
+        super().__init__(model, optimizer, config, world, grad_accum_steps, bf16)
+        self.stage = config.parallel.zero_stage
+        self.offloads = config.parallel.offload == "optimizer"
+        self.grad_clip = config.train.grad_clip
+        if self.stage == 0 and world.size == 1:
+            self.deepspeed.enable_backward_allreduce = False  # it would copy every gradient for nothing
+        if self.stage < 3:
+            self._fill_optimizer_state()
+
+    def update(self) -> Update:
+        update = self._update_whole() if self.stage == 0 else self._update_sharded()
+        self.parameters_changed()
+        return update
+
+    def reduced_bytes(self) -> int:
+        if self.world.size == 1:
+            return 0
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        once = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
+        # Stages 2 and 3 shard gradients, so every micro-step reduces; 0 and 1 reduce at the boundary.
+        return once * (self.micro_batches // self.world.size if self.stage >= 2 else 1)
+
+    def full_gradient_bytes(self) -> int:
+        return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.model.parameters())
+
+    def _update_sharded(self) -> Update:
+        self.deepspeed.step()
+        applied = self.deepspeed.was_step_applied()
+        if self.offloads and not applied:
+            # In bf16, DeepSpeed 0.19.8 would add the next gradients to the sums that are not finite.
+            getattr(self.deepspeed.optimizer, "averaged_gradients", {}).clear()
+        return Update(float(self.deepspeed.get_global_grad_norm()), applied)
+
+    def _update_whole(self) -> Update:
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norms = norms_of([p.grad for p in parameters if p.grad is not None])  # in fp32, whatever the gradients are
+        norm_tensor = torch.linalg.vector_norm(torch.stack(norms))
+        norm = norm_tensor.item()
+        finite = math.isfinite(norm)
+        if not finite:
+            for parameter in parameters:
+                parameter.grad = None
+        elif self.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm_tensor)
+        self.deepspeed.step()
+        return Update(norm, finite)
+
+    def _fill_optimizer_state(self) -> None:
+        """Give every parameter (stage 1 and 2: every flat partition) its AdamW state before the first step.
+
+        At stage 1 and 2, DeepSpeed 0.19.8 links the state fragments of all groups after the first group's first step,
+        when the other groups have none yet; their moments would be out of reach for ever.
+        """
+        inner = self.deepspeed.basic_optimizer
+        for group in inner.param_groups:
+            for partition in group["params"]:
+                inner.state[partition] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=partition.device),
+                    "exp_avg": torch.zeros_like(partition),
+                    "exp_avg_sq": torch.zeros_like(partition),
+                }
+
+    def _weights(self) -> NamedTensors:
+        for name, parameter in self.model.named_parameters():
+            yield name, self._master_bytes(parameter), partial(self._read_master, parameter)
+
+    def _optimizer_state(self) -> NamedTensors:
+        for name, parameter in self.model.named_parameters():
+            for key in MOMENTS:
+                yield f"{name}.{key}", self._master_bytes(parameter), partial(self._read_moment, parameter, key)
+
+    def _restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool) -> None:
+        """Sharded state exists only after a first optimizer step, so one is taken on `warm_up` at learning rate 0."""
+        if self.stage:
+            self._materialise(warm_up)
+        with torch.no_grad():
+            for name, buffer in self._buffers():
+                buffer.copy_(read(f"model.{name}"))
+            for name, parameter in self.model.named_parameters():
+                weight = read(f"model.{name}")
+                self._write_working(parameter, weight)
+                self._write_master(parameter, weight)
+                for key in MOMENTS if has_optimizer else ():
+                    self._write_moment(parameter, key, read(f"optimizer.{name}.{key}"))
+        for partition, state in self.deepspeed.basic_optimizer.state.items():  # in host memory under parallel.offload
+            state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=partition.device)
+
+    def _materialise(self, batch: Batch) -> None:
+        self.begin(0.0)
+        tokens, targets = batch.tokens.to(self.world.device), batch.targets.to(self.world.device)
+        for _ in range(self.deepspeed.gradient_accumulation_steps()):
+            self.deepspeed.backward(self.deepspeed(tokens, targets) * 0)
+            self.deepspeed.step()
+
+    def _master_bytes(self, parameter: nn.Parameter) -> int:
+        numel = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty parameter behind
+        return numel * (4 if self.stage else parameter.element_size())
+
+    def _read_master(self, parameter: nn.Parameter) -> Tensor:
+        if self.stage == 0:
+            return parameter.detach()
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter)
+
+    def _read_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        if self.stage == 0:
+            return self.optimizer.state[parameter][key]
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return safe_get_full_optimizer_state(parameter, key)
+
+    def _write_working(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        """The copy that the forward pass uses: setting the fp32 master does not refresh it."""
+        if self.stage < 3:
+            parameter.copy_(weight)
+            return
+        deepspeed = import_deepspeed()
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if self.world.is_main:
+                parameter.copy_(weight)
+
+    def _write_master(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.stage in (1, 2):
+            safe_set_full_fp32_param(parameter, weight.float())
+        elif self.stage == 3:
+            safe_set_local_fp32_param(parameter, self._own_slice(parameter, weight))
+
+    def _write_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.stage == 0:
+            self.optimizer.state[parameter][key].copy_(value)
+        elif self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value.float(), key)
+        else:
+            safe_set_local_optimizer_state(parameter, self._own_slice(parameter, value), key)
+
+    def _own_slice(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """This rank's part of a stage-3 partition, padded as DeepSpeed pads it, whose setter fails on uneven ones."""
+        length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        flat = F.pad(whole.float().flatten(), (0, length * self.world.size - whole.numel()))
+        return flat.narrow(0, self.world.rank * length, length).to(self.world.device)

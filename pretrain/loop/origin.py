@@ -1,0 +1,178 @@
+"""`sparlow train --from`: a new run that begins with another run's checkpoint, and the record of which one that was."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from model.build import shape_of_model
+from model.errors import RunFailed, UserError
+from pretrain.checkpoint.manifest import file_sha256, reading
+from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.save import WholeTensors, save_checkpoint
+from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.config.schema import Config
+from pretrain.data.dataset import TokenDataset
+from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World, shared
+
+NO_WEIGHTS = ("max_seq_len", "init_std", "rope_theta")
+"""Keys of [model] that may change: no tensor depends on them (context is extended with a larger rope_theta)."""
+
+NO_STATE = (
+    *("lr", "betas", "eps", "eps_mode", "weight_decay", "cautious", "factor_lr_ratio", "scale"),
+    *("update", "accumulators"),
+)
+"""Keys of [optimizer] that moments may outlive: they decide neither what is kept nor in which form."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a new run begins with."""
+
+    path: str
+    """A run folder (its newest checkpoint) or one step's folder."""
+    state: Literal["weights", "all"] = "weights"
+    """all: with the optimizer's moments, and its own count of updates, which bias correction goes by."""
+
+
+def find_source(
+    start: Start, config: Config, dataset: TokenDataset, store: CheckpointStore, say: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint that the run of `config` begins with; None where that run has begun already.
+
+    Writes nothing. UserError where the checkpoint does not fit, or the run is in the folder that it would begin in.
+    """
+    if _run_folder(Path(start.path).resolve()) == Path(config.run.dir).resolve():
+        raise UserError(
+            f"--from {start.path} is run.dir itself; give the new run another folder with --run.dir=NEW, or leave "
+            "--from out to go on with the old one"
+        )
+    if store.folders():
+        return None
+    checkpoint = open_checkpoint(start.path)
+    _require_same_model(start, checkpoint, config)
+    if start.state == "all":
+        _require_same_optimizer(start, checkpoint, config)
+    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
+        raise UserError(
+            f"data.path {config.data.path} was not made with the tokenizer that {start.path} was trained with; prepare "
+            f"it with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
+        )
+    there, here = checkpoint.stage.config.model, config.model
+    for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {"rope_theta"})):
+        say(f"--from {start.path}: {changed}")
+    return checkpoint.folder
+
+
+def require_same_origin(start: Start, checkpoint: Checkpoint, run_dir: str) -> None:
+    """UserError unless `checkpoint`, of the run in `run_dir`, is of one that began as `start` says.
+
+    The source itself may have trained on or be gone since.
+    """
+    origin = checkpoint.state.origin
+    if not origin:
+        raise UserError(
+            f"run.dir: {run_dir} holds a run that began without --from; choose another folder, or leave --from out to "
+            "go on with it"
+        )
+    path = Path(start.path).resolve()
+    name = path.name if STEP_FOLDER.fullmatch(path.name) else origin["checkpoint"]
+    folder = path if name == path.name else path / "checkpoints" / name
+    manifest = folder / "manifest.json"
+    same = (_run_folder(path).name, name, start.state) == (origin["run"], origin["checkpoint"], origin["state"])
+    if not same or (manifest.is_file() and file_sha256(manifest) != origin["manifest_sha256"]):
+        raise UserError(
+            f"run.dir: {run_dir} holds a run that began with {describe(origin)}, not with this --from and "
+            "--from-state; choose another folder, or leave them out to go on with it"
+        )
+
+
+def begin(source: Checkpoint, start: Start) -> TrainState:
+    """The state of a run before its first step that begins with `source`."""
+    with reading(source.folder):
+        manifest_sha256 = file_sha256(source.folder / "manifest.json")
+    origin = {
+        "run": _run_folder(source.folder.resolve()).name,
+        "checkpoint": source.folder.name,
+        "step": source.state.step,
+        "tokens_seen": source.state.tokens_seen,
+        "state": start.state,
+        "config_hash": source.manifest.config_hash,
+        "manifest_sha256": manifest_sha256,
+    }
+    return TrainState(updates=source.state.updates if start.state == "all" else 0, origin=origin)
+
+
+def save_first(
+    store: CheckpointStore,
+    world: World,
+    config: Config,
+    state: TrainState,
+    tensors: WholeTensors,
+    dataset: TokenDataset,
+) -> None:
+    """Commit step 0 of a run that begins with another's checkpoint: from here on it needs that one no more."""
+    try:
+        save_checkpoint(store, world, config, state, tensors, dataset)
+    except OSError as error:
+        raise shared(
+            RunFailed(f"the first checkpoint could not be written to {store.folder} ({error}); free some disk space")
+        ) from None
+
+
+def describe(origin: dict[str, Any]) -> str:
+    """A recorded origin in words."""
+    what = "the weights and moments" if origin["state"] == "all" else "the weights"
+    return f"{what} of step {origin['step']} of {origin['run']} ({origin['tokens_seen']:,} tokens seen)"
+
+
+def _run_folder(path: Path) -> Path:
+    """The run that `path`, a run folder or one step's, belongs to."""
+    if not STEP_FOLDER.fullmatch(path.name):
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def _require_same_model(start: Start, checkpoint: Checkpoint, config: Config) -> None:
+    """UserError unless the tensors of `checkpoint` are those of the model that the run trains first."""
+    there, here = checkpoint.stage.config, config.stages[0].config
+    changed = _differences("model", there.model, here.model, NO_WEIGHTS)
+    changed += _differences("linear", there.linear, here.linear)
+    weights = there.optimizer.weights, here.optimizer.weights
+    if weights[0] != weights[1] and "int8" in weights:
+        changed.append(f"optimizer.weights was {weights[0]!r}, is {weights[1]!r}")
+    if changed:
+        first = ", whose first model growth makes small" if config.growth.enabled else ""
+        raise UserError(
+            f"--from {start.path} holds another model than this run{first}: {'; '.join(changed)}; restore these, or "
+            "give a checkpoint of the same model"
+        )
+    shapes = shape_of_model(here.model, here.linear, int8=weights[1] == "int8").state_dict()
+    if {f"model.{name}" for name in shapes} != {name for name in checkpoint.names() if name.startswith("model.")}:
+        raise UserError(f"--from {start.path}: its tensors are not those of its own model; the checkpoint is damaged")
+
+
+def _require_same_optimizer(start: Start, checkpoint: Checkpoint, config: Config) -> None:
+    """UserError unless the moments of `checkpoint` are moments of the run's optimizer."""
+    if not checkpoint.has_optimizer:
+        raise UserError(
+            f"--from-state all: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            "--from-state weights, or give a checkpoint of a later step"
+        )
+    changed = _differences("optimizer", checkpoint.stage.config.optimizer, config.stages[0].config.optimizer, NO_STATE)
+    if changed:
+        raise UserError(
+            f"--from-state all needs the optimizer that {start.path} has moments of, but {'; '.join(changed)}; restore "
+            "these, or use --from-state weights"
+        )
+
+
+def _differences(section: str, there: Any, here: Any, apart: tuple[str, ...] = ()) -> list[str]:
+    """Keys of a table that differ, with both values; those of another member are all said by its name."""
+    keys = ["name"] if getattr(there, "name", "") != getattr(here, "name", "") else list(type(here).model_fields)
+    return [
+        f"{section}.{key} was {getattr(there, key)!r}, is {getattr(here, key)!r}"
+        for key in keys
+        if key not in apart and getattr(there, key) != getattr(here, key)
+    ]

@@ -1,0 +1,52 @@
+"""Going on from a checkpoint: whether it may, and what it takes over from it."""
+
+from typing import Any
+
+import torch
+
+from model.errors import UserError
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.config.schema import Config
+from pretrain.config.write import fixed_keys
+from pretrain.machine.hardware import has_bf16
+
+
+def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint | None) -> Config:
+    """`config` with train.dtype = "auto" settled: by the checkpoint that the run goes on from, else by the device.
+
+    Weights that are stored in bf16 are computed with in bf16. On a CPU that works without bf16 instructions too; a GPU
+    must have them (UserError).
+    """
+    dtype = config.train.dtype
+    if dtype == "auto" and checkpoint:
+        dtype = checkpoint.config.train.dtype
+    elif dtype == "auto":
+        dtype = "bf16" if has_bf16(device) or config.optimizer.weights.startswith("bf16") else "fp32"
+    if dtype == "bf16" and device.type == "cuda" and not has_bf16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise UserError(
+            f"bf16 needs a GPU of compute capability 8.0 or more, {torch.cuda.get_device_name(device)} has {major}."
+            f'{minor}: start a run with train.dtype = "fp32" and optimizer.weights = "fp32_master", or take another GPU'
+        )
+    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
+
+
+def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoint) -> None:
+    """UserError with a diff when `checkpoint` belongs to another model, schedule, optimizer or corpus."""
+    there, here = fixed_keys(checkpoint.config), fixed_keys(config)
+    missing: Any = "(absent)"
+    changed = [
+        f"{key} was {there.get(key, missing)!r}, is {here.get(key, missing)!r}"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, missing) != here.get(key, missing)
+    ]
+    if checkpoint.manifest.data_fingerprint != data_fingerprint:
+        changed.append(
+            f"data.path holds another corpus or tokenizer ({config.data.path}: manifest {data_fingerprint[:12]}, "
+            f"the checkpoint's is {checkpoint.manifest.data_fingerprint[:12]})"
+        )
+    if changed:
+        raise UserError(
+            f"{checkpoint.folder.name} of {config.run.dir} belongs to a different run: {'; '.join(changed)}; "
+            "restore these, or choose another run.dir"
+        )

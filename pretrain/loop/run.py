@@ -1,0 +1,159 @@
+"""What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from model.build import support_checksum
+from model.counts import count_parameters
+from model.errors import RunFailed, UserError
+from pretrain.checkpoint.preflight import require_disk_space
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.schema import Config
+from pretrain.config.write import to_toml
+from pretrain.data.dataset import TokenDataset
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.engine.base import Engine
+from pretrain.engine.build import build_engine
+from pretrain.engine.kernel_choices import apply, decide
+from pretrain.growth.stages import Stage
+from pretrain.loop.build import build
+from pretrain.loop.metrics import Metrics
+from pretrain.loop.origin import Start, begin, find_source, require_same_origin, save_first
+from pretrain.loop.resume import require_same_run, resolve_dtype
+from pretrain.loop.state import TrainState
+from pretrain.machine.console import Console
+from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
+from pretrain.memory_plan.run import require_memory
+
+
+@dataclass
+class Run:
+    """A run that is ready for its next step."""
+
+    config: Config
+    world: World
+    console: Console
+    dir: Path
+    store: CheckpointStore
+    metrics: Metrics
+    dataset: TokenDataset
+    held_out: TokenDataset
+    tokenizer: Tokenizer
+    engine: Engine
+    state: TrainState
+    told: set[str] = field(default_factory=set)
+    """What has been said already and is not said again."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that trains; its `config` has the model."""
+        return self.config.stages[self.state.stage]
+
+
+def open_run(config: Config, world: World, store: CheckpointStore, start: Start | None = None) -> Run:
+    """Check the data, take the run folder, build the model and put back what the newest checkpoint holds.
+
+    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0.
+    """
+    console = Console(world.is_main)
+    dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
+    run_dir = Path(config.run.dir)
+    source = on_main(world, lambda: find_source(start, config, dataset, store, console.say)) if start else None
+    newest = on_main(world, lambda: _claim(store, console))
+    source = None if newest else source
+    opened = newest or source
+    checkpoint = together(world, lambda: Checkpoint(opened)) if opened else None
+    config = on_main(world, lambda: _settle(config, world, dataset, checkpoint if newest else None, start))
+    together(world, lambda: require_memory(config, world))
+    state = checkpoint.state if checkpoint else TrainState()
+    if checkpoint and source and start:
+        state = begin(checkpoint, start)
+
+    engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
+    model, device = engine.model, world.device
+    state.kernels = on_main(world, lambda: decide(model, config, state.kernels, grad_accum_steps, device))
+    together(world, lambda: apply(model, state.kernels))
+    if checkpoint:
+        warm_up = dataset.batch(0, config.train.micro_batch_size)
+        with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
+        engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+    still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
+    on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
+    if source:
+        save_first(store, world, config, state, engine.whole_tensors(), dataset)
+    metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
+    tokenizer = Tokenizer(dataset.tokenizer_file)
+    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)
+
+
+def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:
+    """Training data, held-out data, micro-steps per update; UserError when they do not fit the model or the batch."""
+    data, train = config.data, config.train
+    dataset = TokenDataset(data.path, "train", train.seq_len, data.packing, config.run.seed)
+    held_out = TokenDataset(data.path, "val", train.seq_len, data.packing, config.run.seed)
+    if dataset.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer of data.path {data.path}, "
+            f"which has {dataset.vocab_size} pieces; set it to {dataset.vocab_size}"
+        )
+    if dataset.n_samples < train.global_batch_size:
+        raise UserError(
+            f"data.path: corpus too short, {data.path} holds {dataset.n_samples} rows of {train.seq_len} tokens, fewer "
+            f"than train.global_batch_size {train.global_batch_size}; prepare more text or take a smaller batch"
+        )
+    return dataset, held_out, require_divisible(train.global_batch_size, train.micro_batch_size, world.size)
+
+
+def _claim(store: CheckpointStore, console: Console) -> Path | None:
+    """Lock the run folder, clear what a kill has left in it, and find the checkpoint to go on from."""
+    store.lock()
+    store.clean()
+    return store.newest_good(console.say)
+
+
+def _settle(
+    config: Config, world: World, dataset: TokenDataset, checkpoint: Checkpoint | None, start: Start | None
+) -> Config:
+    """The configuration with nothing left open, once it is known to be that of the run's own checkpoint."""
+    config = resolve_dtype(config, world.device, checkpoint)
+    if checkpoint:
+        if start:
+            require_same_origin(start, checkpoint, config.run.dir)
+        require_same_run(config, dataset.fingerprint, checkpoint)
+    return config
+
+
+def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Console, active: bool) -> Metrics:
+    try:
+        if active:
+            (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+        return Metrics(run_dir, state.step, config.metrics.tensorboard, active, console.say)
+    except OSError as error:
+        raise UserError(
+            f"run.dir: {run_dir} cannot be written ({error.strerror}); make room or choose another"
+        ) from None
+
+
+def _parameters(stage: Stage) -> int:
+    return count_parameters(stage.config.model, stage.config.linear)["total"]
+
+
+def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine:
+    """The engine of one stage, with initial weights; `config` is the stage's."""
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh memory would cost time and change nothing: every kernel here writes what it takes.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    model = build(config, world.device)
+    # DeepSpeed broadcasts parameters, not buffers: ranks that drew other supports would train nonsense.
+    checksums = gather_outcomes(world, support_checksum(model))
+    if len(set(checksums)) > 1:
+        raise shared(
+            RunFailed(
+                f"8-bit codes or sparse supports differ between processes ({checksums}); are their versions equal?"
+            )
+        )
+    return build_engine(model, config, world, grad_accum_steps)

@@ -1,0 +1,74 @@
+"""All numbers that a run needs to go on as if it had never stopped. (The tensors lie beside them in a checkpoint.)
+
+There is no random-number state to keep: every random number is drawn from (seed, what it is for, step).
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.errors import UserError
+
+SINCE_FORMAT_3: dict[str, Any] = {"origin": {}}
+"""Fields that checkpoints of the present format may lack, and what held for the runs that wrote those."""
+
+
+@dataclass
+class TrainState:
+    """The progress of a run; `state.json` of a checkpoint holds exactly these fields."""
+
+    step: int = 0
+    """Optimizer steps made, skipped ones included."""
+    cursor: int = 0
+    """Samples taken from the data stream: the next global batch starts at this index."""
+    tokens_seen: int = 0
+    """Real input tokens trained on, padding not counted."""
+    skipped_steps: int = 0
+    """Steps whose update was not applied because the gradient was not finite."""
+    consecutive_skips: int = 0
+    """How many of the last steps were skipped in a row."""
+    updates: int = 0
+    """Updates applied since the optimizer began: AdamW's own step count."""
+    flops: float = 0.0
+    """FLOPs executed in training."""
+    flops_dense_equivalent: float = 0.0
+    """The same if every linear were dense."""
+    evaluation_due: bool = False
+    """An evaluation at this step was interrupted; a resume makes it before the next step."""
+    stage: int = 0
+    """Which stage of the run (pretrain/growth/stages.py) trains."""
+    stage_start: int = 0
+    """Step after which that stage began."""
+    grown: list[dict[str, Any]] = field(default_factory=list)
+    """The stages that ended in a growth, as `this_stage` describes them; those of a model grown offline too."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint of another run that this one began with (pretrain/loop/origin.py); empty where it began anew."""
+    train_seconds: float = 0.0
+    """Wall-clock seconds in training steps, evaluation and saves not counted."""
+    kernels: dict[str, Any] = field(default_factory=dict)
+    """How the linears compute (pretrain/engine/kernel_choices.py): a resume makes the same choices."""
+
+    def this_stage(self, n_layers: int) -> dict[str, Any]:
+        """Layers, steps, tokens and FLOPs of the stage that trains, `n_layers` being its model's."""
+        figures: dict[str, Any] = {"n_layers": n_layers, "steps": self.step - self.stage_start}
+        for key, total in {
+            "tokens": self.tokens_seen,
+            "flops": self.flops,
+            "flops_dense_equivalent": self.flops_dense_equivalent,
+        }.items():
+            figures[key] = total - sum(stage[key] for stage in self.grown)
+        return figures
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TrainState":
+        """Read all fields; a missing or unknown one is a UserError, but for those of SINCE_FORMAT_3."""
+        data = SINCE_FORMAT_3 | data
+        wrong = {field.name for field in dataclasses.fields(cls)} ^ set(data)
+        if wrong:
+            raise UserError(
+                f"state.json: missing or unknown: {', '.join(sorted(wrong))}; it was written by another version"
+            )
+        return cls(**data)

@@ -1,0 +1,383 @@
+"""`sparlow train`: the loop, from top to bottom."""
+
+import gc
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kernels.hardware import device_name
+from model.errors import RunFailed, UserError
+from pretrain.checkpoint.save import save_checkpoint
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.schema import Config
+from pretrain.engine.base import Update
+from pretrain.engine.kernel_choices import describe
+from pretrain.growth.between import grow
+from pretrain.growth.describe import describe_stages
+from pretrain.loop.metrics import StepClock
+from pretrain.loop.optional import attempt, reason
+from pretrain.loop.origin import Start
+from pretrain.loop.origin import describe as describe_origin
+from pretrain.loop.run import Run, open_run
+from pretrain.loop.summary import summary_is_current, versions_line, write_summary
+from pretrain.loop.way_on import amended, new_run, out_of_memory
+from pretrain.machine import stop
+from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
+from pretrain.machine.fault import fault_point
+from pretrain.machine.hardware import peak_flops
+from pretrain.machine.memory import peak_figures
+from pretrain.memory_plan.run import compare, planned_bytes
+from pretrain.plan import flops_per_update
+from pretrain.using.evaluate import Evaluation, evaluate
+from pretrain.using.generate import generate
+
+STOPPED = 143
+
+
+def train(config: Config, world: World, start: Start | None = None) -> int:
+    """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one, else from `start`.
+
+    Returns 0, or 143 when SIGTERM, Ctrl-C or a closed terminal ended it early, with a checkpoint.
+    """
+    stop.listen()
+    store = CheckpointStore(Path(config.run.dir))
+    ended, first = False, True
+    try:
+        while not ended:
+            run, clock = open_run(config, world, store, start), StepClock()
+            try:
+                attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
+                first = False
+                stopped = _train(run, clock)
+            except Exception as error:
+                _summarize_failure(run, clock, error)
+                raise
+            finally:
+                run.console.stop_steps()
+                run.metrics.close()
+            run.engine.close()
+            ended = stopped or run.state.step == config.last_step
+            if not ended:
+                grow(run)
+            del run  # the old engine goes before the new one comes
+            gc.collect()
+    except (UserError, RunFailed) as error:
+        raise amended(error, config, store) from error
+    except torch.OutOfMemoryError as error:
+        raise amended(out_of_memory(error), config, store) from error
+    finally:
+        store.unlock()
+    return STOPPED if stopped else 0
+
+
+def _train(run: Run, clock: StepClock) -> bool:
+    """The loop over the steps of one stage; whether it was stopped before its end."""
+    config, state, console = run.config, run.state, run.console
+    saved, stopping = True, False
+    end = min(run.stage.end, config.last_step)
+    evaluation = None
+    if state.evaluation_due and not _is_evaluated(run):
+        evaluation, stopping = _evaluate(run)
+    console.start_steps(state.step, config.last_step)
+
+    while state.step < end and not stopping:
+        started, seen = time.perf_counter(), state.tokens_seen
+        lr = run.stage.lr(state.step + 1)
+        loss, update, stopping = train_step(run, lr)
+        clock.add(time.perf_counter() - started, state.tokens_seen - seen)
+        state.train_seconds += clock.last
+        _count_skips(run, update)
+
+        step, ends = state.step, state.step == config.schedule.total_steps
+        logs = step % config.metrics.every == 0 or step == 1 or ends
+        figures = _step_figures(run, clock, loss, lr, update) if logs else {}
+        console.step(step, _line(figures) if figures else None)
+        run.metrics.write(step, figures)
+
+        # The commit comes first: whatever befalls the evaluation, the steps so far are safe.
+        state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
+        commits = step % config.checkpoint.every == 0 or step == end or stopping
+        if commits:
+            saved = _save(run)
+        evaluation = None
+        if state.evaluation_due and not stopping:
+            evaluation, stopping = _evaluate(run)
+            if stopping and not commits:
+                saved = _save(run)
+
+    if not saved:
+        raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
+    if not stopping and end < config.last_step:
+        return False
+    if not stopping:
+        if clock.empty and on_main(run.world, lambda: summary_is_current(run.dir, state.step)):
+            console.say(f"nothing to do: {run.dir} is at step {state.step} already; {_how_to_go_on(run)}")
+            return False
+        # A rerun of a finished command comes here too, and makes up for a summary that a kill has prevented.
+        if evaluation is None:
+            evaluation, stopping = _held_out(run)
+    _summarize(run, clock, evaluation)
+    if stopping:
+        console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
+    return stopping
+
+
+def _how_to_go_on(run: Run) -> str:
+    """The schedule's end is the end of the run: only a new one has another schedule."""
+    last, newest = run.config.schedule.total_steps, next(iter(run.store.folders()), "CHECKPOINT")
+    if run.state.step < last:
+        return f"raise train.max_steps to go on, at most to the schedule's end at step {last}"
+    return f"its schedule has ended; a new run with a schedule of its own goes on from it: {new_run(newest)}"
+
+
+def _summarize(run: Run, clock: StepClock, evaluation: Evaluation | None) -> None:
+    """summary.json, and how the planned memory compares. RunFailed where the disk is full."""
+    try:
+        on_main(run.world, lambda: write_summary(run, clock, evaluation))
+    except RunFailed:
+        raise
+    except Exception as error:
+        run.console.say(f"summary.json not written ({reason(error)}); the checkpoint is")
+
+    def say_comparison() -> None:
+        for line in compare(planned_bytes(run.stage, run.state, run.world), run.world):
+            run.console.say(line)
+
+    attempt(run.world, run.console, "planned and measured memory not compared", say_comparison)
+
+
+def _summarize_failure(run: Run, clock: StepClock, error: Exception) -> None:
+    """summary.json of a run that `error` ends; by this rank alone, as the others may be gone or at another place."""
+    if not run.world.is_main:
+        return
+    try:
+        write_summary(run, clock, None, error)
+    except Exception as failure:
+        run.console.say(f"summary.json not written ({reason(failure)})")
+
+
+def _is_evaluated(run: Run) -> bool:
+    """Whether metrics.jsonl has this step's evaluation: it was made after the checkpoint, which calls it due."""
+    return on_main(run.world, lambda: run.metrics.has(run.state.step, "val/loss"))
+
+
+def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
+    """The evaluation that is due, logged, and samples. Second: whether it was stopped, so still due."""
+    evaluation, stopped = _held_out(run)
+    if stopped:
+        return None, True
+    attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
+    if evaluation:
+        figures = {
+            "val/loss": evaluation.loss,
+            "val/ppl": evaluation.perplexity,
+            "val/bits_per_byte": evaluation.bits_per_byte,
+        }
+        run.metrics.add(run.state.step, figures)
+    run.state.evaluation_due = False
+    return evaluation, stop.agreed(run.world)
+
+
+def _held_out(run: Run) -> tuple[Evaluation | None, bool]:
+    """Held-out figures at this step, of the whole split at the schedule's end; none when they cannot be made.
+
+    Second: whether it was told to stop before its end.
+    """
+    config, step = run.config, run.state.step
+    limit = None if step == config.schedule.total_steps else config.eval.tokens
+
+    def work() -> tuple[Evaluation | None, bool]:
+        found = evaluate(run.engine.model, run.held_out, run.world, config.train.micro_batch_size, limit)
+        if found:
+            run.console.say(f"step {step:>6}  {found}")
+        return found, found is None
+
+    return attempt(run.world, run.console, f"step {step}: held-out loss not measured", work) or (None, False)
+
+
+def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
+    """One optimizer step on the next global batch; moves the run's state on by one step.
+
+    Micro-batch k of the global batch goes to rank k mod world size, so that the same data makes the same update on
+    every number of processes. Returns the mean loss per target token, the update, and whether to stop.
+    """
+    config, engine, state, world = run.config, run.engine, run.state, run.world
+    batch_size, size = config.train.global_batch_size, config.train.micro_batch_size
+    tokens, targets = run.dataset.count(state.cursor, batch_size)
+    engine.begin(lr, state.step)
+    nll = torch.zeros((), dtype=torch.float64, device=world.device)
+    for index in range(world.rank, engine.micro_batches, world.size):
+        nll += engine.micro_step(run.dataset.batch(state.cursor + index * size, size), targets)
+    update = engine.update()
+    total_nll, asked = sum_over_ranks(world, nll.item(), stop.asked())
+    state.step += 1
+    state.cursor += batch_size
+    state.tokens_seen += tokens
+    state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
+    state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
+    return total_nll / targets, update, asked > 0
+
+
+def _count_skips(run: Run, update: Update) -> None:
+    """RunFailed when too many updates in a row were skipped."""
+    state = run.state
+    if update.applied:
+        state.updates += 1
+        state.consecutive_skips = 0
+        return
+    state.skipped_steps += 1
+    state.consecutive_skips += 1
+    run.console.say(f"step {state.step}: the gradient is not finite; update skipped ({state.skipped_steps} so far)")
+    if state.consecutive_skips >= run.config.guard.max_consecutive_skips:
+        raise shared(
+            RunFailed(
+                f"{state.consecutive_skips} updates in a row were skipped because the gradient was not finite "
+                "(guard.max_consecutive_skips); lower optimizer.lr or set train.grad_clip"
+            )
+        )
+
+
+def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Update) -> dict[str, float]:
+    """What is logged of a training step, by TensorBoard tag."""
+    state = run.state
+    figures = {
+        "train/loss": loss,
+        "train/lr": lr,
+        f"train/{run.engine.norm_name}": update.grad_norm,
+        "train/tokens_seen": state.tokens_seen,
+        "train/skipped_steps": state.skipped_steps,
+        "train/flops": state.flops,
+        "train/flops_dense_equivalent": state.flops_dense_equivalent,
+    }
+    try:  # of this rank alone, and rank 0's count: nothing to agree on
+        figures |= _performance(run, clock)
+    except Exception as error:
+        if "figures" not in run.told:
+            run.console.say(f"step {state.step}: speed and memory not measured ({reason(error)}); training goes on")
+        run.told.add("figures")
+    return figures
+
+
+def _performance(run: Run, clock: StepClock) -> dict[str, float]:
+    config, world = run.config, run.world
+    figures = {
+        "perf/tokens_per_s": clock.last_tokens_per_second,
+        "perf/step_ms_p50": clock.percentile_ms(50),
+        "perf/step_ms_p99": clock.percentile_ms(99),
+        **peak_figures(world.device),
+    } | run.engine.figures()
+    if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
+        flops = flops_per_update(run.stage.config, "executed", run.state.kernels, world.size)
+        figures["perf/mfu"] = flops / world.size / clock.steady_seconds() / peak
+    if config.growth.enabled:
+        figures["growth/layers"] = run.stage.config.model.n_layers
+    return figures
+
+
+def _line(figures: dict[str, float]) -> str:
+    line = (
+        f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}  "
+        f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}"
+    )
+    if "perf/tokens_per_s" in figures:
+        line += (
+            f"  {figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
+            f"(p99 {figures['perf/step_ms_p99']:.0f})  {_memory(figures)}"
+        )
+    return line + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
+
+
+def _memory(figures: dict[str, float]) -> str:
+    """The peak of tensors, or where nobody counts them that of the process, which is more."""
+    if "mem/peak_gib" in figures:
+        return f"{figures['mem/peak_gib']:.2f} GiB"
+    return f"process {figures['mem/peak_resident_gib']:.2f} GiB"
+
+
+def _sample(run: Run) -> None:
+    """Continue the fixed prompts. All ranks do, because ZeRO-3 gathers weights in every forward pass."""
+    model, tokens, seed = run.engine.model, run.config.eval.sample_tokens, run.config.run.seed
+    for prompt in run.config.eval.prompts:
+        text = generate(model, run.tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
+        run.console.say("  | " + text.replace("\n", "\n  | "))
+        run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
+
+
+def _save(run: Run) -> bool:
+    """Commit a checkpoint; a full disk costs this checkpoint, not the run."""
+    try:
+        save_checkpoint(run.store, run.world, run.config, run.state, run.engine.whole_tensors(), run.dataset)
+    except OSError as error:
+        step = run.state.step
+        run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")
+        return False
+    attempt(
+        run.world,
+        run.console,
+        f"step {run.state.step}: older checkpoints not deleted",
+        lambda: on_main(run.world, lambda: run.store.prune(run.config.checkpoint.keep, run.console.say)),
+    )
+    fault_point("after_save")
+    return True
+
+
+def _introduce(run: Run, whole: bool) -> None:
+    """How the stage's model computes, and in how much memory; before that, where `whole`, the run itself."""
+    if whole:
+        _introduce_run(run)
+    for line in describe(run.state.kernels):
+        run.console.say(line)
+    planned = planned_bytes(run.stage, run.state, run.world)
+    run.console.say(f"planned peak of tensors in a process: {planned / 2**30:.2f} GiB")
+
+
+def _introduce_run(run: Run) -> None:
+    """Versions, device, the token arithmetic and where the run stands, once."""
+    config, world, train, say = run.config, run.world, run.config.train, run.console.say
+    per_update = round(train.global_batch_size * run.dataset.tokens_per_row)
+    say(versions_line())
+    offload = ", optimizer state in host memory" if config.parallel.offload == "optimizer" else ""
+    say(f"{world.size} x {device_name(world.device)}, {train.dtype}, ZeRO stage {config.parallel.zero_stage}{offload}")
+    say(_token_arithmetic(run))
+    if getattr(config.optimizer, "update", "step") == "per_layer":
+        say(
+            f'WARNING: updates on {per_update:,} tokens each, as optimizer.update = "per_layer" accumulates nothing: '
+            "a learning rate found with larger updates is too high"
+        )
+    for line in describe_stages(config, _stage_flops(run)):
+        say(line)
+    if run.state.origin and not run.state.step:
+        say(f"begins with {describe_origin(run.state.origin)}")
+    if run.state.grown and not run.state.step:
+        say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
+    if run.state.step:
+        say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
+
+
+def _stage_flops(run: Run) -> list[float]:
+    """FLOPs of every growth stage, if all compute as the one that trains has chosen to."""
+    kernels, size = run.state.kernels, run.world.size
+    return [
+        (stage.end - stage.start) * flops_per_update(stage.config, "executed", kernels, size)
+        for stage in run.config.stages
+    ]
+
+
+def _token_arithmetic(run: Run) -> str:
+    """How many tokens make an update, and the run; averages where a row holds one document, whatever its length."""
+    config, train, rows = run.config, run.config.train, run.config.train.global_batch_size
+    steps, mean = config.schedule.total_steps, run.dataset.tokens_per_row
+    micro_steps, tokens = run.engine.micro_batches // run.world.size, round(rows * mean * steps)
+    parts = f"x {micro_steps} micro-steps x {run.world.size} processes"
+    whole = f"{tokens:,} tokens, {rows * steps / run.dataset.n_samples:.2f} epochs of {config.data.path}"
+    if config.data.packing == "document":
+        return (
+            f"{train.micro_batch_size} rows of up to {train.seq_len} tokens {parts} = {rows:,} rows per update, of "
+            f"{rows * mean:,.1f} tokens on average (padding not counted); x {steps:,} updates = about {whole}"
+        )
+    return (
+        f"{train.micro_batch_size} sequences x {train.seq_len} tokens {parts} = {rows * train.seq_len:,} tokens per "
+        f"update; x {steps:,} updates = {whole}"
+    )

@@ -1,0 +1,109 @@
+"""Held-out loss: token-weighted over the whole split or its beginning, the same for every number of processes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from model.transformer import Transformer
+from pretrain.data.dataset import IGNORE, Batch, TokenDataset
+from pretrain.engine.kernel_choices import weights_kept
+from pretrain.machine import stop
+from pretrain.machine.distributed import World, gather_outcomes, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Summed negative log-likelihood in nats, over `targets` tokens that spell `bytes` bytes of UTF-8 text."""
+
+    nll: float
+    targets: int
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll / self.targets
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Independent of the tokenizer: every nat counts, end-of-document tokens included."""
+        return self.nll / math.log(2) / self.bytes
+
+    def __str__(self) -> str:
+        return (
+            f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}  bits per byte {self.bits_per_byte:.4f}"
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer, dataset: TokenDataset, world: World, micro_batch_size: int, max_tokens: int | None
+) -> Evaluation | None:
+    """About `max_tokens` tokens spread evenly over a held-out split, or (None) all of it. None when told to stop.
+
+    Every rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones on empty rows. A
+    rank that fails tells the others at the next exchange, and all raise its error.
+    """
+    starts = _starts(dataset, micro_batch_size, max_tokens)
+    nll, targets, n_bytes = 0.0, 0, 0
+    failure: Exception | None = None
+    stopped = False
+    was_training = model.training
+    model.eval()
+    try:
+        with weights_kept(model):
+            for turn, first in enumerate(range(0, len(starts), world.size)):
+                if turn % 8 == 0:
+                    asked, failed = sum_over_ranks(world, stop.asked(), failure is not None)
+                    stopped = asked > 0
+                    if stopped or failed:
+                        break
+                if failure is None:
+                    try:
+                        batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
+                        nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
+                        targets += int((batch.targets != IGNORE).sum())
+                        n_bytes += _bytes(dataset, starts, first + world.rank, micro_batch_size)
+                    except Exception as error:
+                        failure = error
+    finally:
+        model.train(was_training)
+    gather_outcomes(world, None, failure)
+    if stopped:
+        return None
+    nll, total_targets, total_bytes = sum_over_ranks(world, nll, targets, n_bytes)
+    return Evaluation(nll, int(total_targets), int(total_bytes))
+
+
+def _starts(dataset: TokenDataset, size: int, max_tokens: int | None) -> list[int]:
+    """First rows of the micro-batches: side by side when they cover the split, else with equal gaps."""
+    rows = dataset.n_samples
+    if max_tokens is None or max_tokens + size * dataset.seq_len > rows * dataset.seq_len:
+        return list(range(0, rows, size))
+    batches = -(-max_tokens // (size * dataset.seq_len))
+    return [index * rows // batches for index in range(batches)]
+
+
+def _micro_batch(dataset: TokenDataset, starts: list[int], index: int, size: int) -> Batch:
+    """Micro-batch `index`; past the last one a row with nothing to predict."""
+    if index < len(starts):
+        return dataset.batch(starts[index], _rows(dataset, starts[index], size))
+    batch = dataset.batch(0, 1)
+    return Batch(batch.tokens, torch.full_like(batch.targets, IGNORE))
+
+
+def _bytes(dataset: TokenDataset, starts: list[int], index: int, size: int) -> int:
+    """Bytes of text that the targets of micro-batch `index` spell."""
+    if index >= len(starts):
+        return 0
+    return dataset.target_bytes(starts[index], _rows(dataset, starts[index], size))
+
+
+def _rows(dataset: TokenDataset, start: int, size: int) -> int:
+    """How many of `size` rows from `start` the split still has."""
+    return min(size, dataset.n_samples - start)
