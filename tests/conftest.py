@@ -1,10 +1,48 @@
-"""A tiny corpus and a tiny run for the tests of the loop."""
+"""A tiny corpus and a tiny run for the tests of the loop, and the order in which tests are handed to processes."""
 
 import random
 from pathlib import Path
 
 import pytest
-from support import write_tiny
+from support import ROOT, write_tiny
+
+SPREAD = ("tests/kernels/compile/test_compile.py", "tests/kernels/test_triton.py")
+"""Files whose tests share nothing that is dear, so that each may go to any process."""
+LONGEST = (
+    *SPREAD,
+    "tests/pretrain/test_matrix_world.py",
+    "tests/pretrain/test_world_size.py",
+    "tests/pretrain/test_export_check.py",
+    "tests/pretrain/test_consumer_7b.py",
+    "tests/pretrain/test_engine_release.py",
+    "tests/pretrain/test_from.py",
+    "tests/pretrain/test_offload.py",
+    "tests/pretrain/test_lost_terminal.py",
+    "tests/launch/test_scripts.py",
+)
+"""Begun first: a file that takes a minute and comes last leaves the other cores idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {ROOT / name: index for index, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in rank), "LONGEST names a file that is gone"
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """One file, one process, but for SPREAD; in the order of collection."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if file in SPREAD else file
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 """Small models to grow, of every linear and support, whose every tensor has values that training could have left."""
 
 import functools
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from model.build import build_model, shape_of_model
 from model.config import ModelConfig
+from model.growth.tensors import GrownTensor, fitting
 from model.linear import LINEARS
 from model.linear.support import SUPPORTS
+from model.linear.support.base import check_supports
 from model.transformer import Transformer
 
 SETTINGS = {"rank": 8, "alpha": 12.0, "density": 0.34}
@@ -55,6 +59,16 @@ def trained(linear, n_layers: int, param_dtype: torch.dtype = torch.float32, **c
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.1)
     return model
+
+
+@torch.no_grad()
+def copy_into(model: nn.Module, tensors: Iterable[GrownTensor]) -> None:
+    """Fill every parameter and buffer of `model` from `tensors`, cast to its dtype; UserError unless they fit it."""
+    state = model.state_dict()
+    for name, tensor, *_ in fitting(tensors, state):
+        state[name].copy_(tensor)
+        del tensor
+    check_supports(model)
 
 
 def tokens(seed: int = 1) -> torch.Tensor:

@@ -6,7 +6,6 @@ divisible by 16 are marked so, an integer 1 becomes a constant. Without that, ke
 """
 
 import contextlib
-import os
 import re
 import subprocess
 import tempfile
@@ -20,7 +19,6 @@ import torch
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -61,10 +59,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses: registers per thread, bytes spilled to memory, bytes of shared memory per block."""
+    """What a compiled kernel uses: registers and bytes of stack per thread (spills lie there), shared bytes a block."""
 
     registers: int
-    spills: int
+    stack: int
     shared: int
     wgmma: bool
     mma: bool
@@ -122,9 +120,10 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
     ptx = compiled.asm["ptx"]
+    registers, stack = _use(compiled.asm["cubin"])
     return Resources(
-        registers=_registers(compiled.asm["cubin"]),
-        spills=_spilled_bytes(ptx, capability),
+        registers=registers,
+        stack=stack,
         shared=compiled.metadata.shared,
         wgmma="wgmma.mma_async" in ptx,
         mma="mma.sync" in ptx or "tcgen05.mma" in ptx,
@@ -132,25 +131,13 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     )
 
 
-def _registers(cubin: bytes) -> int:
+def _use(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack per thread."""
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    match = re.search(r"REG:(\d+)", report.stdout)
+    match = re.search(r"REG:(\d+) STACK:(\d+)", report.stdout)
     assert match, report.stdout
-    return int(match[1])
-
-
-def _spilled_bytes(ptx: str, capability: int) -> int:
-    arch = re.search(r"\.target (sm_\w+)", ptx)
-    assert arch
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [get_ptxas(capability).path, "-v", "-arch", arch[1], file.name, "-o", os.devnull]
-        report = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report.stderr)
-    assert found, report.stderr
-    return sum(int(stores) + int(loads) for stores, loads in found)
+    return int(match[1]), int(match[2])

@@ -1,7 +1,7 @@
 """Engines that live for two steps, one after the other in a process, and what is left of them.
 
-Driven by tests/pretrain/test_engine_release.py, and run by it under torchrun. Arguments: a configuration file, then one
-set of overrides per kind of engine, each joined by commas.
+Driven by tests/pretrain/test_engine_release.py, and run by it as each of two processes. Arguments: a configuration
+file, then one set of overrides per kind of engine, each joined by commas.
 """
 
 import gc

@@ -1,10 +1,7 @@
-"""What several tests of runs share: starting one here or in a process of its own, and comparing what it left."""
+"""What several tests of runs share: starting one here, and comparing what it left."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,20 +70,6 @@ def train_here(path: Path, *overrides: str, start: "Start | None" = None) -> int
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def start_command(*arguments: str, fault: str = "", **environment: str) -> subprocess.Popen[str]:
-    """`python -m pretrain …` in a process of its own."""
-    env = os.environ | {"SPARLOW_FAULT": fault, "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, "-m", "pretrain", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run_command(*arguments: str, fault: str = "", **environment: str) -> tuple[int, str]:
-    """(exit status, output) of `python -m pretrain …`."""
-    process = start_command(*arguments, fault=fault, **environment)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
 
 
 def tensor_hashes(run: Path, step: int) -> dict[str, str]:

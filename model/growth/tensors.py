@@ -6,12 +6,11 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.errors import UserError
 from model.growth.plan import GrowthPlan
 from model.linear import LINEARS, LinearConfig
-from model.linear.support.base import check_supports
 
 OUTPUTS = ("attention.o_proj", "feed_forward.down_proj")
 """What of a block writes to the residual stream."""
@@ -84,16 +83,6 @@ def fitting(tensors: Iterable[GrownTensor], state: dict[str, Tensor]) -> Iterato
         del item
     if missing:
         raise UserError(f"growth: the small model has nothing for {_short(list(missing))}")
-
-
-@torch.no_grad()
-def copy_into(model: nn.Module, tensors: Iterable[GrownTensor]) -> None:
-    """Fill every parameter and buffer of `model` from `tensors`, cast to its dtype; UserError unless they fit it."""
-    state = model.state_dict()
-    for name, tensor, *_ in fitting(tensors, state):
-        state[name].copy_(tensor)
-        del tensor
-    check_supports(model)
 
 
 def _module(part: str) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from processes import free_port
 from shell import PREFIX, bash, fake_environment
 from support import ROOT
 
@@ -167,10 +167,7 @@ def test_a_configuration_is_found_from_where_the_caller_is(script, tmp_path):
 
 
 def test_a_signal_to_the_deepspeed_script_leaves_a_checkpoint_and_no_process(tiny, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"NPROC": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    env = os.environ | {"NPROC": "2", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = ["bash", "launch/deepspeed.sh", str(tiny), "--schedule.total_steps=1000000"]
     metrics, output = tmp_path / "run" / "metrics.jsonl", tmp_path / "output"
     with output.open("w") as log:

@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from support import ROOT, run_command, train_here, write_tiny
+from processes import run_command
+from support import ROOT, train_here, write_tiny
 
 from pretrain.cli import COMMANDS, main
 

@@ -1,10 +1,7 @@
 """A closed engine leaves nothing behind, so that a process can build another one."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from processes import run_world
 from rebuilding import check
 from support import ROOT
 
@@ -55,8 +52,4 @@ def test_nor_does_it_on_two_processes(tiny):
     kinds = [",".join(ENGINES[engine]) for engine in ("stage0-fp32", "stage1-bf16", "stage2-fp32", "stage3-fp32")]
     kinds += [",".join(ENGINES[engine]) for engine in ("stage2-bf16-offload", "stage3-bf16-offload")]
     kinds += [",".join(ENGINES["stage3-bf16"]), ",".join(ENGINES["galore-fp32"])]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests" / "rebuilding.py"), str(tiny), *kinds]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    run_world(2, str(ROOT / "tests" / "rebuilding.py"), str(tiny), *kinds)

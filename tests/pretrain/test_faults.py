@@ -6,12 +6,11 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 
-import psutil
 import pytest
-from support import ROOT, logged, run_command, start_command, tensor_hashes, train_here, write_tiny
+from processes import run_command, run_world, start_command, start_world
+from support import logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed
 from pretrain.loop.metrics import Metrics
@@ -93,17 +92,12 @@ def test_a_kill_before_the_summary_is_made_up_for(tiny, tmp_path):
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tiny, tmp_path, undisturbed):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pretrain"]
-    options = ["train", str(tiny), "--train.max_steps=24"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(
-        [*command, *options], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for_step(launcher, tmp_path / "run" / "metrics.jsonl")
-    workers = sorted(psutil.Process(launcher.pid).children(), key=lambda process: process.pid)
-    workers[1].send_signal(signal.SIGTERM)
-    output, _ = launcher.communicate(timeout=60)
-    assert re.search(r"stopped at step (\d+) with a checkpoint", output), output
+    ranks = start_world(2, "-m", "pretrain", "train", str(tiny), "--train.max_steps=24")
+    wait_for_step(ranks[0], tmp_path / "run" / "metrics.jsonl")
+    ranks[1].send_signal(signal.SIGTERM)
+    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [143, 143], outputs
+    assert re.search(r"stopped at step (\d+) with a checkpoint", outputs[0]), outputs
     train_here(tiny, "--train.max_steps=24")
     losses = logged(tmp_path / "run")
     assert {step: float(loss) for step, loss in losses.items()} == pytest.approx(
@@ -140,12 +134,9 @@ def wait_for_step(process, metrics) -> None:
 
 def test_a_full_disk_on_one_of_two_processes(tiny, tmp_path):
     """Only rank 0 writes a small checkpoint; rank 1 must learn of the failure and go on with it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pretrain"]
     options = ["train", str(tiny), "--train.max_steps=6", "--checkpoint.every=2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "SPARLOW_FAULT": "disk_full:6"}  # five files a checkpoint
-    result = subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "CHECKPOINT NOT WRITTEN (" in result.stdout
+    output = run_world(2, "-m", "pretrain", *options, SPARLOW_FAULT="disk_full:6")  # five files a checkpoint
+    assert "CHECKPOINT NOT WRITTEN (" in output
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert names == ["step-00000002", "step-00000006"]
 

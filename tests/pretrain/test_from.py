@@ -5,13 +5,12 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from growth_runs import GALORE, GALORE8, checkpoint, names, state, summary, tensors, tiny_config
-from support import ROOT, logged, run_command, tensor_hashes, train_here
+from processes import run_command, run_world
+from support import logged, tensor_hashes, train_here
 
 from model.errors import UserError
 from pretrain.checkpoint.save import write_hashed
@@ -244,11 +243,9 @@ def test_two_processes_begin_as_one_does(config, tmp_path, kind):
     source, alone, both = tmp_path / "source", tmp_path / "alone", tmp_path / "both"
     assert train_here(config, *OLD, *KINDS[kind], f"--run.dir={source}") == 0
     assert train_here(config, *NEW, *KINDS[kind], f"--run.dir={alone}", start=Start(str(source), "all")) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = ["-m", "pretrain", "train", str(config), *NEW, *KINDS[kind], f"--run.dir={both}"]
     command += ["--from", str(source), "--from-state=all"]
-    result = subprocess.run([*launcher, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_world(2, *command)
     first = tensors(checkpoint(alone, 0))
     assert all(torch.equal(first[name], tensor) for name, tensor in tensors(checkpoint(both, 0)).items())
     one, two = ([float(loss) for loss in logged(run).values()] for run in (alone, both))

@@ -8,8 +8,9 @@ import sys
 import time
 
 import pytest
+from processes import Process, start_command
 from shell import PREFIX
-from support import ROOT, start_command, tensor_hashes, train_here
+from support import ROOT, tensor_hashes, train_here
 
 from pretrain.machine import stop
 
@@ -99,14 +100,12 @@ def test_a_closed_terminal_never_kills_whatever_came_before(monkeypatch):
 
 def test_training_outlives_its_reader(tiny, tmp_path):
     """`train | head -1`: all steps are made, logged and committed."""
-    command = [sys.executable, "-m", "pretrain", "train", str(tiny), STEPS]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    with (tmp_path / "errors").open("w") as stderr:
+        process = Process("-m", "pretrain", "train", str(tiny), STEPS, stderr=stderr.fileno())
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    assert process.wait(timeout=120) == 0, errors
+    status, errors = process.wait(), (tmp_path / "errors").read_text()
+    assert status == 0, errors
     assert "Traceback" not in errors
     assert errors.count("standard output is closed") == 1
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 24
@@ -126,10 +125,10 @@ def test_training_outlives_its_terminal(tiny, tmp_path):
 
 
 def test_training_outlives_a_log_on_a_full_disk(tiny, tmp_path):
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "pretrain", "train", str(tiny), "--train.max_steps=2"]
-        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert "Traceback" not in process.stderr
+    with open("/dev/full", "w") as full, (tmp_path / "errors").open("w") as stderr:
+        command = ["-m", "pretrain", "train", str(tiny), "--train.max_steps=2"]
+        Process(*command, stdout=full.fileno(), stderr=stderr.fileno()).wait()
+    assert "Traceback" not in (tmp_path / "errors").read_text()
     assert tensor_hashes(tmp_path / "run", 2)
     assert (tmp_path / "run" / "summary.json").exists()
 
@@ -155,16 +154,18 @@ def finished(corpus, tmp_path_factory):
         ["report", "{}/run"],
     ],
 )
-def test_other_commands_end_quietly(finished, arguments):
+def test_other_commands_end_quietly(finished, tmp_path, arguments):
     """Nobody reads, from the beginning: no traceback, and the status that a program has whom SIGPIPE ends."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "pretrain", *(text.format(finished) for text in arguments)]
-    process = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    command = ["-m", "pretrain", *(text.format(finished) for text in arguments)]
+    with (tmp_path / "errors").open("w") as stderr:
+        status = Process(*command, stdout=write, stderr=stderr.fileno()).wait()
     os.close(write)
-    assert "Traceback" not in process.stderr
-    assert "BrokenPipe" not in process.stderr
-    assert process.returncode == (0 if arguments == ["--help"] else 141)  # argparse ignores the error itself
+    errors = (tmp_path / "errors").read_text()
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+    assert status == (0 if arguments == ["--help"] else 141)  # argparse ignores the error itself
 
 
 def test_an_encoding_that_lacks_a_character_ends_nothing(capsys, monkeypatch):

@@ -1,13 +1,11 @@
 """Matrix optimizers on two processes equal one process; state saved by two is read by one and by three."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, logged, train_here, write_tiny
+from processes import run_world, train_world
+from support import logged, train_here, write_tiny
 
 from pretrain.optim.presets import PRESETS
 
@@ -38,14 +36,15 @@ def options_of(preset: str) -> list[str]:
     """`name` or `name-weights`, or `name-host` for accumulators there."""
     name, _, more = preset.partition("-")
     key = "accumulators" if more == "host" else "weights"
-    return [f"--optimizer.name={name}", *([f"--optimizer.{key}={more}"] if more else [])]
+    options = [f"--optimizer.name={name}", *([f"--optimizer.{key}={more}"] if more else [])]
+    return [*options, "--train.dtype=bf16"] if more.startswith("bf16") else options
 
 
-def torchrun(processes: int, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+def train_two(config: Path, folder: Path, steps: int, presets: list[str]) -> None:
+    """Runs of two processes in `folder`, each paused half-way, in the middle of a refresh period."""
+    runs = [(preset, f"--run.dir={folder}/{preset}") for preset in presets]
+    pauses = [f"--train.max_steps={last}" for last in (steps // 2, steps)]
+    train_world(2, config, [[*options_of(preset), run, pause] for preset, run in runs for pause in pauses])
 
 
 def largest(one: Path, other: Path) -> float:
@@ -62,9 +61,7 @@ def both(corpus, tmp_path_factory) -> Path:
     for preset in COMPARED:
         options = [f"--run.dir={folder}/one/{preset}", f"--train.max_steps={STEPS}"]
         train_here(config, *options_of(preset), *options)
-    script = str(Path(__file__).with_name("matrix_processes.py"))
-    presets = [*COMPARED, "galore_adamw-bf16_stochastic"]
-    torchrun(2, script, str(config), f"{folder}/two", str(STEPS), *presets)
+    train_two(config, folder / "two", STEPS, [*COMPARED, "galore_adamw-bf16_stochastic"])
     return folder
 
 
@@ -93,7 +90,7 @@ def test_a_run_of_two_processes_goes_on_with_another_number(both, corpus, tmp_pa
     config = config_file(tmp_path, corpus)
     last = str(STEPS + 2 + processes)
     options = [*options_of(preset), f"--train.max_steps={last}"]
-    torchrun(processes, "-m", "pretrain", "train", str(config), *options, f"--run.dir={both}/two/{preset}")
+    run_world(processes, "-m", "pretrain", "train", str(config), *options, f"--run.dir={both}/two/{preset}")
     train_here(config, *options, f"--run.dir={both}/one/{preset}")
     assert largest(both / "one" / preset, both / "two" / preset) < TOLERANCE.get(preset, 1e-6)
 
@@ -101,9 +98,8 @@ def test_a_run_of_two_processes_goes_on_with_another_number(both, corpus, tmp_pa
 @pytest.mark.slow
 def test_every_preset_on_two_processes(corpus, tmp_path):
     config = config_file(tmp_path, corpus)
-    script = str(Path(__file__).with_name("matrix_processes.py"))
     presets = [*PRESETS, *(f"{name}-int8" for name in PRESETS)]
-    torchrun(2, script, str(config), f"{tmp_path}/two", "12", *presets)
+    train_two(config, tmp_path / "two", 12, presets)
     for preset in presets:
         train_here(config, *options_of(preset), f"--run.dir={tmp_path}/one/{preset}", "--train.max_steps=12")
         assert largest(tmp_path / "one" / preset, tmp_path / "two" / preset) < 1e-3, preset

@@ -1,13 +1,11 @@
 """Optimizer state in host memory: the same run, to be paused and gone on with on either side, at every ZeRO stage."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, logged, tensor_hashes, train_here, write_tiny
+from processes import train_world
+from support import logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
 from pretrain.config import load_config
@@ -61,13 +59,10 @@ def test_offload_changes_no_figure_and_resumes_exactly(tiny, tmp_path, stage, dt
 def two(corpus, tmp_path_factory) -> Path:
     """Runs of two processes: `<stage>-<dtype>`, paused half-way, with offload."""
     folder = tmp_path_factory.mktemp("offload")
-    script = str(Path(__file__).with_name("offload_processes.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    kinds = [f"{stage}-{dtype}={','.join(options(stage, dtype, OFFLOAD))}" for stage, dtype in TWO]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command += [str(write_tiny(folder, corpus)), str(folder), *kinds]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    runs = [options(*kind, OFFLOAD, f"--run.dir={folder}/{kind[0]}-{kind[1]}") for kind in TWO]
+    train_world(
+        2, write_tiny(folder, corpus), [[*run, *more] for run in runs for more in (["--train.max_steps=2"], [])]
+    )
     return folder
 
 

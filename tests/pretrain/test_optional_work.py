@@ -5,7 +5,8 @@ import signal
 
 import pytest
 import torch
-from support import logged, run_command, tensor_hashes, train_here
+from processes import run_command
+from support import logged, tensor_hashes, train_here
 
 from model.errors import UserError
 from pretrain.checkpoint.save import save_checkpoint

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import ROOT, logged, tensor_hashes, train_here
+from support import ROOT, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
 from pretrain.loop.state import SINCE_FORMAT_3, TrainState
@@ -41,11 +41,18 @@ def require_equal_runs(config: Path, folder: Path, options: list[str], pauses: t
     assert len(logged(straight)) == last
 
 
+@pytest.fixture(scope="module")
+def paused(corpus, tmp_path_factory) -> Path:
+    """A run paused at step 20; leave it as it is."""
+    folder = tmp_path_factory.mktemp("paused")
+    train_here(write_tiny(folder, corpus), "--train.max_steps=20")
+    return folder / "run"
+
+
 @pytest.fixture
-def halfway(tiny, tmp_path) -> Path:
-    """A run paused at step 20."""
-    train_here(tiny, "--train.max_steps=20")
-    return tmp_path / "run"
+def halfway(paused, tmp_path) -> Path:
+    """A copy of it where `tiny` has its run."""
+    return shutil.copytree(paused, tmp_path / "run")
 
 
 def edit_state(run: Path, edit) -> None:

@@ -1,24 +1,18 @@
 """Two processes compute what one computes, under both launchers, and a run may change its number of processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, logged, train_here
+from processes import free_port, torchrun, train_world
+from support import ROOT, logged, train_here, write_tiny
 
 STEPS = 50
 STAGES = (0, 1, 2, 3)
 KINDS = {f"stage{stage}": f"--parallel.zero_stage={stage}" for stage in STAGES}
 KINDS["adamw8bit"] = "--optimizer.name=adamw8bit"
-
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def differences(one: Path, other: Path, key: str = "train/loss") -> list[float]:
@@ -29,16 +23,14 @@ def differences(one: Path, other: Path, key: str = "train/loss") -> list[float]:
 
 @pytest.fixture(scope="module")
 def both(corpus, tmp_path_factory) -> Path:
-    """Runs of 50 steps with one process (`one/<kind>`) and with two (`two/<kind>`)."""
-    from support import write_tiny
-
+    """Runs of 50 steps with one process (`one/<kind>`) and with two, which pause half-way (`two/<kind>`)."""
     folder = tmp_path_factory.mktemp("world")
     config = write_tiny(folder, corpus)
     for name, option in KINDS.items():
         train_here(config, option, f"--run.dir={folder}/one/{name}", f"--train.max_steps={STEPS}")
-    script, kinds = str(Path(__file__).with_name("two_processes.py")), [f"{n}:{option}" for n, option in KINDS.items()]
-    result = torchrun(script, str(config), f"{folder}/two", str(STEPS), *kinds)
-    assert result.returncode == 0, result.stdout + result.stderr
+    pauses = [f"--train.max_steps={last}" for last in (STEPS // 2, STEPS)]
+    runs = [(option, f"--run.dir={folder}/two/{name}") for name, option in KINDS.items()]
+    train_world(2, config, [[*run, pause] for run in runs for pause in pauses])
     return folder
 
 
@@ -66,8 +58,6 @@ def test_all_stages_compute_the_same(both, stage):
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_run_of_two_processes_goes_on_with_one(both, corpus, tmp_path, stage):
-    from support import write_tiny
-
     config = write_tiny(tmp_path, corpus)
     options = [f"--parallel.zero_stage={stage}", "--train.max_steps=52"]
     train_here(config, *options, f"--run.dir={both}/two/stage{stage}")
@@ -79,17 +69,13 @@ def test_a_run_of_two_processes_goes_on_with_one(both, corpus, tmp_path, stage):
 def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny):
     config = str(tiny)
     folder = f"--run.dir={both}/one/stage1"
-    assert (
-        torchrun(
-            "-m", "pretrain", "train", config, "--parallel.zero_stage=1", folder, "--train.max_steps=52"
-        ).returncode
-        == 0
-    )
+    options = ["--parallel.zero_stage=1", folder, "--train.max_steps=52"]
+    assert torchrun(2, "-m", "pretrain", "train", config, *options).returncode == 0
     train_here(tiny, "--parallel.zero_stage=1", f"--run.dir={both}/two/stage1", "--train.max_steps=52")
     one, two = (logged(both / which / "stage1") for which in ("one", "two"))
     assert abs(float(one[52]) - float(two[52])) < 1e-5
 
-    odd = torchrun("-m", "pretrain", "train", config, "--train.global_batch_size=6", "--train.micro_batch_size=2")
+    odd = torchrun(2, "-m", "pretrain", "train", config, "--train.global_batch_size=6", "--train.micro_batch_size=2")
     assert odd.returncode != 0
     assert odd.stderr.count("do not divide over 2 processes") == 1
     assert "Traceback (most recent call last)" not in odd.stderr.split("sparlow train:")[0]
@@ -97,10 +83,7 @@ def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny
 
 @pytest.mark.parametrize("optimizer", ["adamw", "galore_adamw"])
 def test_the_deepspeed_launcher(tiny, tmp_path, optimizer):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"NPROC": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    env = os.environ | {"NPROC": "2", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     prefix = Path(sys.executable).parents[1]
     command = ["bash", "launch/deepspeed.sh", str(tiny), "--train.max_steps=3"]
     if optimizer != "adamw":

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from growing import LINEAR_CONFIGS, empty, logits, never_moved, trained
+from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, trained
 from memory import LiveMemory
 
 from model.errors import UserError
 from model.growth import GrowthOptions, plan_growth
 from model.growth.linears import grow_density, grow_linears
-from model.growth.tensors import GrownTensor, copy_into, grow_tensors
+from model.growth.tensors import GrownTensor, grow_tensors
 from model.linear.base import BaseLinear
 from model.linear.support.element import ElementSparse
 

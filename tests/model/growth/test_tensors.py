@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from growing import LINEAR_CONFIGS, empty, logits, never_moved, trained
+from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, trained
 from memory import LiveMemory
 
 from model.errors import UserError
 from model.growth import GROWTH, GrowthOptions, plan_growth
-from model.growth.tensors import copy_into, grow_tensors
+from model.growth.tensors import grow_tensors
 from model.linear.base import BaseLinear
 
 linears = pytest.mark.parametrize("linear", LINEAR_CONFIGS.values(), ids=LINEAR_CONFIGS)

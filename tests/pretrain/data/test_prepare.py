@@ -12,6 +12,7 @@ import signal
 
 import pytest
 import sentencepiece
+from processes import run_command, start_command
 
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
@@ -19,7 +20,6 @@ from pretrain.data.documents import score
 from pretrain.data.manifest import load_manifest, verify_hashes
 from pretrain.data.shards import HashedFile
 from pretrain.data.tokenizer import Tokenizer
-from tests.support import run_command, start_command
 
 
 def command(texts, out, *more) -> list[str]:

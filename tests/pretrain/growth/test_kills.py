@@ -1,11 +1,8 @@
 """A run that is killed, stopped or damaged around its growth ends as if nothing had happened, and grows once."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,8 @@ from growth_runs import (
     summary,
     tiny_config,
 )
-from support import ROOT, train_here
+from processes import run_command
+from support import train_here
 
 SMALL, GROWN, FINAL = f"step-{GROWS:08d}", f"step-{GROWS:08d}-grown", f"step-{LAST:08d}"
 
@@ -67,15 +65,12 @@ def killed(config, tmp_path_factory, request) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     slow = any(item.get_closest_marker("slow") for item in request.session.items)
     jobs = [
-        [point, [str(config), *GROWTH, f"--run.dir={folder}/{point}", "--checkpoint.keep=1"]]
-        for point in POINTS
-        if slow or point in QUICK
+        (point, [f"--run.dir={folder}/{point}", "--checkpoint.keep=1"]) for point in POINTS if slow or point in QUICK
     ]
-    jobs += [[point, [str(config), *GROWTH, f"--run.dir={folder}/{name}"]] for point, name in KEPT.items()]
-    command = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), json.dumps(jobs)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    jobs += [(point, [f"--run.dir={folder}/{name}"]) for point, name in KEPT.items()]
+    for point, options in jobs:
+        status, output = run_command("train", str(config), *GROWTH, *options, fault=point)
+        assert status == -signal.SIGKILL, output
     return folder
 
 

@@ -1,15 +1,13 @@
 """Two processes grow as one does, and what two have saved before the growth grows in one."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from growth_runs import GALORE, GROWS, GROWTH, LAST, checkpoint, grown_run, names, records, state, summary, tiny_config
-from support import ROOT, logged
+from processes import train_world
+from support import logged
 
 RUNS = {
     "stage0": [],
@@ -46,20 +44,10 @@ def two(config, tmp_path_factory):
             jobs = [[*GROWTH, *RUNS[other], f"--run.dir={folder}/{other}/run"] for other in together]
             pause = f"--train.max_steps={GROWS}"
             jobs += [[*GROWTH, *RUNS[other], f"--run.dir={folder}/{other}/paused", pause] for other in together]
-            assert torchrun(str(config), json.dumps(jobs)).count("growing 1 layer to 2 layers") == len(together)
+            assert train_world(2, config, jobs).count("growing 1 layer to 2 layers") == len(together)
         return folder / name
 
     return run
-
-
-def torchrun(*arguments: str) -> str:
-    """The output of growing_processes.py in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(Path(__file__).with_name("growing_processes.py")), *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
