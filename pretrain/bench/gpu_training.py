@@ -13,7 +13,7 @@ CONFIG_60M = "configs/llama_60m_sltrain.toml"
 BATCH = ["--train.micro_batch_size=32", "--train.global_batch_size=32", "--train.seq_len=256"]
 QUIET = ["--metrics.tensorboard=false", "--eval.every=0", "--eval.tokens=65536", "--checkpoint.keep=1"]
 LOSS_TOLERANCE = 0.02
-"""Of the loss after `steps` steps with kernels against the one without: they round differently."""
+"""Difference in loss after `steps` steps with kernels and without: they round differently."""
 RESUME_TOLERANCE = 1e-3
 
 
@@ -89,7 +89,7 @@ def _figures(run: Path, steps: int) -> dict[str, Any]:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    """By step; a loss that is not finite is logged as null."""
+    """Losses by step; one that is not finite is logged as null."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: math.nan if line["train/loss"] is None else line["train/loss"] for line in lines}
 
