@@ -16,7 +16,7 @@ SANITIZED = ["-k", "(136 or shape0) and bfloat16", f"{TESTS}/test_decompress.py"
 """A matrix of several tiles with ragged edges."""
 
 KERNELS_SHARE = 2 / 3
-"""Part of the time that is left for timings; the optimizers have the rest."""
+"""Share of the remaining time that the kernels' timings get; the optimizers have the rest."""
 
 USAGE_ERROR = 2
 """argparse's status for an unknown command."""

@@ -13,7 +13,7 @@ CONFIG_60M = "configs/llama_60m_sltrain.toml"
 BATCH = ["--train.micro_batch_size=32", "--train.global_batch_size=32", "--train.seq_len=256"]
 QUIET = ["--metrics.tensorboard=false", "--eval.every=0", "--eval.tokens=65536", "--checkpoint.keep=1"]
 LOSS_TOLERANCE = 0.02
-"""Difference in loss after `steps` steps with kernels and without: they round differently."""
+"""Relative difference allowed between the losses with and without kernels, which round differently."""
 RESUME_TOLERANCE = 1e-3
 
 

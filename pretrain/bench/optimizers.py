@@ -36,7 +36,7 @@ QUIET = 10_000
 
 @dataclass(frozen=True)
 class Size:
-    """Blocks of a shipped model that are stepped (all, where they fit a GPU four times over), and the rank."""
+    """A shipped model: its blocks that are stepped (all, where they fit a GPU four times over) and the rank."""
 
     blocks: int
     rank: int

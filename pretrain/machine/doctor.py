@@ -117,7 +117,7 @@ def _engine_step() -> str:
     import torch
 
     from pretrain.machine import distributed
-    from pretrain.machine.accelerator import import_deepspeed
+    from pretrain.machine.distributed import import_deepspeed
 
     with distributed.processes() as world:
         net = torch.nn.Linear(4, 4).to(world.device)

@@ -13,7 +13,7 @@ import torch._dynamo  # noqa: F401 - the first optimizer would import it, in eve
 from pretrain.config import load_config
 from pretrain.loop.train import train
 from pretrain.machine import distributed, memory
-from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.distributed import import_deepspeed
 
 import_deepspeed()
 memory.keep_freed_memory()
