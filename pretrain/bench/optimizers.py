@@ -139,7 +139,7 @@ class _Method:
         self.ours.step()
 
     def _step_until_quiet(self) -> None:
-        """To a step at which no matrix is due."""
+        """Go on to a step at which no matrix is due."""
         while self._due(self.ours.updates):
             self._our_step(self.ours.updates)
 
@@ -188,7 +188,7 @@ class _Method:
         return statistics.median(taken)
 
     def _released(self, dtype: torch.dtype) -> Released:
-        """With random bases, as finding them is timed by itself."""
+        """The released algorithm with random bases, as finding them is timed by itself."""
         targets = {target.name for target in self.ours.targets}
         pairs = [
             (name, (p.detach().to(dtype), gradient.to(dtype)))
@@ -222,6 +222,6 @@ class _Method:
 
 
 def _shape(size: str) -> Transformer:
-    """Without memory."""
+    """The model, without memory."""
     config = load_config(CONFIGS / f"llama_{size}_dense.toml").model
     return shape_of_model(config.model_copy(update={"n_layers": SIZES[size].blocks}), Dense.Config())
