@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, logged, train_here, write_tiny
 
-from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import PRESETS
 
 STEPS = 50
 COMPARED = ["galore_adamw", "galore_adamw8bit", "fira", "apollo", "q_galore", "fira-int8", "galore_adamw-host"]
