@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.linear_cross_entropy import linear_cross_entropy
-from model.initialise import fill_normal
+from model.seeding import fill_normal
 
 
 class Embedding(nn.Module):

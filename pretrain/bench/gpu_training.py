@@ -24,7 +24,7 @@ def parity(check: Check) -> dict[str, Any]:
     small = [text for text in check.small if not text.startswith("--linear.")]
     runs = {
         "kernels": _train(check, CONFIG_60M, "kernels", data, *BATCH, *length, *check.small),
-        "reference": _train(check, CONFIG_60M, "reference", data, *BATCH, *length, *check.small, kernels="reference"),
+        "reference": _train(check, CONFIG_60M, "reference", data, *BATCH, *length, *check.small, kernels="torch"),
         "dense": _train(check, CONFIG_60M, "dense", data, *BATCH, *length, *small, "--linear.name=dense"),
     }
     figures = {name: _figures(run, check.steps) for name, run in runs.items()}

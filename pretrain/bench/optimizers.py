@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.bench.clock import Clock, clock_for
-from kernels.bench.measure import DTYPES, OURS, take_turns
-from kernels.hardware import device_name
+from kernels.measured import device_name
 from model.build import shape_of_model
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.bench.released import RELEASED, Released
+from pretrain.bench.timing import DTYPES, OURS, Clock, clock_for, take_turns
 from pretrain.config import load_config
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.projector.base import initial_basis

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.wrong_value import expected
+from model.schema import expected
 from pretrain.config.tables import Tables, as_toml, members, table_type, users
 
 

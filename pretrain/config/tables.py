@@ -72,7 +72,7 @@ class ParallelConfig(Frozen):
 class KernelsConfig(Frozen):
     """How the linears compute; all choices agree up to rounding. All but `backend` are for sparse_low_rank linears."""
 
-    backend: Literal["auto", "triton", "reference"] = "auto"
+    backend: Literal["auto", "triton", "torch"] = "auto"
     """auto: Triton kernels on a GPU, PyTorch elsewhere. The environment variable SPARLOW_KERNELS overrides it."""
     path: Literal["auto", "dense", "csr"] = "auto"
     """dense: build W and multiply with it. csr: factors and sparse matrix one after the other (fp32 on a CPU)."""
@@ -82,6 +82,12 @@ class KernelsConfig(Frozen):
     """Over micro-steps, sum the factors' gradients, or W's gradient (where W is kept over the step; ZeRO stage 0)."""
     cache_budget: float = Field(0.2, ge=0, le=1)
     """Part of the device's free memory that kept W and their summed gradients may take under auto."""
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _called_reference_once(cls, backend: Any) -> Any:
+        """Checkpoints of older runs hold the name that `torch` had then."""
+        return "torch" if backend == "reference" else backend
 
 
 class CheckpointConfig(Frozen):

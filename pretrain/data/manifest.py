@@ -10,8 +10,7 @@ from pydantic import Field, ValidationError
 
 from model.errors import UserError
 from model.lfs import refuse_pointer
-from model.schema import Frozen
-from model.wrong_value import expected
+from model.schema import Frozen, expected
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.hardware import device_name
+from kernels.measured import device_name
 from model.errors import RunFailed, UserError
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore

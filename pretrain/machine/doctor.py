@@ -74,7 +74,7 @@ def _attempt(what: str, work: Callable[[], str], fix: str) -> Finding:
 def _device() -> str:
     import torch
 
-    from kernels.hardware import device_name
+    from kernels.measured import device_name
     from pretrain.machine.hardware import has_bf16, peak_flops
 
     if torch.cuda.is_available():

@@ -17,7 +17,7 @@ ARGUMENTS = [
     "--run.dir=a $HOME `date` \\\\ b",
 ]
 ARGUMENTS += ["--eval.prompts=['a','b']", "--data.path=it's;here", "--optimizer.lr=1e-3"]
-GIVEN = {"SPARLOW_KERNELS": "reference", "SPARLOW_GPU_MEMORY": '2 $HOME "GiB"', "OMP_NUM_THREADS": "3"}
+GIVEN = {"SPARLOW_KERNELS": "torch", "SPARLOW_GPU_MEMORY": '2 $HOME "GiB"', "OMP_NUM_THREADS": "3"}
 
 
 def program(path: Path, text: str) -> None:

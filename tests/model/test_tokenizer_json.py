@@ -13,7 +13,7 @@ import sentencepiece
 from model.errors import UserError
 from model.hf.tokenizer import export_obstacle, read_facts, special_tokens_map, tokenizer_config
 from model.hf.tokenizer_json import NORMAL, UNUSED, obstacle, tokenizer_json
-from pretrain.using.hard_strings import hard_strings
+from pretrain.using.check_texts import hard_strings
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install -e .[dev]"

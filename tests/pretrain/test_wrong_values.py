@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from model.errors import UserError
 from model.hf.config import read_config
-from model.wrong_value import EXPECTED
+from model.schema import EXPECTED
 from pretrain.config import load_config
 from pretrain.config.load import validate
 from pretrain.config.schema import Config

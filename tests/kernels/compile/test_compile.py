@@ -30,7 +30,7 @@ def load(path):
 
 def compile_all(path, capability):
     """name -> what it uses, of every launch in `path`; runs in a process of its own."""
-    from kernels.compile import compile_launch, record
+    from kernel_compiler import compile_launch, record
 
     module = load(path)
     with record() as launches:
@@ -67,7 +67,7 @@ def compiled():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_fits_every_architecture(path, compiled):
-    from kernels.compile import SHARED_MEMORY
+    from kernel_compiler import SHARED_MEMORY
 
     golden = json.loads(GOLDEN.read_text())
     assert compiled[path.stem], "nothing was launched"
