@@ -20,9 +20,9 @@ from pretrain.bench.released import RELEASED, Released
 from pretrain.bench.timing import DTYPES, OURS, Clock, clock_for, take_turns
 from pretrain.config import load_config
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import is_due
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.targets import find_targets
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -86,7 +86,7 @@ class _Method:
     ):
         self.clock, self.size, self.method = clock, size, method
         self.named, self.gradients = named, gradients
-        preset = PRESETS[method]
+        preset = PRESETS[method].Config
         rank = 1 if preset.model_fields["rank"].default == 1 else SIZES[size].rank
         self.config = preset.model_validate({"name": method, "lr": LR, "rank": rank})
         targets = find_targets(model, self.config)
