@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.low_rank_update import low_rank_update_
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix, Side
-from pretrain.optim.matrix_config import MatrixConfig
 
 State = dict[str, Tensor]
 """A matrix's own tensors, by name: what a checkpoint holds of it."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kernels.fira_update import fira_update_
+from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import correction, direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step

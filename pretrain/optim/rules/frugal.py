@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import scaled_update_
+from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction, init_moments
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step

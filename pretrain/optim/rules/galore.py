@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import ProjectedAdam
 from pretrain.optim.rules.base import State, Step, apply_low_rank

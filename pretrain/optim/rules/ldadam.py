@@ -7,11 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.low_rank_update import low_rank_update_
-from pretrain.optim.element_config import Beta
+from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
-from pretrain.optim.moments import direction, load
-from pretrain.optim.rotation import rotate_moments
+from pretrain.optim.moments import direction, load, rotate_moments
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
 from pretrain.optim.rules.own_basis import OwnBasis, first_basis

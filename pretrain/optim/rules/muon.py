@@ -7,9 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import scaled_update_
-from pretrain.optim.element_config import Beta
+from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import cautious
 from pretrain.optim.rules.base import Rule, State, Step
 

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pretrain.optim.config import OF_BASES, OF_SUMS
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS
-from pretrain.optim.rotation import rotate_moments
+from pretrain.optim.moments import rotate_moments
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
 from pretrain.optim.rules.fira import Fira
