@@ -38,7 +38,7 @@ from pretrain.optim.projector import is_late
 from pretrain.optim.refresher import Refresher
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.adam import project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 from pretrain.optim.target import Accumulator, Target
 from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
 
@@ -264,12 +264,10 @@ class MatrixOptimizer(OwnOptimizer):
         return self.products if name in ("R", "N") else torch.float32
 
     def _change(self, target: Target, gradient: Tensor | None, message: State, lr: float) -> None:
-        step, P = self._step(target, lr), target.P
-
-        def rule(weight: Tensor, key: int | None) -> None:
-            self.rule.apply(target.matrix, weight, target.shared, P, gradient, message, replace(step, key=key))
-
-        target.weight.change(step.key, rule)
+        step = self._step(target, lr)
+        with target.weight.changing(step.key) as (weight, key):
+            step = replace(step, key=key)
+            self.rule.apply(weight, WeightUpdate(target.matrix, message, target.shared, step, target.P, gradient))
         self._stepped += 1
 
     def _step(self, target: Target, lr: float) -> Step:
