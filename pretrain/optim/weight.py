@@ -34,7 +34,7 @@ class Weight(ABC):
 
     @abstractmethod
     def changing(self, key: int | None) -> AbstractContextManager[tuple[Tensor, int | None]]:
-        """Open the matrix for a change in place, with the key to round it by: `key`, or None where closing rounds it."""
+        """Open the matrix for a change in place, with the key to round by: `key`, or None where closing it rounds."""
 
 
 class FloatWeight(Weight):
