@@ -1,6 +1,6 @@
 """Which implementation of an operation runs: a Triton kernel or plain PyTorch.
 
-`auto` takes the kernels for tensors on a GPU and PyTorch elsewhere; `triton` insists on the kernels, `reference` on
+`auto` takes the kernels for tensors on a GPU and PyTorch elsewhere; `triton` insists on the kernels, `torch` on
 PyTorch. The environment variable SPARLOW_KERNELS overrides what `configure` was told. On a CPU, kernels run only in
 Triton's interpreter (TRITON_INTERPRET=1, set before anything imports triton), which is for tests: it is slow.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Op = TypeVar("Op", bound=Callable[..., Any])
-Backend = Literal["auto", "triton", "reference"]
+Backend = Literal["auto", "triton", "torch"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -35,14 +35,14 @@ def backend() -> Backend:
     """The choice in force; ValueError when SPARLOW_KERNELS is none of the three."""
     choice = os.environ.get("SPARLOW_KERNELS", _configured)
     if choice not in get_args(Backend):
-        raise ValueError(f"SPARLOW_KERNELS is {choice!r}; set it to auto, triton or reference")
+        raise ValueError(f"SPARLOW_KERNELS is {choice!r}; set it to auto, triton or torch")
     return choice  # type: ignore[return-value]
 
 
 def uses_triton(tensor: Tensor) -> bool:
     """Whether an operation on `tensor` runs as a Triton kernel; RuntimeError when it must but cannot."""
     choice = backend()
-    if choice == "reference":
+    if choice == "torch":
         return False
     runnable = (tensor.is_cuda or INTERPRETED) and importlib.util.find_spec("triton") is not None
     if choice == "triton" and not runnable:

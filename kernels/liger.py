@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def available(tensor: Tensor) -> bool:
     """Whether the functions below take `tensor`. Imports nothing."""
-    return tensor.is_cuda and tensor.dtype in DTYPES and backend() != "reference" and _installed()
+    return tensor.is_cuda and tensor.dtype in DTYPES and backend() != "torch" and _installed()
 
 
 @cache

@@ -10,10 +10,12 @@ from torch import Tensor
 WORD = 0xFFFFFFFF
 
 
-def check_key(key: int | None) -> None:
-    """ValueError unless `key` is None or fits 32 bits unsigned."""
+def check_key(key: int | None, dtype: torch.dtype | None = None) -> None:
+    """ValueError unless `key` is None, or fits 32 bits unsigned and `dtype`, a weight W's, is not fp32."""
     if key is not None and not 0 <= key <= WORD:
         raise ValueError(f"key is {key}; it must be from 0 to 2^32 - 1")
+    if key is not None and dtype == torch.float32:
+        raise ValueError("W is fp32, which is not rounded stochastically; leave out the key")
 
 
 def signed_key(key: int | None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.checks import LARGEST_OFFSET
+from kernels.arguments import LARGEST_OFFSET
 
 TILE = (128, 128)
 """Rows and columns of a tile; at most 2^16 places. Part of the checkpoint's format: values are stored in this order."""

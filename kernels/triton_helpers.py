@@ -1,4 +1,4 @@
-"""What every Triton kernel here needs: products, rounding and random bits that are right on a GPU and interpreted.
+"""Device functions that Triton kernels here share: products, rounding and random bits, right on a GPU and interpreted.
 
 The interpreter keeps bf16 as bit patterns: it multiplies them as integers and truncates on conversion, without a word.
 So a kernel loads, converts to fp32 at once, calculates in fp32, and goes through these functions at both ends.
@@ -56,3 +56,39 @@ def random_bits(key, offset):
     x = (x ^ (x >> 16)) * 0x85EBCA6B
     x = (x ^ (x >> 13)) * 0xC2B2AE35
     return x ^ (x >> 16)
+
+
+@triton.jit
+def low_rank_tile(
+    left, right, o_row, m_row, o_col, m_col, rank, stride_left, stride_rank, stride_col, RANK_BLOCK: tl.constexpr
+):
+    """fp32 tile [ROWS, COLS] of left (rows, rank) times right (rank, cols), at `o_row` and `o_col` where masked in."""
+    acc = tl.zeros((o_row.shape[0], o_col.shape[0]), dtype=tl.float32)
+    for i_rank in range(0, rank, RANK_BLOCK):
+        o_rank = i_rank + tl.arange(0, RANK_BLOCK)
+        m_rank = o_rank < rank
+        p_left = left + o_row[:, None] * stride_left + o_rank[None, :]  # [ROWS, RANK]
+        b_left = tl.load(p_left, mask=m_row[:, None] & m_rank[None, :], other=0.0)
+        p_right = right + o_rank[:, None] * stride_rank + o_col[None, :] * stride_col  # [RANK, COLS]
+        b_right = tl.load(p_right, mask=m_rank[:, None] & m_col[None, :], other=0.0)
+        acc = dot(b_left, b_right, acc)
+    return acc
+
+
+@triton.jit
+def decayed(hyper, DECAY_AFTER: tl.constexpr):
+    """What W and the update are multiplied by, from hyper = (lr, scale, weight decay): the decay, and the rate."""
+    rate = tl.load(hyper)
+    decay = 1.0 - rate * tl.load(hyper + 2)
+    if DECAY_AFTER:
+        rate *= decay
+    return decay, rate
+
+
+@triton.jit
+def store_weight(p_w, b_w, mask, key, o_flat, STOCHASTIC: tl.constexpr):
+    """Store fp32 b_w to nearest even, or to bf16 stochastically by the key and the flat position of each element."""
+    if STOCHASTIC:
+        tl.store(p_w, convert_stochastic(b_w, random_bits(key, o_flat)), mask=mask)
+    else:
+        tl.store(p_w, convert(b_w, p_w.dtype.element_ty), mask=mask)

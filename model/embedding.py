@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.linear_cross_entropy import linear_cross_entropy
-from model.initialise import fill_normal
+from model.seeding import fill_normal
 
 
 class Embedding(nn.Module):
@@ -40,16 +40,12 @@ class OutputHead(nn.Module):
         self.register_parameter("weight", None if tied else nn.Parameter(torch.empty(vocab_size, dim)))
 
     def forward(self, hidden: Tensor, targets: Tensor | None, tied_weight: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V] of hidden [B, T, D]; with targets [B, T] the summed negative log-likelihood (0-d).
-
-        Both are fp32, or fp64 where hidden is.
-        """
+        """fp32 logits [B, T, V] of hidden [B, T, D]; with targets [B, T] the summed negative log-likelihood (0-d)."""
         weight = self.weight if tied_weight is None else tied_weight
         assert weight is not None
         if targets is not None:
             return linear_cross_entropy(hidden, weight, targets)
-        logits = F.linear(hidden, weight.to(hidden.dtype))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.linear(hidden, weight.to(hidden.dtype)).float()
 
     def reset_parameters(self, seed: int) -> None:
         if self.weight is not None:

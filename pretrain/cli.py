@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from model.errors import RunFailed, UserError
-from pretrain.machine.output import GONE, failure, mute
+from pretrain.machine.console import GONE, failure, mute
 
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -98,7 +98,7 @@ def _wrong_argument(rest: Sequence[str], arguments: Sequence[str], takes_overrid
     """What is wrong with `rest`, those of `arguments` that the command does not know, or None."""
     if not takes_overrides:
         return f"{rest[0]}: unknown argument" + ("; only CONFIG.toml has such keys" if _is_override(rest[0]) else "")
-    from pretrain.config.arguments import unknown, without_equals
+    from pretrain.config.explain import unknown, without_equals
 
     wrong = next((a for a in rest if not _is_override(a)), None)
     return without_equals(arguments) or (unknown(wrong, arguments) if wrong else None)

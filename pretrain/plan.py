@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from model.counts import count_parameters, training_flops
 from model.errors import UserError
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, Stage
 from pretrain.engine.kernel_choices import describe, recorded
-from pretrain.growth.stages import Stage
 from pretrain.machine.distributed import require_divisible
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
 from pretrain.memory_plan.memory import plan_stage, worst_of

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import kernels.adam8bit.hyper as adam8bit_hyper
+import kernels.adam8bit.reference as adam8bit
 import model.linear.int8 as int8
-from kernels.adam8bit.codebook import codebook
+from kernels.adam8bit.state import codebook
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.build import shape_of_model
 from model.linear.sparse_low_rank import SparseLowRank
@@ -176,7 +176,7 @@ def _paths(cuda: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_caches() -> Iterator[None]:
     """Inside, tensors that functions remember are made anew: fake ones must not get out, nor real ones in."""
-    clear = [cached.cache_clear for cached in (rotary_tables, codebook, adam8bit_hyper._hyper_parameters)]
+    clear = [cached.cache_clear for cached in (rotary_tables, codebook, adam8bit._hyper_parameters)]
     clear.append(int8._scratch.clear)
     for forget in clear:
         forget()

@@ -36,6 +36,32 @@ def test_import_direction(package):
         assert imported(path) & MAY_IMPORT.keys() <= MAY_IMPORT[package], path
 
 
+def needs() -> dict[str, set[str]]:
+    """The modules that each one imports, at its head, within a function or for its types alone."""
+    modules = {}
+    for path in (path for package in MAY_IMPORT for path in sources(package)):
+        modules[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {whole if whole in modules else str(node.module) for whole in full.values()}
+    return {name: imports & modules.keys() - {name} for name, imports in found.items()}
+
+
+def test_imports_form_no_circle():
+    """Take away whatever imports nothing that is left, until nothing is: what stays is in a circle, or leads to one."""
+    left = needs()
+    assert left["pretrain.config.load"] >= {"pretrain.config.schema", "model.errors"}
+    while free := [name for name, imports in left.items() if not imports & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
 def test_training_never_imports_transformers():
     peers = {"transformers_check.py", "train_worker.py"}  # run in processes of their own
     found = [path for package in MAY_IMPORT for path in sources(package) if "transformers" in imported(path)]

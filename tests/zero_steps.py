@@ -44,7 +44,7 @@ MODEL = {
     "train.seq_len": 64,
     "train.micro_batch_size": 1,
     "train.grad_clip": 1.0,
-    "kernels.backend": "reference",
+    "kernels.backend": "torch",
 }
 """7.4 million parameters, in steps of two micro-steps; activations that do not hide them."""
 

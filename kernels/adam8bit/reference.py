@@ -1,10 +1,60 @@
 """The definition of 8-bit Adam: dequantise, an fp32 step, quantise."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from kernels.adam8bit.codebook import ZERO_SIGNED, codebook
-from kernels.adam8bit.state import BLOCK, SMALLEST_SCALE, Adam8bitState
+from kernels.adam8bit.state import BLOCK, SMALLEST_SCALE, ZERO_SIGNED, Adam8bitState, codebook
+from kernels.arguments import hyper
+
+EpsMode = Literal["torch", "galore"]
+
+
+def hyper_parameters(
+    lr: float,
+    betas: Sequence[float],
+    eps: float,
+    step: int,
+    weight_decay: float,
+    eps_mode: EpsMode,
+    device: torch.device,
+) -> Tensor:
+    """beta1, 1 - beta1, beta2, 1 - beta2, numerator, denominator, eps, lr, decay (9,) fp32 on `device`.
+
+    The direction is numerator * exp_avg / (denominator * sqrt(exp_avg_sq) + eps), the update
+    decay * parameter - lr * direction. Cached: the tensors of a parameter group share them in a step.
+    """
+    beta1, beta2 = betas
+    return _hyper_parameters(lr, beta1, beta2, eps, step, weight_decay, eps_mode, device)
+
+
+@lru_cache(maxsize=32)
+def _hyper_parameters(
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    weight_decay: float,
+    eps_mode: EpsMode,
+    device: torch.device,
+) -> Tensor:
+    if eps_mode not in get_args(EpsMode):
+        raise ValueError(f"eps_mode is {eps_mode!r}; it is torch or galore")
+    if not eps > 0:
+        raise ValueError(f"eps is {eps}; it must be positive, because an exp_avg_sq of 0 is common in 8 bits")
+    if step < 1:
+        raise ValueError(f"step is {step}; the first one is 1")
+    correction1, correction2 = 1 - beta1**step, (1 - beta2**step) ** 0.5
+    if eps_mode == "torch":
+        numerator, denominator = 1 / correction1, 1 / correction2
+    else:
+        numerator, denominator = correction2 / correction1, 1.0
+    decay = 1 - lr * weight_decay
+    return hyper(beta1, 1 - beta1, beta2, 1 - beta2, numerator, denominator, eps, lr, decay, device=device)
 
 
 def dequantise(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
@@ -32,9 +82,9 @@ def quantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def adam8bit_direction(grad: Tensor, state: Adam8bitState, hyper: Tensor) -> Tensor:
-    """Advances `state` by `grad` and returns the direction, fp32, from the moments before they are quantised.
+    """Advance `state` by `grad` and return the direction, fp32, from the moments before they are quantised.
 
-    `hyper` is of `hyper.hyper_parameters`. A gradient whose square is not finite resets its element's moments to 0.
+    `hyper` is what `hyper_parameters` returns. A gradient whose square is not finite resets its element's moments to 0.
     """
     beta1, one_minus_beta1, beta2, one_minus_beta2, numerator, denominator, eps = hyper[:7]
     g = grad.flatten().float()

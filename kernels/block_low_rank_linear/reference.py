@@ -16,12 +16,10 @@ def dense(values: Tensor, support: BlockSupport) -> Tensor:
 
 
 def block_low_rank_linear(
-    x: Tensor, A: Tensor, B: Tensor, values: Tensor, support: BlockSupport, scale: float, bias: Tensor | None = None
+    x: Tensor, A: Tensor, B: Tensor, values: Tensor, support: BlockSupport, scale: float
 ) -> Tensor:
-    """y (..., out) = x W^T + bias for x (..., in), with W = scale B A + S, computed in the dtype of x.
+    """y (..., out) = x W^T for x (..., in), with W = scale B A + S, computed in the dtype of x.
 
-    A (rank, in), B (out, rank), values (n_blocks, b, b), bias (out,).
+    A (rank, in), B (out, rank), values (n_blocks, b, b).
     """
-    weight = scale * (B.to(x.dtype) @ A.to(x.dtype)) + dense(values.to(x.dtype), support)
-    y = x @ weight.t()
-    return y if bias is None else y + bias.to(x.dtype)
+    return x @ (scale * (B.to(x.dtype) @ A.to(x.dtype)) + dense(values.to(x.dtype), support)).t()

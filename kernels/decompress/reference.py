@@ -1,4 +1,4 @@
-"""The definition of decompression, differentiable by autograd."""
+"""The definitions of decompression, differentiable by autograd, and of the gather."""
 
 from torch import Tensor
 
@@ -10,3 +10,8 @@ def decompress(A: Tensor, B: Tensor, values: Tensor, positions: Tensor, scale: f
     """
     low_rank = scale * (B @ A)
     return low_rank.flatten().index_add(0, positions, values).view_as(low_rank)
+
+
+def tile_gather(dense: Tensor, positions: Tensor) -> Tensor:
+    """The entries (nnz,) of `dense` (out, in) at the flat row-major `positions` (nnz,)."""
+    return dense.flatten().index_select(0, positions)

@@ -24,7 +24,7 @@ def fira_update(
     side: Side = "left",
     decay_after: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The new W and the limiter's new state, of matrices in one dtype: see `kernels.fira_update.op.fira_update_`."""
+    """The new W and the limiter's new state, of matrices in one dtype: see `kernels.fira_update.fira_update_`."""
 
     def back(low_rank: Tensor) -> Tensor:
         return scale * (P @ low_rank if side == "left" else low_rank @ P)

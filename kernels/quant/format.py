@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.checks import LARGEST_OFFSET, check_matrix
+from kernels.arguments import LARGEST_OFFSET, check_matrix
 
 GROUPS = (64, 128, 256)
 """Group sizes: a kernel's tile is one group wide, or divides it."""

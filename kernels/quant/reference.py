@@ -9,7 +9,7 @@ from kernels.rounding import random_bits
 
 
 def quantize(W: Tensor, bits: int, group: int, key: int | None = None) -> Quantized:
-    """W (rows, cols) in affine codes: see `kernels.quant.op.quantize`."""
+    """W (rows, cols) in affine codes: see `kernels.quant.quantize`."""
     (rows, cols), levels = W.shape, 2**bits - 1
     q = Quantized.empty((rows, cols), bits, group, W.device)
     grouped = _in_groups(W.float(), group)  # padded with 0, which every range holds

@@ -10,7 +10,7 @@ TINY = 1e-8
 
 
 def limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
-    """(scaling / limiter, the limiter's new state): see `kernels.scaled_update.op.limit_growth_`."""
+    """(scaling / limiter, the limiter's new state): see `kernels.scaled_update.limit_growth_`."""
     if scaling.numel() == 1:
         norm = torch.linalg.vector_norm(G) * scaling.reshape(()).abs()
     else:  # by channel, without a matrix G * scaling

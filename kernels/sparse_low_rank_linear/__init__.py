@@ -1,6 +1,39 @@
-"""The SLTrain linear: y = x W^T with W = scale B A + S, where S has a fixed random support (arXiv 2406.02214)."""
+"""The SLTrain linear: y = x W^T with W = scale B A + S, where S has a fixed random support (arXiv 2406.02214).
+
+Two paths lead through it: dense.py builds W, with the kernels of `kernels.decompress`; csr.py never does (fp32 on a
+CPU). choice.py tells which is the fastest.
+"""
+
+from torch import Tensor
 
 from kernels.sparse_low_rank_linear.choice import Choice, StepCache
-from kernels.sparse_low_rank_linear.op import sparse_low_rank_linear
+from kernels.sparse_low_rank_linear.csr import CSRPath
+from kernels.sparse_low_rank_linear.dense import DensePath
+from kernels.support import TileSupport
 
 __all__ = ["Choice", "StepCache", "sparse_low_rank_linear"]
+
+
+def sparse_low_rank_linear(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    values: Tensor,
+    support: TileSupport,
+    scale: float,
+    *,
+    choice: Choice = Choice(),  # noqa: B008, frozen
+    cache: StepCache | None = None,
+) -> Tensor:
+    """y (..., out) = x W^T with W = scale B A + S, S holding `values` at `support`.
+
+    x (..., in), A (rank, in), B (out, rank), values (nnz,). Everything is computed in the dtype of x; each gradient
+    has the dtype of its tensor. `cache` is where a choice with keep = "step" keeps W. Differentiable once. ValueError
+    when the shapes do not belong together.
+    """
+    support.check_factors(A, B, values)
+    if x.shape[-1:] != A.shape[1:]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last side must be {A.shape[1]}")
+    if choice.path == "csr":
+        return CSRPath.apply(x, A, B, values, support, scale)
+    return DensePath.apply(x, A, B, values, support, scale, choice, cache)

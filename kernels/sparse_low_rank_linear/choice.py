@@ -3,9 +3,23 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from kernels.backend import backend
+from kernels.measured import fastest
+from kernels.sparse_low_rank_linear import csr
+
 Keep = Literal["none", "layer", "step"]
+
+SPARSE_COST = 10
+"""A sparse multiplication costs a CPU as much as ten dense ones (measured: 5 to 12)."""
+
+CSR_SMALLEST_SIDE = 256
+"""Below this the CSR path's many small calls cost more than the dense matmuls they save (measured)."""
+
+FUSED_BELOW_RANK = 256
+"""Below this rank building W is bound by writing it, so one kernel that writes it once wins (a roofline estimate)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,33 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def choose(
+    shape: tuple[int, int],
+    rank: int,
+    nnz: int,
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep: Keep = "none",
+    accumulate: bool = False,
+) -> Choice:
+    """The fastest for a linear of `shape` (out, in) on micro-batches of `tokens` tokens.
+
+    `keep` and `accumulate` hold if W is built.
+    """
+    n_out, n_in = shape
+    if device.type == "cpu" and dtype == torch.float32 and backend() != "triton" and csr.available():
+        factored = rank * (n_out + n_in) + SPARSE_COST * nnz < n_out * n_in and min(shape) >= CSR_SMALLEST_SIDE
+        sizes = (n_out, n_in, rank, nnz, tokens)
+        if fastest("sparse_low_rank_linear", device, dtype, sizes, "csr" if factored else "dense") == "csr":
+            return Choice(path="csr")
+    if device.type != "cuda":
+        return Choice(keep=keep, accumulate=accumulate)
+    rule = "fused" if rank < FUSED_BELOW_RANK else "matmul"
+    build = fastest("decompress", device, dtype, (n_out, n_in, rank, nnz), rule)
+    return Choice(keep=keep, accumulate=accumulate, fused=build == "fused")
 
 
 class StepCache:

@@ -49,12 +49,11 @@ def available() -> bool:
 
 
 class CSRPath(torch.autograd.Function):
-    """(x (..., in), A, B, values, support, scale, bias) -> y (..., out), x in fp32 on a CPU."""
+    """(x (..., in), A, B, values, support, scale) -> y (..., out), x in fp32 on a CPU."""
 
     @staticmethod
-    def forward(ctx, x, A, B, values, support, scale, bias):
+    def forward(ctx, x, A, B, values, support, scale):
         ctx.support, ctx.scale = support, scale
-        ctx.bias_dtype = None if bias is None else bias.dtype
         A_, B_ = A.to(x.dtype), B.to(x.dtype)
         flat = x.reshape(-1, A.shape[1])  # [N, I]
         z = flat @ A_.t()  # [N, R]
@@ -64,8 +63,6 @@ class CSRPath(torch.autograd.Function):
             rows = slice(start, start + CHUNK)
             columns = sparse @ flat[rows].t().contiguous()  # [O, n]
             torch.addmm(columns.t(), z[rows], B_.t(), alpha=scale, out=y[rows])
-        if bias is not None:
-            y += bias.to(x.dtype)
         ctx.save_for_backward(x, z, A, B, values)
         return y.view(*x.shape[:-1], B.shape[0])
 
@@ -74,7 +71,7 @@ class CSRPath(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, z, A, B, values = ctx.saved_tensors
         support, scale = ctx.support, ctx.scale
-        need_x, need_A, need_B, need_values, *_, need_bias = ctx.needs_input_grad
+        need_x, need_A, need_B, need_values, _, _ = ctx.needs_input_grad
         grad_x = grad_A = grad_B = grad_values = None
         A_, B_ = A.to(x.dtype), B.to(x.dtype)
         g = grad_y.reshape(-1, B.shape[0])  # [N, O]
@@ -98,8 +95,7 @@ class CSRPath(torch.autograd.Function):
         if need_values:
             grad_values = torch.empty_like(values)
             grad_values[by_row.order] = total.values().to(values.dtype)
-        grad_bias = g.sum(0).to(ctx.bias_dtype) if need_bias else None
-        return None if grad_x is None else grad_x.view_as(x), grad_A, grad_B, grad_values, None, None, grad_bias
+        return None if grad_x is None else grad_x.view_as(x), grad_A, grad_B, grad_values, None, None
 
 
 def _compressed(support: TileSupport, transposed: bool) -> Compressed:

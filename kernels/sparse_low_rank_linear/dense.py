@@ -10,27 +10,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.decompress import decompress
-from kernels.decompress.op import empty_weight
-from kernels.scaled_mm import scaled_mm
+from kernels.decompress import decompress, empty_weight, tile_gather
+from kernels.products import scaled_mm
 from kernels.sparse_low_rank_linear.choice import Choice, StepCache
 from kernels.support import TileSupport
-from kernels.tile_gather import tile_gather
 
 
 class DensePath(torch.autograd.Function):
-    """(x (..., in), A, B, values, support, scale, bias, choice, cache) -> y (..., out)."""
+    """(x (..., in), A, B, values, support, scale, choice, cache) -> y (..., out)."""
 
     @staticmethod
-    def forward(ctx, x, A, B, values, support, scale, bias, choice, cache):
+    def forward(ctx, x, A, B, values, support, scale, choice, cache):
         ctx.support, ctx.scale, ctx.choice, ctx.cache = support, scale, choice, cache
-        ctx.bias_dtype = None if bias is None else bias.dtype
         weight = _weight(x.dtype, A, B, values, support, scale, choice, cache)
         # The parameters themselves are saved, not casts of them: they are alive anyway, a cast would be a copy.
         ctx.save_for_backward(x, A, B, values, weight if choice.keep == "layer" else None)
         flat = x.reshape(-1, A.shape[1])  # [N, I]
-        y = flat @ weight.t() if bias is None else torch.addmm(bias.to(x.dtype), flat, weight.t())
-        return y.view(*x.shape[:-1], B.shape[0])
+        return (flat @ weight.t()).view(*x.shape[:-1], B.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -38,7 +34,6 @@ class DensePath(torch.autograd.Function):
         x, A, B, values, weight = ctx.saved_tensors
         support, scale, choice, cache = ctx.support, ctx.scale, ctx.choice, ctx.cache
         need_x, need_A, need_B, need_values, *_ = ctx.needs_input_grad
-        need_bias = ctx.needs_input_grad[6]
         grad_x = grad_A = grad_B = grad_values = None
         g = grad_y.reshape(-1, B.shape[0])  # [N, O]
         flat = x.reshape(-1, A.shape[1])  # [N, I]
@@ -56,8 +51,7 @@ class DensePath(torch.autograd.Function):
                 grad_A = scaled_mm(B.to(x.dtype).t(), narrow, scale).to(A.dtype) if need_A else None
                 grad_B = scaled_mm(narrow, A.to(x.dtype).t(), scale).to(B.dtype) if need_B else None
                 grad_values = tile_gather(dense, support, values.dtype) if need_values else None
-        grad_bias = g.sum(0).to(ctx.bias_dtype) if need_bias else None
-        return grad_x, grad_A, grad_B, grad_values, None, None, grad_bias, None, None
+        return grad_x, grad_A, grad_B, grad_values, None, None, None, None
 
 
 def _weight(

@@ -4,16 +4,17 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from kernels.support import TileSupport
 from model.errors import UserError
-from model.growth.density import grow_density
-from model.growth.rank import grow_rank
 from model.growth.tensors import GrownTensor
 from model.linear import LinearConfig
 from model.linear.low_rank import require_rank_fits
 from model.linear.support import SUPPORTS
+from model.linear.support.element import draw_positions
+from model.seeding import fill_uniform
 
 LINEAR = re.compile(r"(layers\.\d+\.(?:attention|feed_forward)\.\w+_proj)\.")
 
@@ -81,3 +82,43 @@ def grow_linear(state: State, old: LinearConfig, new: LinearConfig, seed: int, n
 def _linear_of(name: str) -> str | None:
     match = LINEAR.match(name)
     return match[1] if match else None
+
+
+def grow_rank(A: Tensor, B: Tensor, rank: int, ratio: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) with ratio * B_old A_old = B A, of the rank given.
+
+    B gets columns of zeros, A gets rows as a fresh linear has them: uniform in +-1/sqrt(in), from (seed, name). The new
+    columns of B receive gradient in the first step, the new rows of A from the second. `ratio` = old scale / new scale
+    goes into B: exact where it is a power of two, else to half a unit in the last place of each entry of B.
+    UserError when the rank would shrink.
+    """
+    old, n_in = A.shape
+    if rank < old:
+        raise UserError(f"growth: linear.rank {old} cannot grow to {rank}, which is less")
+    rows = A.new_empty(rank - old, n_in)
+    fill_uniform(rows, n_in**-0.5, seed, f"{name}.A.from_{old}")
+    scaled = B if ratio == 1 else (B.double() * ratio).to(B.dtype)
+    return torch.cat([A, rows]), torch.cat([scaled, B.new_zeros(B.shape[0], rank - old)], dim=1)
+
+
+def grow_density(support: TileSupport, values: Tensor, size: int, seed: int, name: str) -> tuple[TileSupport, Tensor]:
+    """A support of `size` entries that holds the old one, and its values: the old ones, and 0 at new positions.
+
+    New positions are drawn uniformly from the free ones, from (seed, name): if every set was equally likely before, it
+    is so after. UserError when the support would shrink.
+    """
+    shape, old = support.shape, support.nnz
+    if size < old:
+        raise UserError(f"growth: linear.density: {old} entries of {name} cannot shrink to {size}")
+    held = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+    held[support.flat().cpu()] = True
+    free = held.logical_not().nonzero().flatten()
+    drawn = free[draw_positions(size - old, free.numel(), seed, f"{name}.from_{old}")]
+    wanted = held.clone()
+    wanted[drawn] = True
+    grown = TileSupport.from_flat(wanted.nonzero().flatten(), shape)
+    grown_values = values.new_zeros(size)
+    # Both are in tile order, so the old entries follow each other as before.
+    grown_values[held[grown.flat()].to(values.device)] = values
+    device = support.loc.device
+    return TileSupport(grown.loc.to(device), grown.tile_ptr.to(device), shape), grown_values

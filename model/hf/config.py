@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from model.config import ModelConfig
 from model.errors import UserError
 from model.lfs import refuse_pointer
-from model.wrong_value import expected
+from model.schema import expected
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 

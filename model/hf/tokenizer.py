@@ -58,6 +58,8 @@ def tokenizer_config(facts: TokenizerFacts, max_seq_len: int) -> dict[str, Any]:
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_seq_len,
+        # Up to transformers 4, that class adds token_type_ids, which a LLaMA's generate refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         **_special_tokens(facts),
     }
 

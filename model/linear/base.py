@@ -39,10 +39,10 @@ class BaseLinear(nn.Module, ABC):
 
     @abstractmethod
     def dense_weight(self) -> Tensor:
-        """The same map as one fp32 matrix (out, in)."""
+        """Return the map as one fp32 matrix (out, in)."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that train, by own name."""
+        """Shapes of the tensors that train, by own name."""
         return {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
 
     @staticmethod

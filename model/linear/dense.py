@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear.choice import Choice
-from model.initialise import fill_normal
 from model.linear.base import BaseLinear
 from model.schema import Frozen
+from model.seeding import fill_normal
 
 
 class Dense(BaseLinear):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kernels.quant import Quantized, dequantize, quantize
-from model.initialise import fill_normal
 from model.linear.base import BaseLinear
 from model.linear.dense import Dense
+from model.seeding import fill_normal
 
 GROUP = 256
 """Elements of a row that share a scale and a zero point."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
-from model.initialise import fill_normal, fill_uniform
 from model.linear.base import BaseLinear
 from model.schema import Frozen
+from model.seeding import fill_normal, fill_uniform
 
 
 def require_rank_fits(rank: int, in_features: int, out_features: int, name: str) -> None:

@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear.choice import Choice
-from model.initialise import fill_uniform
 from model.linear.base import BaseLinear
 from model.linear.low_rank import require_rank_fits
 from model.linear.support import SUPPORTS
 from model.schema import Frozen
+from model.seeding import fill_uniform
 
 
 class SparseLowRank(BaseLinear):

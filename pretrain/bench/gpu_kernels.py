@@ -8,14 +8,15 @@ import shutil
 import sys
 from typing import Any
 
-from pretrain.bench.part import TAIL, Check, Failed, Skipped
+from pretrain.bench.part import ROOT, TAIL, Check, Failed, Skipped
 
 TESTS = "tests/kernels/triton"
+REPEATS = "tests/kernel_repeats.py"
 SANITIZED = ["-k", "(136 or shape0) and bfloat16", f"{TESTS}/test_decompress.py", f"{TESTS}/test_tile_gather.py"]
 """A matrix of several tiles with ragged edges."""
 
 KERNELS_SHARE = 2 / 3
-"""Of the time that is left for timings; the optimizers have the rest."""
+"""Share of the remaining time that the kernels' timings get; the optimizers have the rest."""
 
 USAGE_ERROR = 2
 """argparse's status for an unknown command."""
@@ -65,7 +66,8 @@ def repeats(check: Check) -> dict[str, Any]:
     """Equal inputs give equal bits, many times over."""
     size = ["--tiny"] if check.small else []
     arguments = ["--device", check.device, "--repeats", str(check.repeats), *size]
-    output = check.python("-m", "kernels.bench.repeat", *arguments, limit=120).require("kernels.bench.repeat")
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    output = check.python(REPEATS, *arguments, limit=120, PYTHONPATH=path).require(REPEATS)
     different = json.loads(output)
     figures = {"repeats": check.repeats, "different": different}
     if wrong := [name for name, count in different.items() if count]:
@@ -78,7 +80,7 @@ def timings(check: Check) -> dict[str, Any]:
 
     All of them share KERNELS_SHARE of the time that is left; those that it does not suffice for are named.
     """
-    from kernels.bench.registry import CASES
+    from pretrain.bench.kernels.run import CASES
 
     rows: list[dict[str, Any]] = []
     failures: dict[str, str] = {}

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.bench.clock import Clock, clock_for
-from kernels.bench.measure import DTYPES, OURS, take_turns
-from kernels.hardware import device_name
+from kernels.measured import device_name
 from model.build import shape_of_model
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.bench.released import RELEASED, Released
+from pretrain.bench.timing import DTYPES, OURS, Clock, clock_for, take_turns
 from pretrain.config import load_config
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.presets import PRESETS
@@ -37,7 +36,7 @@ QUIET = 10_000
 
 @dataclass(frozen=True)
 class Size:
-    """Of a shipped model: its blocks that are stepped (all, where they fit a GPU four times over) and the rank."""
+    """A shipped model: its blocks that are stepped (all, where they fit a GPU four times over) and the rank."""
 
     blocks: int
     rank: int

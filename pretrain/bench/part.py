@@ -40,7 +40,7 @@ class Done:
     stderr: str
 
     def require(self, what: str) -> str:
-        """Its output; Failed unless its status is 0."""
+        """Return the output; Failed unless the status is 0."""
         if self.status == 0:
             return self.stdout
         why = "did not finish in time" if self.status is None else f"ended with status {self.status}"

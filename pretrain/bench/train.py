@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kernels.hardware import device_name
+from kernels.measured import device_name
 from pretrain.bench.slices import Contestant, median_ratio, take_turns
 from pretrain.config.schema import Config
 from pretrain.loop.resume import resolve_dtype

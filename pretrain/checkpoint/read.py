@@ -9,9 +9,8 @@ from torch import Tensor
 from model.errors import UserError
 from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, reading, verify_hashes
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
-from pretrain.config import load_config
-from pretrain.config.schema import Config
-from pretrain.growth.stages import Stage
+from pretrain.config import load_recorded
+from pretrain.config.schema import Config, Stage
 from pretrain.loop.state import TrainState
 
 
@@ -23,7 +22,7 @@ class Checkpoint:
         self._shard_of: dict[str, Path] = {}
         with reading(folder):
             self.manifest: Manifest = read_manifest(folder)
-            self.config: Config = load_config(folder / "config.toml")
+            self.config: Config = load_recorded(folder / "config.toml")
             self.state = TrainState.from_json(json.loads((folder / "state.json").read_text()))
             self.tokenizer_model = (folder / "tokenizer.model").read_bytes()
             for entry in self.manifest.files:

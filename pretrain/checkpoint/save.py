@@ -10,6 +10,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
+from model.errors import UserError
 from model.linear.support import LAYOUTS
 from pretrain.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest
 from pretrain.checkpoint.store import CheckpointStore, step_folder
@@ -146,3 +147,19 @@ def write_hashed(path: Path, data: bytes) -> FileEntry:
     """Write one file, synced; returns its manifest entry."""
     write_synced(path, data)
     return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def require_disk_space(store: CheckpointStore, tensors: WholeTensors, keep: int, growth: float = 1.0) -> None:
+    """UserError when the disk cannot hold `keep` checkpoints and the one that is being written.
+
+    `growth` is by how much they will still grow. Those of this run that are already there count as space: they will be
+    pruned.
+    """
+    one = round(growth * sum(size for _, size, _ in tensors))
+    needed = one * max(1, keep + 1 - len(store.folders()))
+    free = shutil.disk_usage(store.folder).free
+    if free < needed:
+        raise UserError(
+            f"run.dir: {store.folder} has {free / 1e9:.1f} GB free, checkpoint.keep = {keep} checkpoints of "
+            f"{one / 1e9:.1f} GB need {needed / 1e9:.1f} GB; free some, lower checkpoint.keep or choose another run.dir"
+        )

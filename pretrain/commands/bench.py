@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16"),
         help="default: bf16 on a GPU; both on a CPU that has bf16",
     )
-    kernels.add_argument(
-        "--only", nargs="+", action="extend", metavar="OP", help="these operations, by the name of their folder"
-    )
+    kernels.add_argument("--only", nargs="+", action="extend", metavar="OP", help="these operations, by name")
     kernels.add_argument(
         "--store", action="store_true", help="keep the rows as this device's, with times of what can be chosen from"
     )
@@ -114,10 +112,11 @@ def _run_kernels(args: argparse.Namespace) -> int:
 
     import torch
 
-    from kernels.bench import store
-    from kernels.bench.registry import CASES
-    from kernels.bench.run import bench_alternatives, bench_kernels
+    from kernels import measured
     from model.errors import UserError
+    from pretrain.bench.environment import environment
+    from pretrain.bench.kernels.run import CASES, bench_alternatives, bench_kernels
+    from pretrain.machine.files import replace_text
     from pretrain.machine.hardware import has_bf16
 
     device = _device(args)
@@ -133,7 +132,10 @@ def _run_kernels(args: argparse.Namespace) -> int:
 
     rows = bench_kernels(device, dtypes, args.only or CASES, args.turns, say)
     if args.store:
-        say(f"written to {store.save(device, rows, bench_alternatives(device, dtypes, args.turns, say))}")
+        stored = {"rows": rows, "alternatives": bench_alternatives(device, dtypes, args.turns, say)}
+        path = measured.path_for(device)
+        replace_text(path, json.dumps(environment(device) | stored, indent=1) + "\n")
+        say(f"written to {path}")
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0

@@ -1,6 +1,7 @@
 """`sparlow eval CKPT`: held-out figures of a checkpoint."""
 
 import argparse
+import sys
 
 EXAMPLE = "sparlow eval runs/quickstart --json"
 
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if not world.is_main:
         return 0
+    if dataset.bytes_note:
+        print(f"note: {dataset.bytes_note}", file=sys.stderr)
     if args.json:
         print(json.dumps(figures))
     else:

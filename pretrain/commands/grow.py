@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     from model.growth.plan import GrowthOptions
     from pretrain.config import load_config
+    from pretrain.config.stages import counted
     from pretrain.growth.offline import grow_offline
-    from pretrain.growth.words import counted
 
     config = load_config(args.config, args.overrides)
     options = GrowthOptions(args.order, args.source_layers, args.function_preserving)

@@ -1,17 +1,16 @@
-"""Validation errors as sentences: the dotted key, what is wrong, and the nearest valid name."""
+"""What to say of a wrong table, key, value or argument: the dotted key, what is wrong, and what would be right."""
 
 import datetime
 import difflib
+import shlex
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from model.wrong_value import expected
-from pretrain.config.schema import Config
-from pretrain.config.types import members, table_type
-from pretrain.growth.config import as_toml
+from model.schema import expected
+from pretrain.config.tables import Tables, as_toml, members, table_type, users
 
 
 def explain(error: ValidationError, raw: dict[str, Any]) -> str:
@@ -72,10 +71,12 @@ def _as_given(value: Any) -> str:
 def _unknown_key(key: str, path: list[Any], raw: dict[str, Any]) -> str:
     section, unknown = str(path[0]), str(path[-1])
     if len(path) == 1:
-        return f"{key}: unknown table{_nearest(unknown, Config.model_fields)}"
+        return f"{key}: unknown table{_nearest(unknown, Tables.model_fields)}"
     owner = table_type(section, raw.get(section, {}))
     allowed = owner.model_fields if owner else {}
-    name = raw.get(section, {}).get("name")
+    name, others = raw.get(section, {}).get("name"), users(section, unknown)
+    if others:
+        return f"{key}: not a key of {section} {name!r}; it is for {', '.join(others)}"
     whose = f"not a key of {section} {name!r}" if name else "unknown key"
     return f"{key}: {whose}{_nearest(unknown, allowed)}"
 
@@ -84,3 +85,56 @@ def _nearest(word: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     close = difflib.get_close_matches(word, names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; it knows {', '.join(names)}"
+
+
+def without_equals(arguments: Sequence[str]) -> str | None:
+    """The sentence for the first key whose value follows after a space, or None: `--train.seq_len 64`."""
+    for at, word in enumerate(arguments[:-1]):
+        key, equals, text = word.partition("=")
+        if not _is_key(key) or text:
+            continue
+        after = [value for value in arguments[at + 1 : at + 3] if value != "="][:1]
+        if after and not after[0].startswith("--") and (not equals or not after[0].endswith(".toml")):
+            value = after[0] if equals else after[0].removeprefix("=")
+            return f"{key} {after[0]}: write {key}={shlex.quote(value)}"
+    return None
+
+
+def unknown(word: str, arguments: Sequence[str]) -> str:
+    """The sentence for `word`, one of `arguments` that neither the command nor the configuration knows."""
+    before = arguments[arguments.index(word) - 1] if word in arguments else ""
+    key, equals, text = word.lstrip("-").partition("=")
+    section, dot, name = key.partition(".")
+    if dot and section in Tables.model_fields and name:
+        return f"{word}: write --{key}={shlex.quote(_value(equals, text, word, arguments))}"
+    if not word.startswith("-") and _is_key(before.partition("=")[0]):
+        together = shlex.quote(f"{before} {word}")
+        return f"{word}: unknown argument; if it belongs to the value before it, quote both: {together}"
+    keys = [f"--{table}.{name}" for table in Tables.model_fields for name in _names(table) if name == _plain(key)]
+    if word.startswith("-") and keys:
+        value = shlex.quote(_value(equals, text, word, arguments))
+        return f"{word}: unknown argument; did you mean {' or '.join(f'{one}={value}' for one in keys)}?"
+    return f"{word}: unknown argument"
+
+
+def _is_key(text: str) -> bool:
+    return text.startswith("--") and "." in text
+
+
+def _plain(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _value(equals: str, text: str, word: str, arguments: Sequence[str]) -> str:
+    """What is given after the equals sign, or else as the next argument."""
+    if equals:
+        return text
+    after = arguments[arguments.index(word) + 1 :][:1]
+    return after[0] if after and not after[0].startswith("--") else "VALUE"
+
+
+def _names(section: str) -> list[str]:
+    """The keys of a table, whichever of its members is chosen, but `name`."""
+    table = table_type(section, {})
+    tables = list(members(section).values()) or ([table] if table else [])
+    return list(dict.fromkeys(key for table in tables for key in table.model_fields if key != "name"))

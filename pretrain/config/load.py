@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.config.explain import explain
 from pretrain.config.schema import Config
-from pretrain.config.types import field_type, members
+from pretrain.config.tables import field_type, members, table_type
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -23,6 +23,19 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     raw = read_toml(Path(path)) if path is not None else {}
     for argument in sorted(overrides, key=_names_first):
         _override(raw, argument)
+    return validate(raw)
+
+
+def load_recorded(path: str | Path) -> Config:
+    """The configuration that a run has written into its folder or a checkpoint.
+
+    Earlier versions took any value of a key that the optimizer ignores, and wrote it down; it is not read.
+    """
+    raw = read_toml(Path(path))
+    for section, table in raw.items():
+        owner = table_type(section, table) if isinstance(table, dict) else None
+        for key in owner.ignored & table.keys() if owner else ():
+            del table[key]
     return validate(raw)
 
 
@@ -81,11 +94,11 @@ def _literal(key: str, text: str) -> Any:
 
 
 def _switch_member(section: str, table: dict[str, Any], name: str) -> None:
-    """Drop the file's keys that the newly named member does not have, and say which."""
-    member: type[BaseModel] | None = members(section).get(name)
+    """Drop the file's keys that the newly named member does not have or ignores, and say which."""
+    member = members(section).get(name)
     if member is None or table.get("name", name) == name:
         return
-    dropped = [key for key in table if key not in member.model_fields]
+    dropped = [key for key in table if key not in member.model_fields or key in member.ignored]
     for key in dropped:
         del table[key]
     if dropped:

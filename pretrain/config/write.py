@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from pretrain.config.schema import Config
+from pretrain.config.tables import as_toml
 
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (
@@ -15,27 +16,19 @@ CHANGEABLE = (
 
 
 def to_toml(config: Config, comments: bool = False) -> str:
-    """All tables and keys; `load_config` reads the text back to an equal `Config`."""
+    """All tables and the keys that have an effect; `load_config` reads the text back to an equal `Config`."""
     blocks = []
     for section in Config.model_fields:
         table = getattr(config, section)
         lines = [f"[{section}]"]
         for key, field in type(table).model_fields.items():
+            if key in table.ignored:
+                continue
             if comments and field.description:
                 lines += [f"# {line}" for line in field.description.splitlines()]
-            lines.append(f"{key} = {_value(getattr(table, key))}")
+            lines.append(f"{key} = {as_toml(getattr(table, key))}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value)
 
 
 def fixed_keys(config: Config) -> dict[str, Any]:

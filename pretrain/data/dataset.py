@@ -13,8 +13,9 @@ from model.errors import UserError
 from model.seeding import derive_seed
 from pretrain.data.manifest import AGAIN, MANIFEST, load_manifest
 from pretrain.data.order import permute
+from pretrain.data.text_bytes import TextBytes
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokens import DocumentEdges, Tokens, document_starts
+from pretrain.data.tokens import Tokens, document_starts
 
 IGNORE = -100
 
@@ -58,13 +59,11 @@ class TokenDataset:
         if tokenizer.sha256 != entry.sha256 or tokenizer.vocab_size != entry.vocab_size:
             raise UserError(f"{self.tokenizer_file}: this tokenizer did not make the shards beside it; {AGAIN}")
         self.vocab_size = tokenizer.vocab_size
-        self._token_bytes = tokenizer.token_bytes()
-        edge = tokenizer.added_space()
-        self._added = None if edge is None else tokenizer.space_bytes(edge)
-        self._edges = None if edge is None else DocumentEdges(folder, manifest, split, edge)
         self._pad = next((i for i in (entry.pad, entry.eos) if i is not None), 0)
         self._tokens = Tokens(folder, manifest, split)
         self.n_tokens = self._tokens.n_tokens
+        self._bytes = TextBytes(folder, manifest, split, tokenizer, self._tokens)
+        self.bytes_note = self._bytes.note
         self._starts = document_starts(folder, manifest, split) if packing == "document" else None
         self._rows = None if self._starts is None else np.flatnonzero(np.diff(self._starts) > 1)
         if self._rows is not None and (seq_len < 2 or not len(self._rows)):
@@ -95,18 +94,9 @@ class TokenDataset:
         return int(np.minimum(lengths, self.seq_len).sum()), int((lengths - 1).sum())
 
     def target_bytes(self, cursor: int, n: int) -> int:
-        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for.
-
-        Bits per byte are counted over them. A space that the tokenizer adds to each document is not of its text.
-        """
-        total = 0
-        for start, length in zip(*self._spans(cursor, n), strict=True):
-            begin, end = int(start) + 1, int(start + length)
-            ids = self._tokens.read(begin, end - begin) if begin < end else np.empty(0, dtype=np.int64)
-            total += int(self._token_bytes[ids].sum(dtype=np.int64))
-            if self._edges is not None and self._added is not None:
-                total -= int(self._added[ids[self._edges.between(begin, end)]].sum(dtype=np.int64))
-        return total
+        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for."""
+        spans = zip(*self._spans(cursor, n), strict=True)
+        return sum(self._bytes.between(int(start) + 1, int(start + length)) for start, length in spans)
 
     @property
     def tokens_per_row(self) -> float:

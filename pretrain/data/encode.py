@@ -43,7 +43,7 @@ class Encoder:
                 if not ids:
                     log.add(Skipped(f"a document of split {split}", "no tokens"))
                 elif not self._full(split):
-                    self._writers[split].add([*self._begin, *ids, *self._end])
+                    self._writers[split].add([*self._begin, *ids, *self._end], size)
                     self._bytes[split] += size
             fault_point("prepare_batch")
         return {split: self._finish(split) for split in SPLITS}
@@ -75,11 +75,12 @@ class Encoder:
             raise UserError(
                 f"--val-fraction: no document is left for split {split}; give more text or another fraction"
             )
-        index = writer.close()
+        index, text_bytes = writer.close()
         return SplitEntry(
             documents=writer.documents,
             tokens=writer.tokens,
             bytes=self._bytes[split],
             files=tuple(writer.files),
             index=index,
+            text_bytes=text_bytes,
         )

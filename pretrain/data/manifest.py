@@ -10,8 +10,7 @@ from pydantic import Field, ValidationError
 
 from model.errors import UserError
 from model.lfs import refuse_pointer
-from model.schema import Frozen
-from model.wrong_value import expected
+from model.schema import Frozen, expected
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -40,6 +39,13 @@ class SplitEntry(Frozen):
     """Token shards in order: little-endian integers of the manifest's dtype."""
     index: FileEntry
     """Little-endian uint64: the first token of each document, then the number of tokens."""
+    text_bytes: FileEntry | None = None
+    """Little-endian uint64: UTF-8 bytes of each document's text. None in a folder of an earlier version."""
+
+    @property
+    def all_files(self) -> tuple[FileEntry, ...]:
+        """Everything of the split that lies in the folder."""
+        return (*self.files, self.index, *([self.text_bytes] if self.text_bytes else []))
 
 
 class TokenizerEntry(Frozen):
@@ -81,7 +87,7 @@ class Manifest(Frozen):
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each data file must have, by name."""
-        entries = [entry for split in SPLITS for entry in (*self.split(split).files, self.split(split).index)]
+        entries = [entry for split in SPLITS for entry in self.split(split).all_files]
         return {entry.name: entry.bytes for entry in entries}
 
 
@@ -123,8 +129,7 @@ def verify_hashes(folder: str | PathLike[str]) -> None:
     manifest = load_manifest(folder)
     expected = {manifest.tokenizer.file: manifest.tokenizer.sha256}
     for split in SPLITS:
-        entry = manifest.split(split)
-        expected |= {file.name: file.sha256 for file in (*entry.files, entry.index)}
+        expected |= {file.name: file.sha256 for file in manifest.split(split).all_files}
     for name, sha256 in expected.items():
         with (Path(folder) / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -132,7 +137,7 @@ def verify_hashes(folder: str | PathLike[str]) -> None:
 
 
 def _require_consistent(manifest: Manifest, path: Path) -> None:
-    names = [f.name for split in SPLITS for f in (*manifest.split(split).files, manifest.split(split).index)]
+    names = [f.name for split in SPLITS for f in manifest.split(split).all_files]
     if len({*names, manifest.tokenizer.file, MANIFEST}) != len(names) + 2:
         raise UserError(f"{path}: names one file twice; {AGAIN}")
     width = manifest.token_dtype.itemsize
@@ -140,5 +145,6 @@ def _require_consistent(manifest: Manifest, path: Path) -> None:
         entry = manifest.split(split)
         fits = sum(file.tokens for file in entry.files) == entry.tokens
         fits &= all(file.bytes == file.tokens * width for file in entry.files)
+        fits &= entry.text_bytes is None or entry.text_bytes.bytes == 8 * entry.documents
         if not fits or entry.index.bytes != 8 * (entry.documents + 1):
             raise UserError(f"{path}: the figures of split {split} contradict each other; {AGAIN}")

@@ -30,7 +30,8 @@ class HashedFile:
 
 
 class ShardWriter:
-    """Streams the documents of one split into `<split>-00000.bin`, … and their starts into `<split>.index.bin`.
+    """Streams the documents of one split into `<split>-00000.bin`, …, their starts into `<split>.index.bin`,
+    and the bytes of their text into `<split>.bytes.bin`.
 
     Shards are cut at exactly `shard_tokens`, so a document may lie in two of them. Tokens are little-endian `dtype`,
     starts little-endian uint64 with the total at the end.
@@ -40,10 +41,12 @@ class ShardWriter:
         self.documents, self.tokens, self.files = 0, 0, list[FileEntry]()
         self._folder, self._split, self._dtype, self._shard_tokens = folder, split, dtype, shard_tokens
         self._index = HashedFile(folder / f"{split}.index.bin")
+        self._sizes = HashedFile(folder / f"{split}.bytes.bin")
         self._shard: HashedFile | None = None
 
-    def add(self, ids: list[int]) -> None:
-        """Append one document, its markers included."""
+    def add(self, ids: list[int], text_bytes: int) -> None:
+        """Append one document, its markers included, and the bytes of its text."""
+        self._sizes.write(np.uint64(text_bytes).astype("<u8").tobytes())
         self._index.write(np.uint64(self.tokens).astype("<u8").tobytes())
         tokens = np.array(ids, dtype=self._dtype)
         while tokens.size:
@@ -57,12 +60,12 @@ class ShardWriter:
                 self._finish_shard()
         self.documents += 1
 
-    def close(self) -> FileEntry:
-        """Finish the last shard and the index; the index is returned, the shards are in `files`."""
+    def close(self) -> tuple[FileEntry, FileEntry]:
+        """Finish the last shard, the index and the sizes; the latter two are returned, the shards are in `files`."""
         if self._shard is not None:
             self._finish_shard()
         self._index.write(np.uint64(self.tokens).astype("<u8").tobytes())
-        return self._index.close(tokens=0)
+        return self._index.close(tokens=0), self._sizes.close(tokens=0)
 
     @property
     def _in_shard(self) -> int:

@@ -13,7 +13,7 @@ from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
 
 STAGING = ".partial"
-OWNED = ("train-*.bin", "val-*.bin", "train.index.bin", "val.index.bin")
+OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Reading tokens: the shards of one split as one memory-mapped row of numbers."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -34,23 +33,6 @@ class Tokens:
             pieces.append(piece)
             start, length = start + len(piece), length - len(piece)
         return np.concatenate(pieces)
-
-
-class DocumentEdges:
-    """Places of the first, or the last, piece of every document's text among the tokens of a split.
-
-    Read from the index on the disk as far as it is asked for: with millions of documents it is large.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, split: str, edge: Literal["first", "last"]):
-        self._starts = np.memmap(folder / manifest.split(split).index.name, dtype="<i8", mode="r")
-        begin, end = (marker is not None for marker in (manifest.tokenizer.bos, manifest.tokenizer.eos))
-        self._offset = int(begin) if edge == "first" else -1 - int(end)
-
-    def between(self, start: int, end: int) -> np.ndarray:
-        """Return the edges in [start, end), counted from `start`. int64."""
-        first, last = np.searchsorted(self._starts, np.array([start, end]) - self._offset)
-        return self._starts[first:last].astype(np.int64) + self._offset - start
 
 
 def document_starts(folder: Path, manifest: Manifest, split: str) -> np.ndarray:

@@ -15,8 +15,7 @@ from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.deepspeed import deepspeed_settings, release
-from pretrain.machine.accelerator import import_deepspeed
-from pretrain.machine.distributed import World
+from pretrain.machine.distributed import World, import_deepspeed
 from pretrain.machine.fault import fault_flag
 
 NamedTensors = Iterator[tuple[str, int, Callable[[], Tensor]]]
@@ -35,7 +34,7 @@ class Engine(ABC):
     """DeepSpeed around a model and its optimizer; a subclass for each path that an update can take."""
 
     norm_name = "grad_norm"
-    """Under which `Update.grad_norm` is logged."""
+    """The name that `Update.grad_norm` is logged by."""
 
     def __init__(
         self,

@@ -52,11 +52,11 @@ class OwnEngine(Engine):
         self.optimizer.unhook()
 
     def reduced_bytes(self) -> int:
-        """Those of the last optimizer step."""
+        """Bytes of the last optimizer step."""
         return self.optimizer.exchange.reduced_bytes
 
     def full_gradient_bytes(self) -> int:
-        """Those of a matrix optimizer are of its matrices alone."""
+        """Bytes of all gradients; for a matrix optimizer, of its matrices alone."""
         return self.optimizer.full_gradient_bytes()
 
     def low_rank_matrices(self) -> int:

@@ -10,5 +10,6 @@ the large one's first, and the run then goes on as every resume does. A kill at 
 there is no half-grown state, and engine, optimizer and data need not know that anything happened.
 
 What is subtle: `step` counts on over the stages while the optimizer's `updates` may begin anew; tokens and FLOPs are
-those of all stages; silent layers must not be dead (model/growth/operators.py). Start with `between.py`.
+those of all stages; silent layers must not be dead (model/growth/operators.py). Start with `grow.py`; what grows when
+is in `pretrain.config.stages`.
 """

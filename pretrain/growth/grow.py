@@ -13,12 +13,15 @@ from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
-from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
+from pretrain.config.stages import model_size
 from pretrain.data.dataset import TokenDataset
-from pretrain.growth.table import GrowthTable
+from pretrain.growth.describe import GrowthTable
+from pretrain.loop.run import Run
 from pretrain.loop.state import TrainState
-from pretrain.machine.distributed import World
+from pretrain.machine.distributed import World, on_main
+from pretrain.machine.fault import fault_point
 
 OptimizerState = Literal["reset", "copy", "copy_reset_step"]
 
@@ -62,6 +65,36 @@ class Growth:
             if self.optimizer == "copy_reset_step" and item.name.rpartition(".")[2] in STEP_COUNTS:
                 item = item._replace(tensor=torch.zeros_like(item.tensor))
             yield item._replace(name=f"optimizer.{item.name}")
+
+
+def grow(run: Run) -> None:
+    """Commit the grown model beside the checkpoint that ends the small one's stage.
+
+    The run goes on as every resume does: from the newest checkpoint. So a kill at any moment leaves either the small
+    model, which grows again to the same, or the grown one, which does not grow. Collective.
+    """
+    on_main(run.world, lambda: _grow(run))
+
+
+def _grow(run: Run) -> None:
+    config, store, state = run.config, run.store, run.state
+    after = config.stages[state.stage + 1]
+    assert after.plan is not None
+    growth = Growth(
+        source=Checkpoint(store.folder / step_folder(state.step)),
+        plan=after.plan,
+        target=after.config,
+        optimizer=config.growth.optimizer,
+    )
+    small, large = (model_size(stage.config, config) for stage in (run.stage, after))
+    run.console.say(f"step {state.step}: growing {small} to {large} ({config.growth.operator})")
+    fault_point("before_growth")
+    grown = growth.state(state, stage=after.index, stage_start=state.step)
+    table = write_grown(growth, config, grown, store, run.dataset)
+    fault_point("after_growth")
+    store.prune(config.checkpoint.keep, run.console.say)
+    for line in table.lines():
+        run.console.say(f"  {line}")
 
 
 def write_grown(

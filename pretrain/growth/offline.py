@@ -9,12 +9,12 @@ from model.growth.linears import require_linears_growable
 from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.config.checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
+from pretrain.config.stages import counted
 from pretrain.data.dataset import TokenDataset
+from pretrain.growth.describe import GrowthTable
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
-from pretrain.growth.small import require_layers_alike, require_no_zeroed_codes
-from pretrain.growth.table import GrowthTable
-from pretrain.growth.words import counted
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Grown:
     folder: Path
     """The new run's first checkpoint."""
     layers: tuple[int, int]
-    """Of the small model and of the grown one."""
+    """Layers of the small model and of the grown one."""
     continues_data: bool
     """Whether the new run goes on in the source's data; else it begins at the corpus' start."""
     table: GrowthTable

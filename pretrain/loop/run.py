@@ -8,17 +8,16 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.preflight import require_disk_space
 from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.save import require_disk_space
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
-from pretrain.growth.stages import Stage
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin, save_first

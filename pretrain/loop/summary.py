@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kernels.hardware import device_name
+from kernels.measured import device_name
 from model.counts import count_parameters
 from model.errors import RunFailed
 from pretrain.loop.metrics import StepClock

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import torch
 
-from kernels.hardware import device_name
+from kernels.measured import device_name
 from model.errors import RunFailed, UserError
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.engine.base import Update
 from pretrain.engine.kernel_choices import describe
-from pretrain.growth.between import grow
 from pretrain.growth.describe import describe_stages
+from pretrain.growth.grow import grow
 from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
 from pretrain.loop.origin import describe as describe_origin
+from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.run import Run, open_run
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
-from pretrain.loop.way_on import amended, new_run, out_of_memory
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.machine.fault import fault_point
@@ -348,6 +348,8 @@ def _introduce_run(run: Run) -> None:
         )
     for line in describe_stages(config, _stage_flops(run)):
         say(line)
+    if run.held_out.bytes_note:
+        say(run.held_out.bytes_note)
     if run.state.origin and not run.state.step:
         say(f"begins with {describe_origin(run.state.origin)}")
     if run.state.grown and not run.state.step:

@@ -1,7 +1,9 @@
 """Processes: who this one is, and how all of them agree before anything irreversible happens."""
 
 import gc
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +15,7 @@ import torch
 import torch.distributed as dist
 
 from model.errors import UserError
-from pretrain.lone_failure import fail, watch
-from pretrain.machine.accelerator import import_deepspeed
+from pretrain.machine.lone_failure import fail, watch
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -172,3 +173,24 @@ def require_divisible(global_batch_size: int, micro_batch_size: int, processes: 
             f"{micro_batch_size}, which do not divide over {processes} processes; change one of the two"
         )
     return micro_batches // processes
+
+
+def import_deepspeed() -> Any:
+    """The deepspeed module, with the accelerator set for this machine."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        from deepspeed.accelerator import get_accelerator, set_accelerator
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        class QuietCPU(CPU_Accelerator):
+            def create_op_builder(self, class_name: str) -> Any:
+                return None if class_name == "ShareMemCommBuilder" else super().create_op_builder(class_name)
+
+        if type(get_accelerator()).__name__ != "QuietCPU":
+            set_accelerator(QuietCPU())
+    return deepspeed

@@ -74,7 +74,7 @@ def _attempt(what: str, work: Callable[[], str], fix: str) -> Finding:
 def _device() -> str:
     import torch
 
-    from kernels.hardware import device_name
+    from kernels.measured import device_name
     from pretrain.machine.hardware import has_bf16, peak_flops
 
     if torch.cuda.is_available():
@@ -117,7 +117,7 @@ def _engine_step() -> str:
     import torch
 
     from pretrain.machine import distributed
-    from pretrain.machine.accelerator import import_deepspeed
+    from pretrain.machine.distributed import import_deepspeed
 
     with distributed.processes() as world:
         net = torch.nn.Linear(4, 4).to(world.device)

@@ -1,6 +1,6 @@
 """The two ends of the network: token embedding, and output head with the chunked loss."""
 
-from kernels.linear_cross_entropy.op import LOGITS_BYTES, MIN_CHUNK, PART_ROWS
+from kernels.linear_cross_entropy.in_torch import LOGITS_BYTES, MIN_CHUNK, PART_ROWS
 from pretrain.memory_plan.gradients import Gradients
 from pretrain.memory_plan.ledger import Ledger
 from pretrain.memory_plan.setting import Setting

@@ -99,7 +99,7 @@ def plan_stage(
         compute=compute,
         param=compute if narrow else 4,
         cuda=cuda,
-        liger=cuda and config.kernels.backend != "reference",
+        liger=cuda and config.kernels.backend != "torch",
         checkpoint_every=config.train.checkpoint_every_layers,
         int8=int8,
     )

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from model.errors import UserError
-from pretrain.config.schema import Config
-from pretrain.growth.stages import Stage
+from pretrain.config.schema import Config, Stage
 from pretrain.loop.state import TrainState
 from pretrain.machine.distributed import World
 from pretrain.machine.memory import gpu_bytes, peak_bytes

@@ -42,7 +42,7 @@ class Element:
         return self.parameter.grad
 
     def cost(self, config: ElementConfig) -> float:
-        """Of its steps to its owner."""
+        """Cost of its steps to its owner."""
         return float(self.parameter.numel())
 
     def step(self, config: ElementConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:

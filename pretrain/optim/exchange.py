@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 BUCKET_BYTES = 64 * 1024**2
-"""Of one message; small tensors travel together."""
+"""Size of one message; small tensors travel together."""
 
 Owned = tuple[int, Tensor]
 """(owner's rank, tensor)."""

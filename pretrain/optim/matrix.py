@@ -19,7 +19,7 @@ class Matrix:
 
     name: str
     shape: tuple[int, int]
-    """Of the weight: rows, columns."""
+    """Rows and columns of the weight."""
     side: Side
     rank: int
 

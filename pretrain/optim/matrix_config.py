@@ -6,6 +6,14 @@ from pydantic import Field, model_validator
 
 from pretrain.optim.element_config import ElementConfig
 
+OF_SUMS = frozenset({"accumulators"})
+"""Keys that say nothing to a rule that needs whole gradients."""
+
+OF_BASES = frozenset(
+    {"projector", "projection", "refresh", "refresh_overlap", "refresh_threshold", "max_proj_gap", "refresh_stagger"}
+)
+"""Keys that say nothing to a rule whose basis the optimizer neither finds nor keeps."""
+
 
 class MatrixConfig(ElementConfig):
     """A matrix optimizer: projector x moments x rule x weights."""

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from model.linear.int8 import Int8Linear
 from pretrain.optim.accumulator import Accumulator
-from pretrain.optim.checks import require_coherent
 from pretrain.optim.element import Element
 from pretrain.optim.exchange import BUCKET_BYTES, Exchange
 from pretrain.optim.matrix import Matrix
@@ -69,7 +68,6 @@ class MatrixOptimizer(ShardedOptimizer):
         exchange: Exchange | None = None,
         int8_linears: Mapping[str, Int8Linear] | None = None,
     ):
-        require_coherent(config)
         self.products = products
         self.rule = RULES[config.rule](config)
         self.kept_bases = 0

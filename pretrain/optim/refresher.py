@@ -67,7 +67,7 @@ class Refresher:
                 self.reschedule(target, overlaps[target.name].item())
 
     def new_basis(self, target: Target, G: Tensor, updates: int) -> float | Tensor:
-        """Its overlap with the old one where refreshes are adaptive, else 0; NaN when the old one is kept."""
+        """Find a basis; returns its overlap with the old one if refreshes are adaptive, else 0; NaN keeps the old."""
         assert target.basis is not None
         old = target.basis.read()
         random = generator(self.seed, "refresh", target.name, updates)

@@ -26,7 +26,7 @@ class Part(Protocol):
         """Whether it is kept in less than fp32."""
 
     def cost(self, config: Any) -> float:
-        """Of its steps to its owner."""
+        """Cost of its steps to its owner."""
 
 
 class ShardedOptimizer(torch.optim.Optimizer):
@@ -40,7 +40,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     counts: tuple[str, ...] = ("updates",)
     """Attributes that are state."""
     norm_name = "grad_norm"
-    """Under which `grad_norm` is logged."""
+    """The name that `grad_norm` is logged by."""
     planned_matrices = low_rank_matrices = 0
     """How many matrices a subclass's rule is to change in a step, and how many the last step did."""
 
@@ -59,7 +59,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.updates = 0
         """Applied so far."""
         self.grad_norm = 0.0
-        """Of the last step, before clipping."""
+        """L2 norm of the last step's gradient, before clipping."""
         self.applied = False
         """Whether the last step was; it is not when a gradient is not finite."""
         self.elements = [Element(name, parameter) for name, parameter in named_parameters if name not in apart]
@@ -143,7 +143,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return self.exchange.total(self._own_square()).item()
 
     def _own_square(self) -> Tensor:
-        """That of the gradients that this rank owns."""
+        """The squared norm of the gradients that this rank owns."""
         norms = self._own_norms()
         return torch.stack(norms).square().sum() if norms else self._zero()
 

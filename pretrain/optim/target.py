@@ -46,6 +46,6 @@ class Target:
         return self.weight.rounds
 
     def cost(self, config: MatrixConfig) -> float:
-        """Of its steps to its owner: the projected state, and the refresh spread over its gap."""
+        """Cost of its steps to its owner: the projected state, and the refresh spread over its gap."""
         matrix = self.matrix
         return matrix.rank * matrix.n + matrix.m * matrix.n * matrix.rank / config.update_proj_gap

@@ -52,7 +52,7 @@ def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _require_rank(name: str, side: int, config: MatrixConfig) -> None:
-    if RULES[config.rule].uses_rank and config.rank > side:
+    if "rank" not in config.ignored and config.rank > side:
         raise UserError(
             f"optimizer.rank {config.rank} exceeds the smaller side of {name} ({side}); set it to at most {side}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from pretrain.config import load_config
+from pretrain.config import load_recorded
 from pretrain.config.schema import Config
 from pretrain.data.manifest import MANIFEST, Manifest, read_manifest
 
@@ -57,7 +57,7 @@ def run_config(run: Path) -> Config | None:
     """`resolved.toml` of a run; None where it is missing or of another version."""
     path = run / "resolved.toml"
     try:
-        return load_config(str(path), []) if path.is_file() else None
+        return load_recorded(path) if path.is_file() else None
     except UserError:
         return None
 

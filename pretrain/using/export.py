@@ -25,9 +25,8 @@ from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.machine.distributed import World
+from pretrain.using.check_texts import hard_strings, held_out_documents, held_out_split
 from pretrain.using.evaluate import evaluate
-from pretrain.using.hard_strings import hard_strings
-from pretrain.using.held_out_text import held_out_documents, held_out_split
 from pretrain.using.logit_check import Exact, evaluate_exactly
 from pretrain.using.model_card import write_card
 

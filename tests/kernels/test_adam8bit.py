@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction, reference
-from kernels.adam8bit.codebook import ZERO_SIGNED, codebook, dynamic_map
-from kernels.adam8bit.hyper import hyper_parameters
+from kernels.adam8bit.reference import hyper_parameters
+from kernels.adam8bit.state import ZERO_SIGNED, codebook, dynamic_map
 
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 

@@ -33,9 +33,9 @@ def test_the_first_argument_decides_where_it_runs(device, entered, monkeypatch):
 
 
 def test_whatever_launches_is_guarded():
-    """An operation's op.py calls its launchers in functions that have the decorator."""
+    """An operation calls its launchers in functions that have the decorator."""
     launching = []
-    for path in KERNELS.glob("*/op.py"):
+    for path in KERNELS.glob("*/__init__.py"):
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef):
                 continue

@@ -8,7 +8,7 @@ from kernels.block_low_rank_linear import block_low_rank_linear as factored
 from kernels.block_low_rank_linear import reference
 from kernels.block_support import BlockSupport
 
-NAMES = ("x", "A", "B", "values", "bias")
+NAMES = ("x", "A", "B", "values")
 
 # batch shape, in, out, rank, block, blocks in a block-row
 SHAPES = [
@@ -29,15 +29,13 @@ def inputs(shape, dtype=torch.float64, x_dtype=None, seed=0):
 
     support = BlockSupport.draw((n_out, n_in), block, k, random)
     tensors = [draw(*batch, n_in), draw(rank, n_in), draw(n_out, rank), draw(support.n_blocks, block, block)]
-    tensors.append(draw(n_out))
-    dtypes = [x_dtype or dtype, dtype, dtype, dtype, dtype]
+    dtypes = [x_dtype or dtype, dtype, dtype, dtype]
     tensors = [t.to(d).requires_grad_() for t, d in zip(tensors, dtypes, strict=True)]
     return tensors, support, draw(*batch, n_out)
 
 
 def run(function, tensors, support, grad_y, scale=0.25):
-    x, A, B, values, bias = tensors
-    y = function(x, A, B, values, support, scale, bias)
+    y = function(*tensors, support, scale)
     return y, torch.autograd.grad(y, tensors, grad_y.to(y.dtype))
 
 
@@ -47,7 +45,7 @@ def relative(found, expected):
 
 
 def test_the_dense_matrix_holds_every_block_at_its_place():
-    (_, _, _, values, _), support, _ = inputs(SHAPES[1])
+    (_, _, _, values), support, _ = inputs(SHAPES[1])
     S = reference.dense(values, support)
     assert S.shape == (96, 160)
     assert S.count_nonzero() == values.numel()
@@ -55,13 +53,10 @@ def test_the_dense_matrix_holds_every_block_at_its_place():
         assert torch.equal(S[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16], values[i])
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("k", [1, 2])
-def test_gradients_are_those_of_finite_differences(k, with_bias):
-    (x, A, B, values, bias), support, _ = inputs(((3,), 48, 32, 2, 16, k))
-    tensors = (x, A, B, values, bias) if with_bias else (x, A, B, values)
-    function = lambda x, A, B, v, *b: factored(x, A, B, v, support, 0.3, *b)  # noqa: E731
-    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+def test_gradients_are_those_of_finite_differences(k):
+    tensors, support, _ = inputs(((3,), 48, 32, 2, 16, k))
+    assert torch.autograd.gradcheck(lambda *t: factored(*t, support, 0.3), tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -91,10 +86,10 @@ def test_output_and_every_gradient_equal_the_definition(shape, dtype, x_dtype, t
 
 def test_strides_of_a_view_and_of_the_gradient_of_a_sum():
     tensors, support, _ = inputs(SHAPES[1])
-    grads = torch.autograd.grad(factored(*tensors[:4], support, 0.25).sum(), tensors[:4])
+    grads = torch.autograd.grad(factored(*tensors, support, 0.25).sum(), tensors)
     x = tensors[0].detach().t().contiguous().t().requires_grad_()
-    again = torch.autograd.grad(factored(x, *tensors[1:4], support, 0.25).sum(), [x, *tensors[1:4]])
-    exact = torch.autograd.grad(reference.block_low_rank_linear(*tensors[:4], support, 0.25).sum(), tensors[:4])
+    again = torch.autograd.grad(factored(x, *tensors[1:], support, 0.25).sum(), [x, *tensors[1:]])
+    exact = torch.autograd.grad(reference.block_low_rank_linear(*tensors, support, 0.25).sum(), tensors)
     for one, other, expected in zip(grads, again, exact, strict=True):
         assert relative(one, expected) <= 1e-13
         assert relative(other, expected) <= 1e-13
@@ -104,7 +99,7 @@ def test_saves_its_arguments_and_z_alone():
     tensors, support, _ = inputs(SHAPES[1], torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        factored(*tensors[:4], support, 0.25)
+        factored(*tensors, support, 0.25)
     own = {t.data_ptr() for t in tensors}
     assert [t.shape for t in saved if t.data_ptr() not in own] == [(7, 5)]
 
@@ -136,8 +131,7 @@ def test_one_gradient_alone(wanted):
     _, everything = run(factored, tensors, support, grad_y)
     for name, tensor in zip(NAMES, tensors, strict=True):
         tensor.requires_grad_(name == wanted)
-    x, A, B, values, bias = tensors
-    y = factored(x, A, B, values, support, 0.25, bias)
+    y = factored(*tensors, support, 0.25)
     (grad,) = torch.autograd.grad(y, [tensors[NAMES.index(wanted)]], grad_y)
     assert torch.equal(grad, everything[NAMES.index(wanted)])
 
@@ -162,14 +156,14 @@ def test_never_reads_uninitialised_memory(monkeypatch):
 
 def test_cannot_be_differentiated_twice():
     tensors, support, grad_y = inputs(SHAPES[0])
-    y = factored(*tensors[:4], support, 0.25)
+    y = factored(*tensors, support, 0.25)
     (grad,) = torch.autograd.grad(y, tensors[:1], grad_y.requires_grad_(), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
-    (x, A, B, values, _), support, _ = inputs(SHAPES[1])
+    (x, A, B, values), support, _ = inputs(SHAPES[1])
     for wrong in ((x[:, 1:], A, B, values), (x, A[:, 1:], B, values), (x, A, B[1:], values), (x, A, B, values[1:])):
         with pytest.raises(ValueError, match="do not fit a support of 18 blocks of 16 in a 96 x 160 matrix"):
             factored(*wrong, support, 0.25)

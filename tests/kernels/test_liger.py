@@ -39,7 +39,7 @@ def test_takes_what_its_kernels_can(monkeypatch):
     assert liger.available(ON_A_GPU)
     assert not liger.available(torch.zeros(1))
     assert not liger.available(SimpleNamespace(is_cuda=True, dtype=torch.float64))
-    monkeypatch.setenv("SPARLOW_KERNELS", "reference")
+    monkeypatch.setenv("SPARLOW_KERNELS", "torch")
     assert not liger.available(ON_A_GPU)
 
 

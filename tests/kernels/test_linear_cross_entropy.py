@@ -3,8 +3,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kernels.linear_cross_entropy import in_torch, reference
 from kernels.linear_cross_entropy import linear_cross_entropy as fused
-from kernels.linear_cross_entropy import op, reference
 
 
 def inputs(n_tokens=23, dim=16, vocab=37, hidden_dtype=torch.float64, weight_dtype=torch.float64, ignored=5):
@@ -65,7 +65,7 @@ def test_bf16_weight_gradient_is_summed_over_chunks_in_fp32():
 def test_the_weight_gradient_by_parts_is_the_same(dtype, monkeypatch):
     hidden, weight, targets = inputs(hidden_dtype=dtype, weight_dtype=dtype)
     (whole,) = torch.autograd.grad(fused(hidden, weight, targets, chunk_tokens=5), weight)
-    monkeypatch.setattr(op, "PART_ROWS", 8)  # 37 rows: four whole parts and another of five
+    monkeypatch.setattr(in_torch, "PART_ROWS", 8)  # 37 rows: four whole parts and another of five
     (by_parts,) = torch.autograd.grad(fused(hidden, weight, targets, chunk_tokens=5), weight)
     assert relative(by_parts, whole) <= 1e-6
 
@@ -119,8 +119,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_logits_of_all_tokens_never_exist(dtype, monkeypatch):
     hidden, weight, targets = inputs(n_tokens=400, vocab=300, hidden_dtype=dtype, weight_dtype=dtype)
-    monkeypatch.setattr(op, "LOGITS_BYTES", 50 * 300 * 4)
-    monkeypatch.setattr(op, "MIN_CHUNK", 10)
+    monkeypatch.setattr(in_torch, "LOGITS_BYTES", 50 * 300 * 4)
+    monkeypatch.setattr(in_torch, "MIN_CHUNK", 10)
     with LargestTensor() as seen:
         fused(hidden, weight, targets).backward()
     assert seen.numel == 50 * 300

@@ -125,7 +125,7 @@ def test_an_empty_matrix(shape, bits):
 
 def test_many_rows_stay_within_the_sides_of_a_grid(monkeypatch):
     """CUDA: 2^31 - 1 programs along the first side, 65535 along the others."""
-    kernel = pytest.importorskip("kernels.quant.kernel", exc_type=ImportError)  # needs triton
+    in_triton = pytest.importorskip("kernels.quant.in_triton", exc_type=ImportError)  # needs triton
     grids = []
 
     class Kernel:
@@ -133,12 +133,12 @@ def test_many_rows_stay_within_the_sides_of_a_grid(monkeypatch):
             grids.append(grid)
             return lambda *arguments, **options: None
 
-    monkeypatch.setattr(kernel, "quantize_kernel", Kernel())
-    monkeypatch.setattr(kernel, "dequantize_kernel", Kernel())
+    monkeypatch.setattr(in_triton, "quantize_kernel", Kernel())
+    monkeypatch.setattr(in_triton, "dequantize_kernel", Kernel())
     meta = torch.device("meta")
     q, W = Quantized.empty((2**23, 65), 8, 64, meta), torch.empty(2**23, 65, device=meta)
-    kernel.launch_quantize(W, q, None)
-    kernel.launch_dequantize(q, W)
+    in_triton.launch_quantize(W, q, None)
+    in_triton.launch_dequantize(q, W)
     for first, *others in grids:
         assert first * math.prod(others) == 2 * 2**23 * 64 // 2048
         assert first < 2**31

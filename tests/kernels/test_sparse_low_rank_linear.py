@@ -5,7 +5,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.sparse_low_rank_linear import Choice, StepCache, csr, dense, reference, sparse_low_rank_linear
 from kernels.support import TileSupport
 
-NAMES = ("x", "A", "B", "values", "bias")
+NAMES = ("x", "A", "B", "values")
 CHOICES = {
     "rebuilt": Choice(),
     "layer": Choice(keep="layer"),
@@ -34,20 +34,18 @@ def inputs(shape, dtype=torch.float64, x_dtype=None, seed=0):
 
     indices = torch.randperm(n_in * n_out, generator=random)[:nnz].sort().values
     support = TileSupport.from_flat(indices, (n_out, n_in))
-    tensors = [draw(*batch, n_in), draw(rank, n_in), draw(n_out, rank), draw(nnz), draw(n_out)]
-    dtypes = [x_dtype or dtype, dtype, dtype, dtype, dtype]
+    tensors = [draw(*batch, n_in), draw(rank, n_in), draw(n_out, rank), draw(nnz)]
+    dtypes = [x_dtype or dtype, dtype, dtype, dtype]
     tensors = [t.to(d).requires_grad_() for t, d in zip(tensors, dtypes, strict=True)]
     return tensors, support, draw(*batch, n_out)
 
 
 def fused(tensors, support, choice, scale=0.25):
-    x, A, B, values, *bias = tensors
-    return sparse_low_rank_linear(x, A, B, values, support, scale, *bias, choice=choice, cache=StepCache())
+    return sparse_low_rank_linear(*tensors, support, scale, choice=choice, cache=StepCache())
 
 
 def definition(tensors, support, scale=0.25):
-    x, A, B, values, *bias = tensors
-    return reference.sparse_low_rank_linear(x, A, B, values, support.flat(), scale, *bias)
+    return reference.sparse_low_rank_linear(*tensors, support.flat(), scale)
 
 
 def run(function, tensors, *arguments, grad_y):
@@ -62,10 +60,8 @@ def relative(found, expected):
 
 @every_choice
 @pytest.mark.parametrize("shape", SHAPES[:4])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_gradients_are_those_of_finite_differences(shape, with_bias, choice):
+def test_gradients_are_those_of_finite_differences(shape, choice):
     tensors, support, _ = inputs((shape[0], 6, 5, min(shape[3], 3), min(shape[4], 9)))
-    tensors = tensors if with_bias else tensors[:4]
     assert torch.autograd.gradcheck(lambda *t: fused(t, support, choice), tensors)
 
 
@@ -186,7 +182,7 @@ def test_gradients_summed_over_micro_steps_equal_the_sum_of_gradients(dtype, cou
         expected = grads if expected is None else [a + b for a, b in zip(expected, grads, strict=True)]
 
         cache.last_micro_step = step == 4
-        y = sparse_low_rank_linear(x, *weights[:3], support, 0.25, weights[3], choice=choice, cache=cache)
+        y = sparse_low_rank_linear(x, *weights, support, 0.25, choice=choice, cache=cache)
         y.backward(grad_y.to(dtype))
         assert relative(x.grad, exact[0].grad) < 5e-3
         assert all((weight.grad is None) == (step < 4) for weight in weights[:3])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from kernels.decompress import tile_gather
 from kernels.support import TileSupport, count_tiles
-from kernels.tile_gather import tile_gather
 
 
 def draw(n_out, n_in, nnz, seed=0):

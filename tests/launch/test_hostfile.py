@@ -17,7 +17,7 @@ ARGUMENTS = [
     "--run.dir=a $HOME `date` \\\\ b",
 ]
 ARGUMENTS += ["--eval.prompts=['a','b']", "--data.path=it's;here", "--optimizer.lr=1e-3"]
-GIVEN = {"SPARLOW_KERNELS": "reference", "SPARLOW_GPU_MEMORY": '2 $HOME "GiB"', "OMP_NUM_THREADS": "3"}
+GIVEN = {"SPARLOW_KERNELS": "torch", "SPARLOW_GPU_MEMORY": '2 $HOME "GiB"', "OMP_NUM_THREADS": "3"}
 
 
 def program(path: Path, text: str) -> None:
@@ -49,3 +49,12 @@ def test_other_machines_get_the_variables_and_the_arguments_as_given(tmp_path, f
     assert arguments[arguments.index("train") + 1 :] == [str(ROOT / "configs/quickstart.toml"), *ARGUMENTS]
     assert environment.items() >= (GIVEN | {"DS_ACCELERATOR": "cpu", "NCCL_DEBUG": "INFO"}).items()
     assert not any((tmp_path / "tmp").glob("tmp.*")), "the file of variables is removed"
+
+
+def test_a_single_machine_gets_the_arguments_without_a_shell(tmp_path):
+    program(tmp_path / "ssh", "print('127.0.0.1')")
+    (tmp_path / "hosts").write_text("# one machine\nlocalhost slots=1\n")
+    here = {"HOSTFILE": str(tmp_path / "hosts"), "PATH": f"{tmp_path}:{os.environ['PATH']}", "MASTER_PORT": "29571"}
+    given = "configs/quickstart.toml", "--optimizer.lr=it's;$HOME"
+    result = bash("launch/deepspeed.sh", *given, DS_ACCELERATOR="cpu", **here)
+    assert 'optimizer.lr: expected a valid number, got "it\'s;$HOME"' in result.stderr, result.stderr

@@ -86,6 +86,19 @@ def test_a_python_on_the_path_is_used_as_it_is_if_nothing_is_missing(tmp_path, e
         assert "bin/python3, which has what is needed\nalready there\n" in result.stdout
 
 
+def test_an_old_python_on_the_path_is_not_used(tmp_path):
+    """Even where it has everything."""
+    python = f'case "$*" in *version_info*) exit 1 ;; *) exec "{sys.executable}" "$@" ;; esac'
+    fake_environment(tmp_path / "system", python)
+    for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11"):
+        (tmp_path / "system" / "bin" / name).symlink_to("python")
+    path = f"{tmp_path}/system/bin:{os.environ['PATH']}"
+    result = common("NEEDED=(json); use_environment", cwd=tmp_path, VIRTUAL_ENV="", PATH=path)
+    assert result.returncode != 0
+    assert "is too old: Sparlow needs Python 3.11 or newer" in result.stderr
+    assert "which has what is needed" not in result.stdout
+
+
 def test_missing_counts_an_emptied_package(tmp_path):
     (tmp_path / "emptied").mkdir()
     result = common("find_environment >/dev/null; missing torch emptied nowhere json", cwd=tmp_path)

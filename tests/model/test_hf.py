@@ -59,6 +59,8 @@ def test_folder_holds_what_readers_expect(folder, tokenizer):
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["bos_token_id"], config["eos_token_id"], config["head_dim"]) == (1, 2, 8)
     facts = json.loads((folder / "tokenizer_config.json").read_text())
+    # Whatever the class would add, generate(**tokenizer(text)) works with these alone.
+    assert facts["model_input_names"] == ["input_ids", "attention_mask"]
     assert (facts["add_prefix_space"], facts["add_bos_token"], facts["bos_token"]) == (False, True, "<s>")
     assert facts["pad_token"] is None
 

@@ -12,7 +12,8 @@ import sentencepiece
 
 from model.errors import UserError
 from model.hf.tokenizer import export_obstacle, read_facts, special_tokens_map, tokenizer_config
-from pretrain.using.hard_strings import hard_strings
+from model.hf.tokenizer_json import NORMAL, UNUSED, obstacle, tokenizer_json
+from pretrain.using.check_texts import hard_strings
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install -e .[dev]"
@@ -136,3 +137,31 @@ def test_what_no_tokenizer_json_expresses_is_refused_in_one_sentence(changes, re
         read_facts(tmp_path / "t.model")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_unused_pieces_are_refused():
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(train("other", **OURS))
+    assert obstacle(proto) is None
+    proto.pieces[-1].type = UNUSED
+    assert obstacle(proto) == "it has unused pieces, which no tokenizer.json expresses"
+
+
+def test_merges_follow_scores_and_never_make_a_marker():
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(train("other", **OURS))
+    normal = [i for i, entry in enumerate(proto.pieces) if entry.type == NORMAL]
+    for i, score in zip(normal, [-float(i) for i in normal][::-1], strict=True):
+        proto.pieces[i].score = score
+    assert {"<", "s", ">"} <= {entry.piece for entry in proto.pieces}
+    proto.pieces[normal[-1]].piece = "<s"
+    merges = tokenizer_json(proto)["model"]["merges"]
+    scores = {entry.piece: entry.score for entry in proto.pieces}
+    made = [scores[first + second] for first, second in merges]
+    assert made == sorted(made, reverse=True)
+    assert ["<", "s"] in merges
+    assert ["<s", ">"] not in merges

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -138,3 +140,12 @@ def test_rope_tables_made_in_inference_mode_serve_training_later():
     with torch.inference_mode():
         model(tokens)
     model(tokens, targets).backward()
+
+
+def test_rotary_tables_of_a_wider_type_are_computed_in_it():
+    found = rotary_tables(2000, 8, 10_000.0, torch.device("cpu"), torch.float64)
+    angles = [[p * 10_000.0 ** (-2 * i / 8) for i in range(4)] for p in range(2000)]
+    expected = torch.tensor(
+        [[[f(a) for a in row] for row in angles] for f in (math.cos, math.sin)], dtype=torch.float64
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

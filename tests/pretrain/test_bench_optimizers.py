@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.bench.clock import CpuClock
 from model.config import ModelConfig
 from pretrain.bench import optimizers
 from pretrain.bench.released import BETA1, BETA2, EPS, RELEASED, GaLore
+from pretrain.bench.timing import CpuClock
 from pretrain.cli import main
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer

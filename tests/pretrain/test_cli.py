@@ -194,6 +194,18 @@ def test_eval_agrees_with_the_run(finished, capsys):
     assert figures["bits_per_byte"] == pytest.approx(summary["bits_per_byte"], rel=1e-6)
 
 
+def test_eval_says_where_bytes_are_counted_from_tokens(finished, corpus, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(corpus, old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    for split in ("train", "val"):
+        (old / manifest[split].pop("text_bytes")["name"]).unlink()
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    for more, notes in ([], 0), (["--data", str(old)], 1):
+        assert main(["eval", str(finished), "--json", "--tokens", "64", *more]) == 0
+        assert capsys.readouterr().err.count("note: ") == notes
+
+
 def test_sample_is_repeatable_and_seeded(finished, capsys):
     def sample(*extra: str) -> str:
         assert main(["sample", str(finished), "--prompt", "ab cd", "--tokens", "12", "--json", *extra]) == 0

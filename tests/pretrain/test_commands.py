@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from support import ROOT, train_here, write_tiny
 
 from model.errors import RunFailed
@@ -90,7 +91,7 @@ def test_a_step_is_exported_from_inside_its_run(finished, tmp_path, monkeypatch)
 
 def test_export_takes_no_documents_from_another_corpus(finished):
     from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.using.held_out_text import held_out_documents
+    from pretrain.using.check_texts import held_out_documents
 
     checkpoint, manifest = open_checkpoint(finished), finished.parent / "data" / "manifest.json"
     assert len(held_out_documents(checkpoint)) == 3
@@ -105,7 +106,7 @@ def test_export_takes_no_documents_from_another_corpus(finished):
 def test_held_out_documents_are_whole(finished):
     from pretrain.checkpoint.read import open_checkpoint
     from pretrain.data.manifest import load_manifest
-    from pretrain.using.held_out_text import held_out_documents
+    from pretrain.using.check_texts import held_out_documents
 
     documents, entry = held_out_documents(open_checkpoint(finished)), load_manifest(finished.parent / "data").val
     assert len(documents) == entry.documents
@@ -122,6 +123,20 @@ def test_the_first_text_with_other_ids_is_named(finished):
     _require_equal_ids(tokenizer, ["ab"], ids[:1])
     with pytest.raises(RunFailed, match=r"tokenizes 'a  b' differently from SentencePiece, first at token"):
         _require_equal_ids(tokenizer, ["ab", "a  b"], ids)
+
+
+def test_export_refuses_a_folder_whose_token_ids_differ(finished, tmp_path, monkeypatch):
+    from pretrain.using import export
+
+    def other_ids(folder, tokens, texts):
+        return torch.zeros(()), [[5] for _ in texts], "5"
+
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(export, "_ask_transformers", other_ids)
+    monkeypatch.setattr(export, "_require", lambda *args: 0.0)
+    with pytest.raises(RunFailed, match=r"transformers tokenizes '' differently .*; kept as .*hf\.failed-check"):
+        export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])
@@ -257,18 +272,17 @@ def test_bench_kernels_refuses_in_a_sentence(arguments, sentence, capsys):
 def test_bench_kernels_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
     import torch
 
-    import kernels.bench.run
-    from kernels.bench import registry, store
-    from kernels.bench.cases import tile_gather
+    from kernels import measured
+    from pretrain.bench.kernels import run, tiles
 
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    for module in (kernels.bench.run, registry):
-        monkeypatch.setattr(module, "CASES", {"tile_gather": tile_gather.cases})
-    monkeypatch.setattr("kernels.bench.run.ALTERNATIVES", [])
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "CASES", {"tile_gather": tiles.gather_cases})
+    monkeypatch.setattr(run, "ALTERNATIVES", [])
     assert main(["bench", "kernels", "--device", "cpu", "--dtype", "fp32", "--turns", "1", "--store", "--json"]) == 0
-    stored = store.load(torch.device("cpu"))
+    stored = measured.load(torch.device("cpu"))
     assert stored is not None
     assert stored["rows"] == json.loads(capsys.readouterr().out)
+    assert {"hardware", "versions", "commit", "date"} <= stored.keys()
 
 
 def test_bench_builds_what_training_builds():

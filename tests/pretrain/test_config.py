@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from pretrain.config import load_config
+from pretrain.config import load_config, load_recorded
 from pretrain.config.write import config_hash, fixed_keys, to_toml
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.toml"))
+
+
+SPARSE = "[linear]\nname = 'sparse_low_rank'\nrank = 8\ndensity = 0.1\n"
+MUON = "[optimizer]\nname = 'muon'\n"
 
 
 def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
@@ -43,6 +47,9 @@ def test_defaults_then_file_then_command_line(tmp_path):
         ("[linear]\nname = 'sparse_lowrank'", r"linear\.name: .*did you mean 'sparse_low_rank'\?"),
         ("[linear]\nname = 'dense'\nrank = 4", r"linear\.rank: not a key of linear 'dense'"),
         ("[linear]\nrank = 4", r"linear\.rank: not a key of linear 'dense'"),
+        ("[optimizer]\nmomentum = 0.9", r"optimizer\.momentum: not a key of optimizer 'adamw'; it is for muon$"),
+        ("[linear]\nrank = 4", r"not a key of linear 'dense'; it is for low_rank, sparse_low_rank$"),
+        ("[kernels]\npath = 'csr'\n[train]\ndtype = 'bf16'\n" + SPARSE, r'kernels\.path = "csr" works on .* fp32'),
         ("[optimizer]\nlr = -1.0", r"optimizer\.lr: .*greater than 0, got -1\.0"),
         ("[optimizer]\nlr = nan", r"optimizer\.lr: .*finite number"),
         ("[optimizer]\nlr = '1'", r"optimizer\.lr: .*valid number, got '1'"),
@@ -88,6 +95,52 @@ def test_another_name_drops_the_file_keys_it_does_not_know(tmp_path, capsys):
     low_rank = load_config(path, ["--linear.rank=16", "--linear.name=low_rank"]).linear
     assert (low_rank.name, low_rank.rank) == ("low_rank", 16)
     assert "density" in refusal(tmp_path, path.read_text(), "--linear.name=low_rank", "--linear.density=0.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "default", "users"),
+    [
+        ("muon", "rank", "64", "128", "apollo, apollo_mini, fira, "),
+        ("muon", "scale", "0.5", "0.25", "apollo, "),
+        ("muon", "projector", '"svd"', '"subspace_iteration"', "apollo, apollo_mini, fira, frugal, "),
+        ("muon", "rotate_moments", "true", "false", "apollo, "),
+        ("ldadam", "update_proj_gap", "7", "200", "apollo, "),
+        ("online_subspace", "refresh_stagger", "false", "true", "apollo, "),
+        ("subtrack", "projector", '"svd"', '"subspace_iteration"', "apollo, "),
+        ("fira", "accumulators", '"host"', '"device"', "galore_adamw, "),
+    ],
+)
+def test_a_key_that_the_optimizer_ignores_is_refused(tmp_path, name, key, value, default, users):
+    said = refusal(tmp_path, f"[optimizer]\nname = '{name}'\n{key} = {value}\n")
+    assert said.startswith(f'optimizer.{key} = {value} has no effect with optimizer.name = "{name}"; ')
+    assert f"; leave it out or set {default}; it is for {users}" in said
+    assert name not in said.rpartition("; it is for ")[2].split(", ")
+
+
+def test_what_is_ignored_is_neither_written_nor_kept_under_another_name(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text(MUON + "lr = 0.5\n")
+    assert "rank" not in to_toml(load_config(path))
+    assert "momentum = 0.95" in to_toml(load_config(path))
+    path.write_text(
+        "[optimizer]\nname = 'galore_adamw'\nlr = 0.5\nrank = 4\nscale = 1.0\ntargets = ['*.q_proj.weight']\n"
+    )
+    muon = load_config(path, ["--optimizer.name=muon"]).optimizer
+    assert (muon.name, muon.lr, muon.targets) == ("muon", 0.5, ("*.q_proj.weight",))
+    assert capsys.readouterr().err == "optimizer.name=muon drops from the file: rank, scale\n"
+    assert "optimizer.rank = 8 has no effect" in refusal(
+        tmp_path, path.read_text(), "--optimizer.name=muon", "--optimizer.rank=8"
+    )
+
+
+def test_a_run_that_recorded_what_its_optimizer_ignores_is_still_read(tmp_path):
+    """Earlier versions wrote every key, with any value."""
+    path = tmp_path / "config.toml"
+    path.write_text(MUON + "rank = 64\nprojector = 'svd'\nmomentum = 0.9\n")
+    recorded = load_recorded(path)
+    assert fixed_keys(recorded) == fixed_keys(load_config(None, ["--optimizer.name=muon", "--optimizer.momentum=0.9"]))
+    with pytest.raises(UserError, match=r"optimizer\.rank"):
+        load_config(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

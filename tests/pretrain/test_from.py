@@ -15,7 +15,7 @@ from support import logged, tensor_hashes, train_here
 from model.errors import UserError
 from pretrain.checkpoint.save import write_hashed
 from pretrain.cli import main
-from pretrain.growth.stages import Stage
+from pretrain.config.schema import Stage
 from pretrain.loop.origin import Start
 
 STEPS = 3
@@ -174,6 +174,7 @@ REFUSALS = {
     "linear.density was 0.1, is 0.2": ["--linear.density=0.2"],
     "linear.support was 'element', is 'block'": KINDS["block"],
     "first model growth makes small: model.n_layers was 2, is 1": ["--growth.enabled=true", "--growth.factor=2"],
+    "optimizer.weights was 'fp32_master', is 'int8'": KINDS["int8"],
     "--from-state all needs the optimizer": ["--optimizer.name=adamw8bit", "--from-state=all"],
 }
 
@@ -186,6 +187,27 @@ def test_what_does_not_fit_is_refused(old, config, tmp_path, capsys, sentence):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in said
     assert not run.exists()
+
+
+def test_a_run_of_that_name_is_another_where_its_checkpoint_is(old, config, tmp_path):
+    run, namesake = tmp_path / "run", tmp_path / "elsewhere" / old.name
+    assert train_here(config, *NEW, f"--run.dir={run}", start=Start(str(old))) == 0
+    shutil.copytree(old, namesake)
+    assert train_here(config, *NEW, f"--run.dir={run}", start=Start(str(namesake))) == 0
+    manifest = checkpoint(namesake, STEPS) / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(UserError, match="began with the weights of step 3 of old"):
+        train_here(config, *NEW, f"--run.dir={run}", start=Start(str(namesake)))
+
+
+def test_another_tokenizer_is_refused_and_a_changed_rope_is_said(old, config, corpus, tmp_path, capsys):
+    texts = sorted((corpus.parent / "text").iterdir())[:30]
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main(["prepare", "--text", *map(str, texts), "--out", str(data), "--vocab-size", "320"]) == 0
+    with pytest.raises(UserError, match=r"was not made with the tokenizer that .* was trained with; prepare"):
+        train_here(config, *NEW, f"--run.dir={run}", f"--data.path={data}", start=Start(str(old)))
+    assert train_here(config, *NEW, f"--run.dir={run}", "--model.rope_theta=500", start=Start(str(old))) == 0
+    assert "model.rope_theta was 10000.0, is 500.0" in capsys.readouterr().out
 
 
 def test_wrong_arguments_are_refused(old, config, tmp_path, capsys):

@@ -8,9 +8,8 @@ import pytest
 import torch
 from support import logged, tensor_hashes, train_here
 
-from kernels import dispatch
-from kernels.bench import store
-from kernels.sparse_low_rank_linear import Choice, choose, csr, dense
+from kernels import measured
+from kernels.sparse_low_rank_linear import Choice, choice, csr, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
@@ -213,8 +212,12 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
 
 def test_a_wrong_backend_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setenv("SPARLOW_KERNELS", "cuda")
-    with pytest.raises(UserError, match="auto, triton or reference"):
+    with pytest.raises(UserError, match="auto, triton or torch"):
         train_here(tiny, "--train.max_steps=1")
+
+
+def test_a_run_that_names_the_backend_as_it_was_once_called_goes_on(tiny):
+    assert load_config(tiny, ["--kernels.backend=reference"]).kernels.backend == "torch"
 
 
 def test_triton_without_a_gpu_is_one_sentence(tiny):
@@ -225,7 +228,7 @@ def test_triton_without_a_gpu_is_one_sentence(tiny):
 @pytest.fixture
 def recorded_csr(tiny, tmp_path, monkeypatch):
     """A run that chose csr, on a machine without sparse matmuls."""
-    monkeypatch.setattr(choose, "CSR_SMALLEST_SIDE", 1)
+    monkeypatch.setattr(choice, "CSR_SMALLEST_SIDE", 1)
     train_here(tiny, *CSR_BY_RULE, "--train.max_steps=2")
     state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
     assert {fields["path"] for fields in state["kernels"]["shapes"].values()} == {"csr"}
@@ -261,11 +264,11 @@ def test_memory_that_pytorch_has_reserved_is_free(monkeypatch):
 
 
 def test_damaged_measurements_are_one_sentence(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    store.path_for(CPU).write_text("{")
-    dispatch._alternatives.cache_clear()
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    measured.path_for(CPU).write_text("{")
+    measured._alternatives.cache_clear()
     try:
         with pytest.raises(UserError, match=r"is not JSON; delete it"):
             train_here(tiny, "--train.max_steps=1")
     finally:
-        dispatch._alternatives.cache_clear()
+        measured._alternatives.cache_clear()

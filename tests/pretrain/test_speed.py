@@ -59,3 +59,9 @@ def test_padding_is_not_speed(short, tmp_path, monkeypatch, capsys, packing):
         assert found
         assert float(found[1]) == pytest.approx(8 * mean, abs=0.06)
         assert f"about {round(60 * 8 * mean):,} tokens" in out
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_a_plan_says_that_padding_may_be_among_its_tokens(tiny, capsys, packing):
+    assert main(["plan", str(tiny), f"--data.packing={packing}"]) == 0
+    assert ("at most: a row holds one document" in capsys.readouterr().out) == (packing == "document")

@@ -12,7 +12,7 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
 from pretrain.config.write import fixed_keys
 from pretrain.loop import train
-from pretrain.loop.way_on import amended
+from pretrain.loop.resume import amended
 from pretrain.machine.distributed import shared
 
 

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from model.errors import UserError
 from model.hf.config import read_config
-from model.wrong_value import EXPECTED
+from model.schema import EXPECTED
 from pretrain.config import load_config
 from pretrain.config.load import validate
 from pretrain.config.schema import Config
-from pretrain.config.types import members, table_type
+from pretrain.config.tables import members, table_type
 from pretrain.data.manifest import read_manifest
 
 JARGON = r"[Ii]nput should|[Tt]uple|dictionary|instance|boolean|after validation|[Ff]ield required|parse|\(\d"

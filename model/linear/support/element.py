@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear import Choice, StepCache, sparse_low_rank_linear
-from kernels.sparse_low_rank_linear.choose import choose
+from kernels.sparse_low_rank_linear.choice import choose
 from kernels.support import TILE, TileSupport, check_size, count_tiles
 from model.errors import UserError
 from model.linear.support.base import BaseSupport

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.errors import UserError
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import init_moments
 from pretrain.optim.rotation import rotate_moments
 from pretrain.optim.rules.base import Rule, State
@@ -13,14 +11,6 @@ from pretrain.optim.rules.base import Rule, State
 
 class ProjectedAdam(Rule):
     """Moments of R (rank, n), carried into a new basis where `rotate_moments` asks for it."""
-
-    def __init__(self, config: MatrixConfig):
-        super().__init__(config)
-        if config.rotate_moments and config.projector == "gaussian":
-            raise UserError(
-                "optimizer.rotate_moments needs an orthonormal basis, which projector gaussian does not give; "
-                "set it to false, or choose another projector"
-            )
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return init_moments(self.config, (matrix.rank, matrix.n), device)

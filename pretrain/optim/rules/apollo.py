@@ -1,14 +1,14 @@
 """APOLLO (arXiv 2412.05270): the whole gradient, scaled as Adam scales a random projection of it."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import limit_growth_, scaled_update_
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import correction, direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
@@ -18,6 +18,7 @@ class ApolloConfig(MatrixConfig):
     """What both presets configure."""
 
     rule = "apollo"
+    ignored = OF_SUMS
     quantised = (("moments", "8bit"), ("weights", "int8"))
     projector: str = "gaussian"
     scale: float = Field(1.0, gt=0)
@@ -26,12 +27,6 @@ class ApolloConfig(MatrixConfig):
     """channel: one factor per column or row, on the larger side. tensor: one per matrix."""
     scale_front: bool = False
     """Multiply by the root of `scale` before the limiter, not after: it limits ratios, so little depends on it."""
-
-    @model_validator(mode="after")
-    def _has_the_sign_of_the_gradient(self) -> Self:
-        if self.cautious:
-            raise ValueError("cautious drops nothing here: this update has the gradient's signs; set it to false")
-        return self
 
 
 class Apollo(ApolloConfig):

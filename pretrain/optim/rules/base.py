@@ -53,8 +53,6 @@ class Rule(ABC):
     """Whether "P" must be orthonormal to rounding: where the gradient outside of the basis trains too."""
     square_side: ClassVar[Side] = "right"
     """The side that proj_type std projects of a square matrix."""
-    uses_rank: ClassVar[bool] = True
-    """Whether `rank` means anything to it."""
 
     def __init__(self, config: MatrixConfig):
         self.config = config

@@ -1,14 +1,13 @@
 """Fira (arXiv 2410.01623): GaLore, plus what the projection leaves out, scaled as Adam scaled the projection."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
 from kernels.fira_update import fira_update_
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import correction, direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
@@ -22,16 +21,11 @@ class FiraAdamW(MatrixConfig):
     """
 
     rule = "fira"
+    ignored = OF_SUMS
     quantised_eps_mode = "galore"
     name: Literal["fira"] = "fira"
     residual: Literal["code", "paper"] = "code"
     """code: residual G - scale P R, added to scale P N, as released and published. paper: scale (P N + (G - P R))."""
-
-    @model_validator(mode="after")
-    def _orthonormal(self) -> Self:
-        if self.projector == "gaussian":
-            raise ValueError("fira needs an orthonormal basis, which projector gaussian does not give; choose another")
-        return self
 
 
 class Fira(ProjectedAdam):

@@ -1,14 +1,14 @@
 """FRUGAL (arXiv 2411.07837): Adam inside of the subspace, the sign of the gradient outside."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import scaled_update_
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction, init_moments
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
@@ -18,6 +18,7 @@ class Frugal(MatrixConfig):
     """FRUGAL (arXiv 2411.07837); the defaults are the paper's, rank its density of 0.25 of 60M parameters' width."""
 
     rule = "frugal"
+    ignored = OF_SUMS
     decay_after = False
     quantised_eps_mode = "galore"
     name: Literal["frugal"] = "frugal"
@@ -27,12 +28,6 @@ class Frugal(MatrixConfig):
     projector: str = "random_orthogonal"
     inactive_lr_scale: float = Field(1.0, ge=0)
     """Learning rate of signSGD over that of Adam."""
-
-    @model_validator(mode="after")
-    def _correctable(self) -> Self:
-        if self.moments == "8bit" and self.eps_mode == "torch":
-            raise ValueError("frugal's moments restart: in 8 bits their bias is corrected only with eps_mode galore")
-        return self
 
 
 class FrugalRule(ProjectedAdam):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels.rounding import round_to
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
@@ -17,6 +17,7 @@ class GradNormLoRPAdamW(MatrixConfig):
     """GradNormLoRP (arXiv 2412.19616); the defaults are the released script's for pretraining."""
 
     rule = "gradnormlorp"
+    ignored = OF_SUMS
     name: Literal["gradnormlorp"] = "gradnormlorp"
     magnitude: Literal["exact", "upstream"] = "exact"
     """exact: weight normalisation. upstream: as released, where magnitudes are reset to |v| before each step, so that
@@ -96,10 +97,10 @@ def back(P: Tensor, N: Tensor, products: torch.dtype) -> Tensor:
 
 
 def _axis(matrix: Matrix) -> int:
-    """Of left form, along a row of the weight."""
+    """The axis of left form that runs along a row of the weight."""
     return 1 if matrix.side == "left" else 0
 
 
 def _rows(matrix: Matrix) -> tuple[int, int]:
-    """Of one number per row of the weight, in left form."""
+    """The shape of one number per row of the weight, in left form."""
     return (matrix.m, 1) if matrix.side == "left" else (1, matrix.n)

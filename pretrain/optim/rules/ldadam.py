@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.low_rank_update import low_rank_update_
 from pretrain.optim.element_config import Beta
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction, load
 from pretrain.optim.rotation import rotate_moments
 from pretrain.optim.rules.adam import project
@@ -21,6 +21,7 @@ class LDAdamW(MatrixConfig):
     """LDAdam (arXiv 2410.16103); the defaults are the released ones."""
 
     rule = "ldadam"
+    ignored = OF_SUMS | OF_BASES | {"update_proj_gap"}
     decay_after = False
     name: Literal["ldadam"] = "ldadam"
     lr: float = Field(1e-3, gt=0)
@@ -49,11 +50,6 @@ class LDAdam(OwnBasis):
 
     square_side = "left"
     config: LDAdamW
-
-    def __init__(self, config: MatrixConfig):
-        super().__init__(config)
-        if config.moments == "adafactor":
-            raise ValueError("ldadam needs a first moment, which moments adafactor does not keep")
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         error = {"error": torch.zeros(matrix.m, matrix.n, device=device)} if self.config.error_feedback else {}

@@ -9,12 +9,12 @@ from torch import Tensor
 from kernels.scaled_update import scaled_update_
 from pretrain.optim.element_config import Beta
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import cautious
 from pretrain.optim.rules.base import Rule, State, Step
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration: the steepest at 0 that still ends near 1."""
+"""Coefficients of the quintic iteration: the steepest at 0 that still ends near 1."""
 
 SMALLEST_NORM = 1e-7
 
@@ -23,10 +23,11 @@ class Muon(MatrixConfig):
     """torch.optim.Muon for the targets, AdamW for the rest, with one learning rate.
 
     Defaults are torch's, but for `adjust_lr_fn`: match_rms_adamw lets one rate serve both (arXiv 2502.16982). `betas`,
-    `eps` and `moments` are AdamW's alone; the momentum is fp32; rank, scale and projector mean nothing here.
+    `eps` and `moments` are AdamW's alone; the momentum is fp32.
     """
 
     rule = "muon"
+    ignored = OF_SUMS | OF_BASES | {"rank", "update_proj_gap", "scale", "proj_type", "rotate_moments"}
     decay_after = False
     name: Literal["muon"] = "muon"
     lr: float = Field(1e-3, gt=0)
@@ -46,7 +47,6 @@ class MuonRule(Rule):
 
     needs = "full"
     uses_basis = False
-    uses_rank = False
     config: Muon
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:

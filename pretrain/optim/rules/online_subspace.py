@@ -7,14 +7,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
 from pretrain.optim.rules.own_basis import OwnBasis, first_basis
 
 EPS, DECAY, ADAM_BETAS, LION_BETAS = 1e-8, 0.01, (0.9, 0.999), (0.9, 0.99)
-"""Of the basis's optimizer, as released: PyTorch's defaults of AdamW, its weight decay among them, and Lion's."""
+"""Constants of the basis's optimizer, as released: PyTorch's defaults of AdamW, weight decay included, and Lion's."""
 
 
 class OnlineSubspaceDescent(MatrixConfig):
@@ -24,6 +24,7 @@ class OnlineSubspaceDescent(MatrixConfig):
     """
 
     rule = "online_subspace"
+    ignored = OF_SUMS | OF_BASES | {"rotate_moments"}
     name: Literal["online_subspace"] = "online_subspace"
     projection_optimizer: Literal["adamw", "sgd", "lion"] = "adamw"
     """What moves the basis."""

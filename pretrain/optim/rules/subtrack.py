@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
+from pretrain.optim.matrix_config import OF_BASES, OF_SUMS
 from pretrain.optim.rotation import rotate_moments
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
@@ -18,6 +19,7 @@ class SubTrackAdamW(FiraAdamW):
     """SubTrack++ (arXiv 2502.01586); the defaults are the released script's for 60M parameters."""
 
     rule = "subtrack"
+    ignored = OF_SUMS | OF_BASES - {"refresh_stagger"}
     name: Literal["subtrack"] = "subtrack"  # type: ignore[assignment]
     lr: float = Field(1e-3, gt=0)
     rotate_moments: Literal[True] = True

@@ -29,7 +29,7 @@ PROCESSES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WOR
 @functools.cache
 def launches(path):
     """name -> (launch, whether it has to multiply on tensor cores), of every launch in `path`; runs in the pool."""
-    from kernels.compile import record
+    from kernel_compiler import record
 
     spec = importlib.util.spec_from_file_location(f"launches_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -53,7 +53,7 @@ def names(path):
 
 def compile_part(path, capability, part):
     """Key -> what it uses, of one launch in PROCESSES of those in `path`; runs in the pool."""
-    from kernels.compile import compile_launch
+    from kernel_compiler import compile_launch
 
     chosen = list(launches(path).items())[part::PROCESSES]
     return {
@@ -81,7 +81,7 @@ def update_golden(change):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_fits_every_architecture(path, capability, pool):
-    from kernels.compile import SHARED_MEMORY
+    from kernel_compiler import SHARED_MEMORY
 
     jobs = [pool.submit(compile_part, path, capability, part) for part in range(PROCESSES)]
     compiled = {key: used for job in jobs for key, used in job.result().items()}

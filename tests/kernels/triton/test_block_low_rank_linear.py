@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.block_low_rank_linear import block_low_rank_linear, kernel, reference
+from kernels.block_low_rank_linear import block_low_rank_linear, in_triton, reference
 from kernels.block_support import BlockSupport
 
 # tokens, out, in, rank, block, blocks in a block-row
@@ -15,14 +15,14 @@ SHAPES = [
     (50, 128, 256, 16, 128, 1),
     (0, 32, 64, 4, 16, 2),
 ]
-NAMES = ("x", "A", "B", "values", "bias")
+NAMES = ("x", "A", "B", "values")
 
 
 def inputs(shape, dtype, device, x_dtype=None):
     n_tokens, n_out, n_in, rank, block, k = shape
     random = torch.Generator().manual_seed(0)
     columns = BlockSupport.draw((n_out, n_in), block, k, random).columns
-    sizes = [(n_tokens, n_in), (rank, n_in), (n_out, rank), (len(columns) * k, block, block), (n_out,)]
+    sizes = [(n_tokens, n_in), (rank, n_in), (n_out, rank), (len(columns) * k, block, block)]
     tensors = [torch.randn(size, generator=random).to(dtype) for size in sizes]
     tensors[0] = tensors[0].to(x_dtype or dtype)
     grad_y = torch.randn(n_tokens, n_out, generator=random).to(x_dtype or dtype)
@@ -31,8 +31,7 @@ def inputs(shape, dtype, device, x_dtype=None):
 
 
 def run(function, tensors, support, grad_y):
-    *arguments, bias = tensors
-    y = function(*arguments, support, 0.25, bias)
+    y = function(*tensors, support, 0.25)
     return [t.cpu() for t in (y.detach(), *torch.autograd.grad(y, tensors, grad_y))]
 
 
@@ -71,30 +70,22 @@ def test_parameters_in_fp32_and_strided_activations(device):
         assert relative(a, b) <= 6e-3, name  # the parameters are rounded as well
 
 
-def test_a_bias_with_gaps(device):
-    tensors, support, grad_y = inputs(SHAPES[0], torch.float32, device)
-    expected = run(block_low_rank_linear, tensors, support, grad_y)[0]
-    tensors[-1] = tensors[-1].detach().repeat_interleave(2)[::2].requires_grad_()
-    assert torch.equal(run(block_low_rank_linear, tensors, support, grad_y)[0], expected)
-
-
 @pytest.mark.parametrize("wanted", NAMES)
 def test_one_gradient_alone(wanted, device):
     tensors, support, grad_y = inputs(SHAPES[0], torch.float32, device)
     everything = dict(zip(("y", *NAMES), run(block_low_rank_linear, tensors, support, grad_y), strict=True))
     for name, tensor in zip(NAMES, tensors, strict=True):
         tensor.requires_grad_(name == wanted)
-    *arguments, bias = tensors
-    y = block_low_rank_linear(*arguments, support, 0.25, bias)
+    y = block_low_rank_linear(*tensors, support, 0.25)
     (grad,) = torch.autograd.grad(y, [tensors[NAMES.index(wanted)]], grad_y)
     assert torch.equal(grad.cpu(), everything[wanted])
 
 
 @pytest.mark.parametrize("programs", [1, 4, 100])
 def test_the_gradient_is_the_same_however_it_is_split(programs, device, monkeypatch):
-    monkeypatch.setattr(kernel, "PROGRAMS", programs)
+    monkeypatch.setattr(in_triton, "PROGRAMS", programs)
     tensors, support, grad_y = inputs((1100, 32, 16, 4, 16, 1), torch.float32, device)
     out = torch.empty(2, 16, 16, device=device)
-    kernel.launch_block_gradient(grad_y, tensors[0].detach(), support, out)
+    in_triton.launch_block_gradient(grad_y, tensors[0].detach(), support, out)
     expected = (grad_y.double().t() @ tensors[0].detach().double()).view(2, 16, 16)
     assert relative(out.cpu(), expected.cpu()) <= 1e-6

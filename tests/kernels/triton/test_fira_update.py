@@ -3,7 +3,7 @@ import torch
 
 from kernels.fira_update import fira_update_
 from kernels.fira_update.reference import fira_update as reference
-from kernels.low_rank_update import kernel
+from kernels.low_rank_update import in_triton
 
 LR, DECAY = 0.02, 0.3
 SIDES = pytest.mark.parametrize("side", ["left", "right"])
@@ -66,8 +66,8 @@ def test_norms_alone_would_fail_where_the_residual_is_formed(side, device, monke
 @pytest.mark.parametrize("shape", [(33, 70, 1), (64, 65, 40), (144, 192, 7)], ids=str)
 @pytest.mark.parametrize("large", [False, True], ids=["small tiles", "large tiles"])
 def test_bf16(shape, large, side, device, monkeypatch):
-    monkeypatch.setattr(kernel, "MANY_TILES", 0 if large else 10**9)
-    monkeypatch.setattr(kernel, "BOUND_BY_MEMORY", 0)
+    monkeypatch.setattr(in_triton, "MANY_TILES", 0 if large else 10**9)
+    monkeypatch.setattr(in_triton, "BOUND_BY_MEMORY", 0)
     W, *others = matrices(side, *shape, dtype=torch.bfloat16)
     (found, state), (expected, limited) = both(W.bfloat16(), *others, 3.0, 0.5, side, device)
     step = (expected - W.bfloat16().double()).abs().max()  # N' is rounded to bf16, then W

@@ -4,7 +4,7 @@ import torch
 from kernels.sparse_low_rank_linear import Choice, StepCache, reference, sparse_low_rank_linear
 from kernels.support import TileSupport
 
-NAMES = ("x", "A", "B", "values", "bias")
+NAMES = ("x", "A", "B", "values")
 CHOICES = {
     "rebuilt": Choice(),
     "fused": Choice(fused=True),
@@ -20,7 +20,7 @@ def inputs(shape, dtype, x_dtype, device, seed=0):
     random = torch.Generator().manual_seed(seed)
     indices = torch.randperm(n_in * n_out, generator=random)[:nnz].sort().values
     support = TileSupport.from_flat(indices.to(device), (n_out, n_in))
-    sizes = [(tokens, n_in), (rank, n_in), (n_out, rank), (nnz,), (n_out,)]
+    sizes = [(tokens, n_in), (rank, n_in), (n_out, rank), (nnz,)]
     tensors = [torch.randn(size, generator=random).to(dtype) for size in sizes]
     tensors = [tensors[0].to(x_dtype), *tensors[1:]]
     grad_y = torch.randn(tokens, n_out, generator=random).to(x_dtype)
@@ -29,7 +29,7 @@ def inputs(shape, dtype, x_dtype, device, seed=0):
 
 def exact(tensors, support, grad_y, x_dtype):
     wide = [t.detach().to(x_dtype).double().cpu().requires_grad_() for t in tensors]
-    y = reference.sparse_low_rank_linear(*wide[:4], support.flat().cpu(), 0.25, wide[4])
+    y = reference.sparse_low_rank_linear(*wide, support.flat().cpu(), 0.25)
     return y, torch.autograd.grad(y, wide, grad_y.double().cpu())
 
 
@@ -45,8 +45,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_output_and_every_gradient_equal_the_definition(shape, dtype, x_dtype, choice, device):
     tensors, support, grad_y = inputs(shape, dtype, x_dtype, device)
-    x, A, B, values, bias = tensors
-    y = sparse_low_rank_linear(x, A, B, values, support, 0.25, bias, choice=choice, cache=StepCache())
+    y = sparse_low_rank_linear(*tensors, support, 0.25, choice=choice, cache=StepCache())
     grads = torch.autograd.grad(y, tensors, grad_y)
     expected_y, expected = exact(tensors, support, grad_y, x_dtype)
     tolerance = 1e-6 if x_dtype == torch.float32 else 5e-3
@@ -59,15 +58,15 @@ def test_output_and_every_gradient_equal_the_definition(shape, dtype, x_dtype, c
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_summed_over_micro_steps(dtype, device):
     tensors, support, _ = inputs(SHAPES[0], dtype, dtype, device)
-    _, A, B, values, bias = tensors
+    _, A, B, values = tensors
     choice, cache = Choice(keep="step", accumulate=True), StepCache()
     total = None
     for step in range(4):
         (x, *_), _, grad_y = inputs(SHAPES[0], dtype, dtype, device, seed=step + 1)
-        _, (_, *grads) = exact([x, A, B, values, bias], support, grad_y, dtype)
+        _, (_, *grads) = exact([x, A, B, values], support, grad_y, dtype)
         total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
         cache.last_micro_step = step == 3
-        y = sparse_low_rank_linear(x, A, B, values, support, 0.25, bias, choice=choice, cache=cache)
+        y = sparse_low_rank_linear(x, A, B, values, support, 0.25, choice=choice, cache=cache)
         y.backward(grad_y)
     tolerance = 1e-6 if dtype == torch.float32 else 5e-3
     for tensor, expected in zip((A, B, values), total, strict=False):
@@ -78,7 +77,7 @@ def test_equal_inputs_give_equal_bits(device):
     tensors, support, grad_y = inputs(SHAPES[0], torch.bfloat16, torch.bfloat16, device)
 
     def once():
-        y = sparse_low_rank_linear(*tensors[:4], support, 0.25, tensors[4], choice=CHOICES["fused"])
+        y = sparse_low_rank_linear(*tensors, support, 0.25, choice=CHOICES["fused"])
         return y, *torch.autograd.grad(y, tensors, grad_y)
 
     first = once()

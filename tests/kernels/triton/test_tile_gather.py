@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from kernels.decompress import tile_gather
 from kernels.support import TileSupport
-from kernels.tile_gather import tile_gather
 
 
 @pytest.mark.parametrize("out_dtype", [None, torch.float32], ids=str)

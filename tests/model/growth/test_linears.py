@@ -7,8 +7,7 @@ from memory import LiveMemory
 
 from model.errors import UserError
 from model.growth import GrowthOptions, plan_growth
-from model.growth.density import grow_density
-from model.growth.linears import grow_linears
+from model.growth.linears import grow_density, grow_linears
 from model.growth.tensors import GrownTensor, grow_tensors
 from model.linear.base import BaseLinear
 from model.linear.support.element import ElementSparse

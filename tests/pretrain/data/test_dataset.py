@@ -1,7 +1,9 @@
 """TokenDataset: every token once per epoch, in an order that depends on (seed, epoch) alone."""
 
 import io
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,10 +109,10 @@ def test_target_bytes(corpus, salad):
     assert data.target_bytes(0, data.n_samples) == sum(len(text.encode()) for text in texts)
 
 
-def prefixed(folder, salad, **settings):
+def prefixed(folder, salad, more=(), **settings):
     """Short documents as a tokenizer writes them that adds a space to each, as LLaMA's does."""
     texts = [line for text in salad for line in text.splitlines()][:120]
-    texts += [" a space begins it", "  two do", "\n", "ünïcode ✓", "ends with one "]
+    texts += [" a space begins it", "  two do", "\n", "ünïcode ✓", "ends with one ", *more]
     (folder / "text").mkdir()
     for index, text in enumerate(texts):
         (folder / "text" / f"{index:03d}.txt").write_text(text)
@@ -144,6 +146,87 @@ def test_target_bytes_without_markers(salad, tmp_path):
     data = TokenDataset(folder, "val", 1, "concat", seed=0)
     piece = Tokenizer(folder / "tokenizer.model").decode([int(flat(folder, "val")[0])])
     assert data.target_bytes(0, data.n_samples) == manifest.val.bytes - len(piece.encode())
+
+
+LOSSY = (
+    "\ufb01ve  \uff21\t b \n",
+    "  \u00e9e\u0301  \u6f22\u5b57 ",
+    "\U0001f642" * 9,
+    "plain words ",
+    "\u2581a\u2581\u2581b",
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        {"normalization_rule_name": "nfkc", "add_dummy_prefix": False},
+        {"byte_fallback": False, "character_coverage": 0.98},
+        {"byte_fallback": False, "character_coverage": 0.98, "bos_id": -1, "add_dummy_prefix": False},
+        {"add_dummy_prefix": False},
+    ],
+)
+def test_target_bytes_are_the_texts_whatever_the_tokenizer_loses(salad, tmp_path, settings):
+    folder, manifest = prefixed(tmp_path, salad, LOSSY, **settings)
+    markers = settings.get("bos_id") != -1
+    for split in ("train", "val"):
+        entry = manifest.split(split)
+        sizes = np.fromfile(folder / f"{split}.bytes.bin", "<u8").tolist()
+        assert (len(sizes), sum(sizes)) == (entry.documents, entry.bytes)
+        rows = TokenDataset(folder, split, 500, "document", seed=0)
+        if markers:  # else the first piece of each document is no target
+            order = sorted(rows.target_bytes(row, 1) for row in range(rows.n_samples))
+            assert order == sorted(sizes)
+        windows = TokenDataset(folder, split, 1, "concat", seed=0)
+        found = sum(windows.target_bytes(row, 1) for row in range(windows.n_samples))
+        assert found == windows.target_bytes(0, windows.n_samples)
+        assert found == entry.bytes if markers else entry.bytes - 20 < found <= entry.bytes
+        assert windows.bytes_note is None
+
+
+def without_record(folder, new):
+    """A copy of a prepared folder as it was before the bytes of each document were written down."""
+    shutil.copytree(folder, new)
+    manifest = json.loads((new / "manifest.json").read_text())
+    for split in ("train", "val"):
+        (new / manifest[split].pop("text_bytes")["name"]).unlink()
+    (new / "manifest.json").write_text(json.dumps(manifest))
+    return new
+
+
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_a_tokenizer_that_keeps_every_byte_needs_no_record(corpus, tmp_path, packing):
+    old = without_record(corpus, tmp_path / "old")
+    for seq_len in (16, 700, 3000):
+        one, two = (TokenDataset(folder, "val", seq_len, packing, 0) for folder in (corpus, old))
+        assert [one.target_bytes(i, 1) for i in range(one.n_samples)] == [
+            two.target_bytes(i, 1) for i in range(two.n_samples)
+        ]
+        assert two.bytes_note is not None
+        assert "text that its tokens spell" in two.bytes_note
+
+
+def test_an_earlier_folder_counts_what_tokens_spell(salad, tmp_path):
+    folder, manifest = prefixed(tmp_path, salad, ["\ufb01 \ufb01  \ufb01"] * 3, normalization_rule_name="nfkc")
+    old = without_record(folder, tmp_path / "old")
+    data = TokenDataset(old, "train", 500, "document", seed=0)
+    tokenizer = Tokenizer(old / "tokenizer.model")
+    starts, tokens = np.fromfile(old / "train.index.bin", "<u8").astype(np.int64), flat(old, "train")
+    texts = [tokenizer.decode(tokens[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+    assert data.target_bytes(0, data.n_samples) == sum(len(text.encode()) for text in texts) < manifest.train.bytes
+
+
+@pytest.mark.parametrize("starts", [[0, 0, 0], [9, 9, 9], [2**40] * 3, [0, 5, 3]])
+def test_a_damaged_index_is_named_where_bytes_are_counted(prepared, starts):
+    index = prepared / "val.index.bin"
+    damaged = np.fromfile(index, "<u8")
+    damaged[:] = starts[-1]
+    damaged[:3] = starts
+    damaged.tofile(index)
+    data = TokenDataset(prepared, "val", 16, "concat", 0)
+    with pytest.raises(UserError, match=r"val\.index\.bin: the starts of the documents are not in order"):
+        data.target_bytes(0, data.n_samples)
 
 
 @pytest.mark.parametrize("packing", ["concat", "document"])

@@ -17,8 +17,9 @@ def test_tokens_and_starts_come_back(tmp_path, dtype, shard_tokens):
     documents = [list(range(i, i + 1 + i % 5)) for i in range(20)]
     writer = ShardWriter(tmp_path, "val", np.dtype(dtype), shard_tokens)
     for document in documents:
-        writer.add(document)
-    index = writer.close()
+        writer.add(document, text_bytes=2**33 + len(document))
+    index, sizes = writer.close()
+    assert np.fromfile(tmp_path / sizes.name, "<u8").tolist() == [2**33 + len(document) for document in documents]
     flat = [token for document in documents for token in document]
     assert np.concatenate([np.fromfile(tmp_path / f.name, dtype) for f in writer.files]).tolist() == flat
     assert [f.tokens for f in writer.files[:-1]] == [shard_tokens] * (len(writer.files) - 1)

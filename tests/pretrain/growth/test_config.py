@@ -9,8 +9,8 @@ from growth_tables import BLOCK, LOW_RANK, SPARSE, galore, write
 from model.errors import UserError
 from pretrain.cli import main
 from pretrain.config import load_config
+from pretrain.config.stages import growth_time
 from pretrain.config.write import config_hash, fixed_keys, to_toml
-from pretrain.growth.times import growth_time
 
 BAD = [
     # the factor

@@ -41,6 +41,18 @@ def test_a_stage_is_told_with_what_grows(tmp_path, capsys):
     assert told == ["stage 1 of 2: 1 layer of rank 4", "stage 2 of 2: 12 layers of rank 8"]
 
 
+def test_times_in_tokens_count_padding_and_say_so(tmp_path, capsys):
+    path, packed = write(tmp_path, "at = 12800"), "--data.packing=document"
+    assert main(["plan", str(path), packed]) == 0
+    first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("stage 1"))
+    assert "to step 50, 12,800 tokens with padding, " in first
+    assert main(["plan", str(path), packed, "--growth.at=1_000_000_000"]) == 2
+    said = capsys.readouterr().err
+    assert "(256 tokens with padding each); grow between 256 and 25,344 tokens with padding" in said
+    assert main(["plan", str(path)]) == 0
+    assert "padding" not in capsys.readouterr().out
+
+
 def test_plan_says_where_the_formula_asks_for_too_much(tmp_path, capsys):
     assert main(["plan", str(write(tmp_path, 'at = "formula"'))]) == 0
     (warning,) = (line for line in capsys.readouterr().out.splitlines() if "growth.at" in line)

@@ -12,9 +12,9 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.linear import LINEARS
 from pretrain.config.schedule import WSD, Constant, Cosine, Linear, ScheduleConfig
-from pretrain.config.schema import Config, TrainConfig
-from pretrain.growth.config import GrowthConfig
-from pretrain.growth.times import growth_time
+from pretrain.config.schema import Config
+from pretrain.config.stages import growth_time
+from pretrain.config.tables import GrowthConfig, TrainConfig
 
 END = {"cosine": 0.1, "linear": 0.2, "constant": 1.0, "wsd": 0.05}
 SCHEDULES = {

@@ -9,7 +9,7 @@ from optim_drive import gradients, optimizer_of
 from torch import nn
 
 from model.errors import UserError
-from pretrain.optim.checks import require_coherent
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of
 from pretrain.optim.rules.galore import GaLoreAdamW
@@ -141,9 +141,9 @@ def test_a_skipped_update_is_not_counted_and_its_bases_stay():
 )
 def test_what_has_no_effect_is_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
-        require_coherent(PRESETS[name](**settings))
+        check_optimizer(PRESETS[name](**settings))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_default_is_coherent(name):
-    require_coherent(PRESETS[name]())
+    check_optimizer(PRESETS[name]())

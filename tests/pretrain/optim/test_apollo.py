@@ -4,7 +4,9 @@ import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients, optimizer_of
 
+from model.errors import UserError
 from model.seeding import generator
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.rules.apollo import Apollo, ApolloMini
 
 SETTINGS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
@@ -72,5 +74,5 @@ def test_the_factors_of_a_gradient_that_is_projected_whole_are_adams():
 
 
 def test_cautious_means_nothing_here():
-    with pytest.raises(ValueError, match="cautious"):
-        Apollo(cautious=True)
+    with pytest.raises(UserError, match=r"optimizer\.cautious .* set it to false"):
+        check_optimizer(Apollo(cautious=True))

@@ -7,8 +7,8 @@ from torch import nn
 from toy_problem import remaining_error
 
 from model.errors import UserError
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.basis import Basis
-from pretrain.optim.checks import require_coherent
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.rules import RULES
 
@@ -78,16 +78,16 @@ def test_the_rest_say_why_not(name):
     if name not in KEEPS_ONE:
         for projection in FEW_BITS:
             with pytest.raises(UserError, match=rf'optimizer\.projection = "{projection}" has no effect .*"{name}"'):
-                require_coherent(config(projection))
+                check_optimizer(config(projection))
         return
-    require_coherent(config("bf16"))
+    check_optimizer(config("bf16"))
     for projection in ("int8", "int4"):
         if name in EXACT:
             with pytest.raises(UserError, match=rf'"{projection}" gives bases .* not quite orthonormal.*"{name}"'):
-                require_coherent(config(projection))
+                check_optimizer(config(projection))
         else:
             with pytest.raises(UserError, match=r"optimizer\.rotate_moments needs"):
-                require_coherent(config(projection, rotate_moments=True))
+                check_optimizer(config(projection, rotate_moments=True))
 
 
 def test_a_new_basis_is_what_the_codes_hold():

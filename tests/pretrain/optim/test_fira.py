@@ -6,6 +6,8 @@ import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients
 
+from model.errors import UserError
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.presets import PRESETS
 from pretrain.optim.rules.fira import FiraAdamW
 
@@ -61,8 +63,8 @@ def test_a_zero_gradient_does_not_shut_the_limiter():
 
 
 def test_a_basis_must_be_orthonormal():
-    with pytest.raises(ValueError, match="orthonormal"):
-        FiraAdamW(projector="gaussian")
+    with pytest.raises(UserError, match=r"orthonormal.*choose another"):
+        check_optimizer(FiraAdamW(projector="gaussian"))
 
 
 @pytest.mark.parametrize("name", ["fira", "subtrack"])

@@ -4,6 +4,8 @@ import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients
 
+from model.errors import UserError
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import Projector
 from pretrain.optim.rules.frugal import Frugal
@@ -79,5 +81,10 @@ def test_moments_that_rotate_do_not_restart():
 
 
 def test_8bit_moments_that_restart_need_galores_eps():
-    with pytest.raises(ValueError, match="eps_mode galore"):
-        Frugal(moments="8bit", eps_mode="torch")
+    with pytest.raises(UserError, match="eps_mode galore"):
+        check_optimizer(Frugal(moments="8bit", eps_mode="torch"))
+
+
+def test_a_basis_must_be_orthonormal():
+    with pytest.raises(UserError, match=r"orthonormal.*choose another"):
+        check_optimizer(Frugal(projector="gaussian"))

@@ -6,7 +6,9 @@ from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 from toy_problem import remaining_error
 
-from pretrain.optim.rules.ldadam import LDAdam, LDAdamW, power_step
+from model.errors import UserError
+from pretrain.config.checks import check_optimizer
+from pretrain.optim.rules.ldadam import LDAdamW, power_step
 
 SETTINGS = {"lr": 0.001, "betas": (0.908, 0.99), "eps": 1e-8, "weight_decay": 10.0, "rho": 0.908}
 
@@ -90,8 +92,8 @@ def test_stays_finite(gradient, moments):
 
 
 def test_refuses_moments_without_a_mean():
-    with pytest.raises(ValueError, match="first moment"):
-        LDAdam(LDAdamW(moments="adafactor"))
+    with pytest.raises(UserError, match=r"first moment.*fp32, bf16 or 8bit"):
+        check_optimizer(LDAdamW(moments="adafactor"))
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)

@@ -5,9 +5,9 @@ import torch
 from optim_drive import drive, gradients
 
 from model.errors import UserError
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.moments import direction, init_moments, load
 from pretrain.optim.rotation import rotate_moments
-from pretrain.optim.rules import RULES
 from pretrain.optim.rules.galore import GaLoreAdamW
 
 CPU, STEPS = torch.device("cpu"), 6
@@ -78,7 +78,7 @@ def test_refreshes_rotate_only_where_asked():
 
 def test_a_basis_that_is_not_orthonormal_cannot_be_rotated_into():
     with pytest.raises(UserError, match="orthonormal"):
-        RULES["galore"](GaLoreAdamW(rotate_moments=True, projector="gaussian"))
+        check_optimizer(GaLoreAdamW(rotate_moments=True, projector="gaussian"))
 
 
 def hundred_rotations(moments, name="w"):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from model.errors import UserError
+from pretrain.config.checks import check_optimizer
 from pretrain.optim.adamw8bit import AdamW8bit
-from pretrain.optim.checks import require_coherent
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.rules.fira import FiraAdamW
@@ -128,7 +128,7 @@ def test_moments_of_the_embedding_and_the_head_can_be_wide():
 )
 def test_what_has_no_effect_is_refused(config, message):
     with pytest.raises(UserError, match=message):
-        require_coherent(config)
+        check_optimizer(config)
 
 
 @pytest.mark.parametrize("preset", [GaLoreAdamW, GaLoreAdamW8bit])

@@ -1,7 +1,7 @@
 from shapes import meta
 
 from kernels.adam8bit import Adam8bitState
-from kernels.adam8bit.kernel import launch_adam8bit
+from kernels.adam8bit.in_triton import launch_adam8bit
 
 DOTS = set()
 

@@ -1,7 +1,7 @@
 import torch
 from shapes import meta, projections
 
-from kernels.block_low_rank_linear.kernel import launch_block_gradient, launch_block_low_rank
+from kernels.block_low_rank_linear.in_triton import launch_block_gradient, launch_block_low_rank
 from kernels.block_support import BlockSupport, choose_block
 
 DOTS = {"block_low_rank_kernel", "block_gradient_kernel"}
@@ -23,17 +23,17 @@ def launch_all():
         with torch.device("meta"):
             values = meta(support.n_blocks, block, block)
             x, y, z = meta(TOKENS, n_in), meta(TOKENS, n_out), meta(TOKENS, rank)
-            launch_block_low_rank(x, z, meta(n_out, rank), values, support, 0.25, None, False, y)
-            launch_block_low_rank(y, z, meta(rank, n_in).t(), values, support, 0.25, None, True, x)
+            launch_block_low_rank(x, z, meta(n_out, rank), values, support, 0.25, False, y)
+            launch_block_low_rank(y, z, meta(rank, n_in).t(), values, support, 0.25, True, x)
             launch_block_gradient(y, x, support, values)
             launch_block_gradient(y, x, support, meta(*values.shape, dtype="float32"))
     for support, rank in {support.block: (support, rank) for support, rank in supports()}.values():
         (n_out, n_in), block = support.shape, support.block
         with torch.device("meta"):
-            values, bias = fp32(support.n_blocks, block, block), fp32(n_out)
+            values = fp32(support.n_blocks, block, block)
             x, y, z = fp32(TOKENS, n_in), fp32(TOKENS, n_out), fp32(TOKENS, rank)
-            launch_block_low_rank(x, z, fp32(n_out, rank), values, support, 0.25, bias, False, y)
-            launch_block_low_rank(y, z, fp32(rank, n_in).t(), values, support, 0.25, None, True, x)
+            launch_block_low_rank(x, z, fp32(n_out, rank), values, support, 0.25, False, y)
+            launch_block_low_rank(y, z, fp32(rank, n_in).t(), values, support, 0.25, True, x)
             launch_block_gradient(y, x, support, values)
 
 

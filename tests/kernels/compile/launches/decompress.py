@@ -1,6 +1,6 @@
 from shapes import meta, projections
 
-from kernels.decompress.kernel import launch_decompress, launch_scatter
+from kernels.decompress.in_triton import launch_decompress, launch_scatter
 from kernels.support import TileSupport, count_tiles
 
 DOTS = {"decompress_kernel"}

@@ -1,6 +1,6 @@
 from shapes import meta, projections
 
-from kernels.fira_update.launch import launch_fira_update
+from kernels.fira_update.in_triton import launch_fira_update
 
 DOTS = {"fira_residual_kernel", "fira_update_kernel"}
 

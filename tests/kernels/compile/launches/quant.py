@@ -1,7 +1,7 @@
 from shapes import meta, projections
 
 from kernels.quant.format import Quantized
-from kernels.quant.kernel import launch_dequantize, launch_quantize
+from kernels.quant.in_triton import launch_dequantize, launch_quantize
 
 DOTS = set()
 

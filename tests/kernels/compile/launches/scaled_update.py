@@ -1,6 +1,6 @@
 from shapes import meta, projections
 
-from kernels.scaled_update.kernel import launch_limit_growth, launch_scaled_update
+from kernels.scaled_update.in_triton import launch_limit_growth, launch_scaled_update
 
 DOTS: set[str] = set()
 

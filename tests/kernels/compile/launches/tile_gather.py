@@ -1,7 +1,7 @@
 from shapes import meta, projections
 
+from kernels.decompress.in_triton import launch_tile_gather
 from kernels.support import TileSupport, count_tiles
-from kernels.tile_gather.kernel import launch_tile_gather
 
 DOTS = set()
 

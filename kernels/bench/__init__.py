@@ -1,1 +1,0 @@
-"""Benchmarks of the operations: `sparlow bench kernels`."""

@@ -1,1 +1,0 @@
-"""What is compared, one file per operation, whose `cases(device, dtype)` yields it."""

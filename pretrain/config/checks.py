@@ -1,0 +1,392 @@
+"""What a configuration may not say, though each of its keys may: a table of conditions, each with its sentence.
+
+`check` goes through it before any data is read, and the first condition that holds is the user's mistake. A row may
+count on those before it. What one key may be by itself is in `pretrain.config.tables` and beside each linear and rule;
+what only a machine, a corpus or a checkpoint can tell is checked where those are at hand.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from model.build import shape_of_model
+from model.errors import UserError
+from model.growth.linears import require_linears_growable
+from model.growth.plan import GrowthPlan
+from model.growth.tensors import LAYER
+from model.schema import Frozen
+from pretrain.config.stages import (
+    GROWING,
+    counted,
+    depths,
+    growth_plans,
+    growth_step,
+    growth_time,
+    small_linear,
+    stage_configs,
+    tokens_of_a_time,
+)
+from pretrain.config.tables import Tables, as_toml, users
+from pretrain.optim.basis import BITS
+from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.projector import PROJECTORS
+from pretrain.optim.rules import RULES
+from pretrain.optim.targets import find_targets
+
+Rows = Iterator[tuple[object, str]]
+"""A condition that must not hold, and what to say if it does."""
+
+OF_ADAPTIVE = ("refresh_overlap", "refresh_threshold", "max_proj_gap")
+
+
+def check(config: Tables) -> None:
+    """UserError when tables contradict each other, or a key has no effect beside another."""
+    _go_through(_growth_switch(config))
+    # What fits neither model is said of the run, as without growth; so its last stage comes first.
+    *small, last = stage_configs(config)
+    _go_through(_tables(last))
+    if config.growth.enabled:
+        _go_through(_growth(config))
+    for stage in small:
+        try:
+            _go_through(_tables(stage))
+        except UserError as error:
+            raise UserError(f"growth: the small model ({_differences(stage, config)}): {error}") from None
+
+
+def check_optimizer(config: ElementConfig) -> None:
+    """UserError when a choice of an optimizer of Sparlow's own contradicts another, or has no effect beside it."""
+    _go_through(_own_choices(config))
+
+
+def _go_through(rows: Rows) -> None:
+    for wrong, sentence in rows:
+        if wrong:
+            raise UserError(sentence)
+
+
+def _changed(table: Frozen, keys: tuple[str, ...]) -> list[str]:
+    """Those of `keys` that do not have their default value."""
+    return [key for key in keys if getattr(table, key) != type(table).model_fields[key].default]
+
+
+def _tables(config: Tables) -> Rows:
+    train, parallel, optimizer = config.train, config.parallel, config.optimizer
+    shape_of_model(config.model.model_copy(update={"n_layers": 1}), config.linear)
+    yield (
+        train.global_batch_size % train.micro_batch_size,
+        f"train.global_batch_size {train.global_batch_size} is not a multiple of train.micro_batch_size "
+        f"{train.micro_batch_size}",
+    )
+    yield (
+        train.seq_len > config.model.max_seq_len,
+        f"train.seq_len {train.seq_len} is longer than model.max_seq_len {config.model.max_seq_len}; raise the latter "
+        "or shorten the former",
+    )
+    yield (
+        train.max_steps > config.schedule.total_steps,
+        f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
+    )
+    yield (
+        parallel.offload == "optimizer" and optimizer.name != "adamw",
+        f'parallel.offload = "optimizer" does not work with optimizer.name = "{optimizer.name}", which ZeRO does not '
+        'shard: set parallel.offload = "none", or optimizer.name = "adamw"',
+    )
+    yield (
+        parallel.offload == "optimizer" and not parallel.zero_stage,
+        'parallel.offload = "optimizer" needs ZeRO: set parallel.zero_stage = 1, 2 or 3, or parallel.offload = "none"',
+    )
+    if isinstance(optimizer, ElementConfig):
+        yield from _own_optimizer(config, optimizer)
+    yield (
+        optimizer.weights != "fp32_master" and parallel.zero_stage,
+        f'optimizer.weights = "{optimizer.weights}" needs parallel.zero_stage = 0: higher stages keep an fp32 master',
+    )
+    yield (
+        optimizer.weights.startswith("bf16") and train.dtype == "fp32",
+        f'optimizer.weights = "{optimizer.weights}" contradicts train.dtype = "fp32"; change one of them',
+    )
+    yield from _kernels(config)
+    yield (
+        config.model.tie_embeddings and parallel.zero_stage == 3,
+        "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie",
+    )
+
+
+def _own_optimizer(config: Tables, optimizer: ElementConfig) -> Rows:
+    """What an optimizer of Sparlow's own asks of itself and of the rest."""
+    train, per_layer = config.train, optimizer.update == "per_layer"
+    yield from _own_choices(optimizer)
+    if isinstance(optimizer, MatrixConfig):
+        find_targets(shape_of_model(config.model, config.linear, int8=optimizer.weights == "int8"), optimizer)
+    yield (
+        config.parallel.zero_stage,
+        f'optimizer.name = "{optimizer.name}" needs parallel.zero_stage = 0, it shards parameters itself; set that, or '
+        'optimizer.name = "adamw"',
+    )
+    yield (
+        optimizer.factor_lr_ratio != 1 and config.linear.name == "dense",
+        'optimizer.factor_lr_ratio has no effect with linear.name = "dense", which has no factors; remove it',
+    )
+    yield (
+        per_layer and train.global_batch_size != train.micro_batch_size,
+        'optimizer.update = "per_layer" steps inside of the backward pass, so it cannot accumulate: set '
+        'train.global_batch_size = train.micro_batch_size (one process), or optimizer.update = "step"',
+    )
+    yield (
+        per_layer and train.grad_clip,
+        'optimizer.update = "per_layer" knows no global gradient norm: set train.grad_clip = 0.0, or optimizer.update '
+        '= "step"',
+    )
+
+
+def _own_choices(config: ElementConfig) -> Rows:
+    for key in _changed(config, tuple(sorted(config.ignored))):
+        yield (
+            True,
+            f'optimizer.{key} = {as_toml(getattr(config, key))} has no effect with optimizer.name = "{config.name}"; '
+            f"leave it out or set {as_toml(type(config).model_fields[key].default)}; it is for "
+            f"{', '.join(users('optimizer', key))}",
+        )
+    yield (
+        config.embedding_moments != "same" and config.moments != "8bit",
+        f'optimizer.embedding_moments = "{config.embedding_moments}" has no effect with optimizer.moments = '
+        f'"{config.moments}", which leaves them in fp32 anyway; remove it',
+    )
+    if isinstance(config, MatrixConfig):
+        yield from _matrix(config)
+
+
+def _matrix(config: MatrixConfig) -> Rows:
+    rule, projector, name = RULES[config.rule], config.projector, f'optimizer.name = "{config.name}"'
+    projection, orthonormal = f'optimizer.projection = "{config.projection}"', projector != "gaussian"
+    yield (
+        projector not in PROJECTORS,
+        f"optimizer.projector {projector!r} is unknown; choose one of {', '.join(PROJECTORS)}",
+    )
+    yield (
+        config.name in ("apollo", "apollo_mini") and config.cautious,
+        f"optimizer.cautious drops nothing with {name}, whose update has the gradient's signs; set it to false",
+    )
+    yield (
+        config.name == "ldadam" and config.moments == "adafactor",
+        f'optimizer.moments = "adafactor" keeps no first moment, which {name} needs; choose fp32, bf16 or 8bit',
+    )
+    yield (
+        config.name == "muon" and config.moments in ("bf16", "adafactor"),
+        f'optimizer.moments = "{config.moments}" has no effect with {name}, whose momentum is fp32 and whose other '
+        "moments are fp32 or 8bit; choose one of these",
+    )
+    yield (
+        config.name == "frugal" and config.moments == "8bit" and config.eps_mode == "torch",
+        f'optimizer.eps_mode = "torch" does not work with {name} and optimizer.moments = "8bit": its moments restart, '
+        "and in 8 bits their bias is corrected only with eps_mode galore",
+    )
+    yield (
+        rule.exact_basis and not orthonormal,
+        f'optimizer.projector = "gaussian" gives no orthonormal basis, which {name} needs: it also trains with what '
+        "the basis leaves out of the gradient; choose another projector",
+    )
+    yield (
+        config.rotate_moments and not orthonormal,
+        "optimizer.rotate_moments needs an orthonormal basis, which projector gaussian does not give; set it to false, "
+        "or choose another projector",
+    )
+    yield (
+        rule.exact_basis and config.projection in BITS,
+        f"{projection} gives bases that are not quite orthonormal, but {name} also trains with what they leave out of "
+        'the gradient; set "bf16" or "fp32"',
+    )
+    yield (
+        config.rotate_moments and config.projection in BITS,
+        f"{projection} gives bases that are not quite orthonormal, which optimizer.rotate_moments needs; set "
+        '"bf16" or "fp32", or rotate_moments to false',
+    )
+    yield (
+        config.accumulators == "host" and config.update == "per_layer",
+        'optimizer.accumulators = "host" has no effect with optimizer.update = "per_layer", which sums nothing; set '
+        '"device"',
+    )
+    if config.refresh == "fixed":
+        for key in _changed(config, OF_ADAPTIVE):
+            yield True, f'optimizer.{key} has no effect with optimizer.refresh = "fixed"; remove it, or set "adaptive"'
+        return
+    yield (
+        not PROJECTORS[projector].needs_gradient,
+        f'optimizer.refresh = "adaptive" follows how much bases change, but projector {projector} draws them at '
+        'random; set "fixed", or another projector',
+    )
+    yield (
+        0 < config.max_proj_gap < config.update_proj_gap,
+        f"optimizer.max_proj_gap {config.max_proj_gap} is less than optimizer.update_proj_gap "
+        f"{config.update_proj_gap}, at which gaps begin; raise it, or set 0",
+    )
+
+
+def _kernels(config: Tables) -> Rows:
+    kernels, linear, stage = config.kernels, config.linear, config.parallel.zero_stage
+    if linear.name != "sparse_low_rank" or linear.support != "element":
+        for key in _changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
+            yield (
+                True,
+                f"kernels.{key} has no effect without element-sparse linears; remove it, or set linear.name = "
+                '"sparse_low_rank" and linear.support = "element"',
+            )
+    may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not stage
+    decided = kernels.path == "csr" or (kernels.keep_weight != "auto" and not may_sum)
+    yield (
+        decided and _changed(kernels, ("cache_budget",)),
+        "kernels.cache_budget has no effect where path, keep_weight and sum_gradients leave it nothing to decide; "
+        'remove it, or set kernels.keep_weight = "auto"',
+    )
+    yield (
+        kernels.path == "csr" and kernels.keep_weight not in ("auto", "none"),
+        'kernels.keep_weight has no effect with kernels.path = "csr", which builds no W',
+    )
+    yield (
+        kernels.path == "csr" and config.train.dtype == "bf16",
+        'kernels.path = "csr" works on a CPU in fp32 with MKL only; set kernels.path = "auto", or train.dtype = "fp32"',
+    )
+    yield (
+        kernels.sum_gradients == "dense" and (kernels.keep_weight != "step" or stage),
+        'kernels.sum_gradients = "dense" needs kernels.keep_weight = "step" and parallel.zero_stage = 0',
+    )
+    yield (
+        kernels.keep_weight == "step" and stage == 3,
+        'kernels.keep_weight = "step" does not work at parallel.zero_stage = 3; set "layer"',
+    )
+
+
+def _growth_switch(config: Tables) -> Rows:
+    """What [growth] may not say by itself."""
+    growth = config.growth
+    given = growth.model_fields_set
+    if given and "enabled" not in given:
+        yield True, f"growth.{min(given)} has no effect without growth.enabled; set growth.enabled = true"
+    if not growth.enabled:
+        return
+    formula, at = growth.at == "formula", f"growth.at = {as_toml(growth.at)}"
+    for key, used, where in (
+        ("factor", not growth.layers, "growth.layers"),
+        ("max_fraction", formula, at),
+        ("parameters", formula, at),
+        ("warmup_fraction", growth.schedule == "reset", 'growth.schedule = "continue"'),
+    ):
+        yield not used and _changed(growth, (key,)), f"growth.{key} has no effect with {where}; remove one of them"
+    product, n_layers = growth.total_factor, config.model.n_layers
+    yield (
+        not growth.layers and len(growth.factors) > 1 and n_layers % product,
+        f"growth.factor = {as_toml(growth.factor)} multiplies the layers by {product}, which does not divide "
+        f"model.n_layers {n_layers}; set factors that do",
+    )
+
+
+def _growth(config: Tables) -> Rows:
+    growth, grown = config.growth, config.linear
+    layers = depths(config)
+    yield (
+        growth.operator == "source_layers" and len(layers) > 2,
+        f'growth.operator = "source_layers" describes one growth, but {growth.sizes} makes {len(layers) - 1}; choose '
+        "another operator",
+    )
+    for key in GROWING:
+        small = getattr(growth, key)
+        yield (
+            small and key not in type(grown).model_fields,
+            f'growth.{key} has no effect with linear.name = "{grown.name}", which has no {key}; remove it',
+        )
+        yield (
+            small and small > getattr(grown, key),
+            f"growth.{key} {small} is more than linear.{key} {getattr(grown, key, None)}; growth only adds, so give "
+            "less",
+        )
+    linear = small_linear(config)
+    yield (
+        growth.density and grown.support == "block" and linear.density != grown.density,
+        'growth.density has no meaning with linear.support = "block", where other densities have other blocks; remove '
+        "one of them",
+    )
+    require_linears_growable(linear, grown)
+    for index, (before, after) in enumerate(pairwise(layers)):
+        yield (
+            before == after and (index < len(layers) - 2 or linear == grown),
+            f"{growth.sizes}: from {before} layers to {after} nothing grows; start from fewer, or in the last growth "
+            "set growth.rank or growth.density below those of [linear]",
+        )
+    if growth.optimizer != "reset":
+        copies = f'growth.optimizer = "{growth.optimizer}"'
+        yield (
+            linear != grown,
+            f'{copies} copies moments of the same shape only; set it to "reset", or leave growth.rank and '
+            "growth.density out",
+        )
+        require_layers_alike(config, copies, 'set it to "reset"')
+    yield from _times(config, len(layers) - 1)
+    for plan in growth_plans(config):
+        require_no_zeroed_codes(config, plan)
+
+
+def _times(config: Tables, growths: int) -> Rows:
+    growth, total, per_update = config.growth, config.schedule.total_steps, config.tokens_per_update
+    at, tokens = f"growth.at = {as_toml(growth.at)}", tokens_of_a_time(config)
+    yield (
+        len(growth.times) != growths,
+        f"{at} gives {counted(len(growth.times), 'time')}, but {growth.sizes} makes {counted(growths, 'growth')}; give "
+        "a time for each",
+    )
+    yield total < 2, f"growth.at: there is no middle in schedule.total_steps {total}; set it to at least 2"
+    steps = []
+    for time in growth.times:
+        step = growth_step(config, time)
+        fix = f"grow between {per_update:,} and {per_update * (total - 1):,} {tokens}"
+        if time == "formula" and (step or growth_time(config).clamped):
+            fix = f"{'lower' if step else 'raise'} growth.max_fraction {growth.max_fraction:g}, or {fix}"
+        yield (
+            not 0 < step < total,
+            f"growth.at = {as_toml(time)} is step {step} of schedule.total_steps {total} ({per_update:,} {tokens} "
+            f"each); {fix}",
+        )
+        steps.append(step)
+    yield (
+        sorted(set(steps)) != steps,
+        f"{at} is after the steps {', '.join(map(str, steps))}, which do not rise; give every growth a later step than "
+        "the one before",
+    )
+
+
+def require_no_zeroed_codes(config: Tables, plan: GrowthPlan) -> None:
+    """UserError for layers that start silent where weights are codes: growth copies those, and zeroes parameters."""
+    if plan.silent and config.optimizer.weights == "int8":
+        raise UserError(
+            'growth.operator = "zero" and growth.function_preserving start layers at zero, which optimizer.weights = '
+            '"int8" cannot; set another operator and function_preserving = false, or other weights'
+        )
+
+
+def require_layers_alike(config: Tables, setting: str, fix: str) -> None:
+    """UserError, which names `setting` and `fix`, when the optimizer keeps other moments in some layers than in others.
+
+    Those of one cannot be copied to another then.
+    """
+    if isinstance(config.optimizer, MatrixConfig):
+        model = shape_of_model(config.model, config.linear)
+        parts: dict[str, set[bool]] = {}
+        targets = find_targets(model, config.optimizer)
+        for name, _ in model.named_parameters():
+            if match := LAYER.fullmatch(name):
+                parts.setdefault(match[2], set()).add(name in targets)
+        if mixed := [part for part, kinds in parts.items() if len(kinds) > 1]:
+            raise UserError(
+                f"{setting} needs every layer treated alike, but the optimizer projects {mixed[0]} in some layers "
+                f"only; {fix}"
+            )
+
+
+def _differences(small: Tables, config: Tables) -> str:
+    """What makes a small model another one than that of `config`, as keys and values."""
+    found = [f"model.n_layers = {small.model.n_layers}"]
+    for key in GROWING:
+        value = getattr(small.linear, key, None)
+        if value != getattr(config.linear, key, None):
+            found.append(f"linear.{key} = {value} from growth.{key}")
+    return ", ".join(found)

@@ -1,0 +1,304 @@
+"""Every table and key of a run's TOML, and what each may be by itself. A string below a field is its documentation."""
+
+import json
+import math
+import typing
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from model.config import ModelConfig
+from model.growth import GROWTH
+from model.growth.plan import GrowthOptions
+from model.linear import LinearConfig
+from model.linear.dense import Dense
+from model.schema import Frozen
+from pretrain.config.schedule import Cosine, ScheduleConfig
+from pretrain.optim import OptimizerConfig
+from pretrain.optim.adamw import AdamW
+
+
+class RunConfig(Frozen):
+    """Where a run lives and its seed."""
+
+    dir: str = Field("runs/default", min_length=1)
+    """Folder of the run: checkpoints, metrics, TensorBoard, samples. One run per folder."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights, the sparse supports and the data order."""
+
+
+class TrainConfig(Frozen):
+    """Batch sizes, precision and length."""
+
+    max_steps: int = Field(0, ge=0)
+    """Stop after this optimizer step with a committed checkpoint; 0 means schedule.total_steps."""
+    micro_batch_size: int = Field(8, ge=1, le=2**31)
+    """Sequences in one forward and backward pass of one process."""
+    global_batch_size: int = Field(512, ge=1, le=2**31)
+    """Sequences in one optimizer step, over all processes and accumulated micro-batches."""
+    seq_len: int = Field(256, ge=2, le=2**31)
+    """Tokens in one sequence."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest global L2 norm of the gradient; 0 means no clipping."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the computation. auto: bf16 on a GPU or CPU that has bf16 instructions, else fp32."""
+    checkpoint_every_layers: int = Field(0, ge=0)
+    """Recompute the activations of every k-th block in the backward pass; 0 means keep all."""
+    deterministic: bool = False
+    """Use deterministic algorithms on a GPU too, at some cost in speed (a CPU run always does)."""
+    expandable_segments: bool = False
+    """CUDA's allocator grows its segments instead of cutting memory into blocks: less lost to fragmentation; GPU only.
+    The planner assumes 2 % lost instead of 5 %."""
+
+
+class DataConfig(Frozen):
+    """The prepared corpus."""
+
+    path: str = Field("data/stdlib", min_length=1)
+    """Folder made by `sparlow prepare --out`."""
+    packing: Literal["concat", "document"] = "concat"
+    """concat: documents end to end, cut into rows. document: one per row, cut and padded (the papers' harness)."""
+
+
+class ParallelConfig(Frozen):
+    """How DeepSpeed spreads the run over processes."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What ZeRO shards over processes: 1 optimizer state, 2 and gradients, 3 and weights; 0 nothing."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer: ZeRO's optimizer state and fp32 masters are in host memory, pinned, and the CPU updates them."""
+
+
+class KernelsConfig(Frozen):
+    """How the linears compute; all choices agree up to rounding. All but `backend` are for sparse_low_rank linears."""
+
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    """auto: Triton kernels on a GPU, PyTorch elsewhere. The environment variable SPARLOW_KERNELS overrides it."""
+    path: Literal["auto", "dense", "csr"] = "auto"
+    """dense: build W and multiply with it. csr: factors and sparse matrix one after the other (fp32 on a CPU)."""
+    keep_weight: Literal["auto", "none", "layer", "step"] = "auto"
+    """How long a built W is kept: not at all, from the forward to the backward pass, or over an optimizer step."""
+    sum_gradients: Literal["auto", "factors", "dense"] = "auto"
+    """Over micro-steps, sum the factors' gradients, or W's gradient (where W is kept over the step; ZeRO stage 0)."""
+    cache_budget: float = Field(0.2, ge=0, le=1)
+    """Part of the device's free memory that kept W and their summed gradients may take under auto."""
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _called_reference_once(cls, backend: Any) -> Any:
+        """Checkpoints of older runs hold the name that `torch` had then."""
+        return "torch" if backend == "reference" else backend
+
+
+class CheckpointConfig(Frozen):
+    """When a checkpoint is committed and how many are kept."""
+
+    every: int = Field(1000, ge=1)
+    """Optimizer steps between two checkpoints; the last step always commits one."""
+    keep: int = Field(3, ge=1)
+    """Newest checkpoints kept; older ones are deleted after a new one is committed."""
+
+
+class EvalConfig(Frozen):
+    """Held-out loss and samples during training."""
+
+    every: int = Field(1000, ge=0)
+    """Optimizer steps between evaluations; 0 means only at the end."""
+    tokens: int = Field(1_000_000, ge=1, le=2**62)
+    """Held-out tokens of an evaluation during training, rounded up to whole micro-batches; the last one reads all."""
+    prompts: tuple[str, ...] = ()
+    """Texts continued at every evaluation, always with the same random numbers."""
+    sample_tokens: int = Field(64, ge=1)
+    """New tokens per prompt."""
+
+
+class MetricsConfig(Frozen):
+    """Logging."""
+
+    every: int = Field(10, ge=1)
+    """Optimizer steps between two logged steps."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+    peak_tflops: float = Field(0.0, ge=0)
+    """Peak dense bf16 TFLOP/s of one device for MFU; 0 means look the device up, and log no MFU when it is unknown."""
+
+
+class GuardConfig(Frozen):
+    """When to stop. A loss or gradient that is not finite skips the update, is counted and logged."""
+
+    max_consecutive_skips: int = Field(10, ge=1)
+    """Give up after this many skipped updates in a row."""
+    memory: bool = True
+    """Refuse to start on a GPU that has less memory than the tensors of a step are planned to take. With the
+    environment variable SPARLOW_GPU_MEMORY_CAP, in GiB, a GPU counts as one of that size; no more of it is taken."""
+
+
+class GrowthConfig(Frozen):
+    """Train a smaller model first and grow it into [model] and [linear] on the way (G_stack, arXiv 2405.15319)."""
+
+    enabled: bool = False
+    """Switches the table on."""
+    factor: int | tuple[int, ...] = 4
+    """By how much a growth multiplies the layers; a list for several growths."""
+    layers: tuple[int, ...] = ()
+    """Layers before each growth, in place of factor, for orders that do not multiply them (solar, gradual, midas)."""
+    rank: int = Field(0, ge=0)
+    """linear.rank before the last growth; 0 means the same as after it."""
+    density: float = Field(0.0, ge=0, lt=1)
+    """linear.density before the last growth; 0.0 means the same as after it."""
+    at: Literal["formula"] | int | float | tuple[int | float, ...] = "formula"
+    """When: tokens with padding (an integer), a part of the run (a decimal) or "formula"; a list for several times."""
+    max_fraction: float = Field(0.1, gt=0, le=1)
+    """Part of the run that the formula may ask for at most; it was fitted on runs far longer than most."""
+    parameters: Literal["dense_equivalent", "trainable"] = "dense_equivalent"
+    """Parameters of the grown model as the formula counts them; it was fitted on dense models."""
+    operator: str = "stack"
+    """stack (abcabc), interleave (aabbcc), zero (new layers start silent), source_layers, solar, gradual or midas."""
+    order: str = ""
+    """For operator = "zero": stack, interleave, solar, gradual or midas; empty means interleave."""
+    source_layers: tuple[int, ...] = ()
+    """For operator = "source_layers": the small model's layer for each layer of the grown one, counted from 0."""
+    function_preserving: bool = False
+    """Start all copies of a layer but the first with outputs of zero, so that growth does not change the loss."""
+    optimizer: Literal["reset", "copy", "copy_reset_step"] = "reset"
+    """State after growth: anew, copied with the layers, or copied with its step count at 0."""
+    schedule: Literal["reset", "continue"] = "reset"
+    """reset: warm up again, then the whole curve over the steps that are left. continue: as if nothing had happened."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Warm-up after growth with schedule = "reset", as a part of the steps that are left."""
+    lr: float = Field(0.0, ge=0)
+    """Peak learning rate before the last growth; 0.0 means optimizer.lr."""
+
+    @property
+    def options(self) -> GrowthOptions:
+        return GrowthOptions(self.order, self.source_layers, self.function_preserving)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """`factor` of each growth."""
+        return self.factor if isinstance(self.factor, tuple) else (self.factor,)
+
+    @property
+    def total_factor(self) -> int:
+        return math.prod(self.factors)
+
+    @property
+    def sizes(self) -> str:
+        """The key that says how large each growth is, and its value, for messages."""
+        return f"growth.layers = {as_toml(self.layers)}" if self.layers else f"growth.factor = {as_toml(self.factor)}"
+
+    @property
+    def times(self) -> tuple[str | int | float, ...]:
+        """`at` of each growth."""
+        return self.at if isinstance(self.at, tuple) else (self.at,)
+
+    @field_validator("factor", mode="before")
+    @classmethod
+    def _whole_factors(cls, value: Any) -> Any:
+        factors = value if isinstance(value, tuple) else (value,)
+        if not factors or not all(type(factor) is int and factor >= 2 for factor in factors):
+            raise ValueError(
+                f"{as_toml(value)} is no factor of growth; give an integer of at least 2, or a list of them"
+            )
+        return value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_before(cls, value: Any) -> Any:
+        if not (isinstance(value, tuple) and all(type(layers) is int and layers >= 1 for layers in value)):
+            raise ValueError(
+                f"{as_toml(value)} does not say the layers before each growth; give a list of integers of at least 1, "
+                "as in [6] for one growth"
+            )
+        return value
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _times(cls, value: Any) -> Any:
+        times = value if isinstance(value, tuple) else (value,)
+        for time in times:
+            tokens, part = type(time) is int and time >= 1, type(time) is float and 0 < time < 1
+            if not (tokens or part or (time == "formula" and value == "formula")):
+                raise ValueError(
+                    f"{as_toml(value)} is no time; give tokens (an integer), a part of the run between 0.0 and 1.0, or "
+                    '"formula"; a list of the first two for several growths'
+                )
+        if not times:
+            raise ValueError("[] names no time; give one for each growth")
+        return value
+
+    @field_validator("operator")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in GROWTH:
+            raise ValueError(f"{value!r} is none of {', '.join(GROWTH)}")
+        return value
+
+
+class Tables(Frozen):
+    """All tables of one run; `pretrain.config.schema.Config` are such that fit together."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    linear: LinearConfig = Dense.Config()
+    optimizer: OptimizerConfig = AdamW.Config()
+    schedule: ScheduleConfig = Cosine()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    kernels: KernelsConfig = KernelsConfig()
+    growth: GrowthConfig = GrowthConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    guard: GuardConfig = GuardConfig()
+
+    @property
+    def last_step(self) -> int:
+        """The optimizer step after which this command stops."""
+        return self.train.max_steps or self.schedule.total_steps
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.train.global_batch_size * self.train.seq_len
+
+
+def members(section: str) -> dict[str, type[Frozen]]:
+    """The classes that a table with `name` may be, by name; {} for other tables."""
+    field = Tables.model_fields.get(section)
+    if field is None:
+        return {}
+    candidates = typing.get_args(field.annotation) or (field.annotation,)
+    return {c.model_fields["name"].default: c for c in candidates if "name" in getattr(c, "model_fields", {})}
+
+
+def table_type(section: str, table: dict[str, Any]) -> type[Frozen] | None:
+    """The class that validates `table` of `section`; None when there is no such section or name."""
+    field = Tables.model_fields.get(section)
+    if field is None:
+        return None
+    named = members(section)
+    if not named:
+        return typing.cast(type[Frozen], field.annotation)
+    return named.get(table.get("name", field.default.name))
+
+
+def field_type(section: str, key: str, table: dict[str, Any]) -> Any:
+    """The annotation of `section.key`, or None when there is no such key."""
+    owner = table_type(section, table)
+    field = owner.model_fields.get(key) if owner else None
+    return field.annotation if field else None
+
+
+def users(section: str, key: str) -> list[str]:
+    """The names of the tables on which `section.key` has an effect."""
+    return [name for name, table in members(section).items() if key in table.model_fields and key not in table.ignored]
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,74 @@
+"""The texts that an exported tokenizer is checked on: hard strings, and whole held-out documents."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from model.errors import UserError
+from pretrain.checkpoint.load import tokenizer_of
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.data.dataset import TokenDataset
+from pretrain.data.manifest import load_manifest
+from pretrain.data.tokens import Tokens, document_starts
+
+FRAGMENTS = (
+    " ", "  ", "     ", "\t", "\n", "\r\n", "\r", "\n\n\n", "\t \t", "\u00a0", "\u3000", "\u2009", "\u200b", "\ufeff",
+    "a", "word", "The quick brown fox", "x" * 70, "antidisestablishmentarianism", "don't", "state-of-the-art",
+    "0", "42", "1234567890", "3.14159", "1,000,000", "0x1F", "²", "½", "①", "ﬁ", "ﬄ", "ſ", "ＡＢｃ１２３", "ｱｲｳ",
+    "ｶﾞ", "～", "\u1112\u1161\u11ab", "Vie\u0323\u0302t", "\uff21\u0301",
+    "é", "e\u0301", "n\u0303", "A\u030a", "café naïve", "ß", "İ", "ŉ", "Ω", "Å", "Привет, мир", "שלום", "مرحبا",
+    "日本語のテキスト", "中文，没有空格。", "한국어", "हिन्दी", "ไทย", "🙂", "👩\u200d🚀", "🇩🇪", "👍🏽", "𝔘𝔫𝔦",
+    "\U0010fffd",
+    "\x00", "\x01", "\x07", "\x1b[0m", "\x7f", "\x85", "\u2028", "\u202e", "\u00ad",
+    "<s>", "</s>", "<unk>", "<pad>", "<0x0A>", "<|endoftext|>", "[INST]", "<<SYS>>", "<s", "s>", "</", "▁", "▁▁", "▁a",
+    "!", "...", "…", "“quoted”", "--", "—", "$", "€", "#", "@", "\\", "\\n", "`", "{}", "[]", "()", "://", "%20",
+    "&amp;",
+    "def f(x):\n    return x ** 2  # square\n", "if (a<b) {\n\treturn a;\n}\n", "for (;;) ++i;", "<p class=\"a\">b</p>",
+    "{\"k\": [1, 2.5e-3, null]}", "https://example.org/a?b=c&d=%C3%A9", "SELECT * FROM t WHERE a = 'b';",
+)  # fmt: skip
+
+
+def hard_strings(count: int) -> Iterator[str]:
+    """`count` texts, the same ones every time: the empty one, each fragment alone, then joined fragments.
+
+    The joins come from a fixed sequence of numbers: spaces at either end, runs of them and markers inside words occur.
+    """
+    yield from ("", *FRAGMENTS)[:count]
+    state = 1
+    for _ in range(count - len(FRAGMENTS) - 1):
+        parts = []
+        for _ in range(2 + state % 5):
+            state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+            parts.append(FRAGMENTS[(state >> 33) % len(FRAGMENTS)])
+        yield ("", " ", "  ")[(state >> 20) % 3].join(parts)
+
+
+DOCUMENTS, CHARACTERS = 1000, 2_000_000
+"""At most so many documents are read, and none after so many characters."""
+
+
+def held_out_split(checkpoint: Checkpoint) -> TokenDataset | None:
+    """The split as the run reads it; None when data.path no longer holds the run's corpus, whole and readable."""
+    config = checkpoint.config
+    try:
+        dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
+    except UserError:
+        return None
+    return dataset if dataset.fingerprint == checkpoint.manifest.data_fingerprint else None
+
+
+def held_out_documents(checkpoint: Checkpoint) -> list[str] | None:
+    """The first held-out documents, decoded from their tokens; None when there is no `held_out_split`."""
+    if held_out_split(checkpoint) is None:
+        return None
+    folder, tokenizer = Path(checkpoint.config.data.path), tokenizer_of(checkpoint)
+    manifest = load_manifest(folder)
+    tokens, starts = Tokens(folder, manifest, "val"), document_starts(folder, manifest, "val")
+    documents: list[str] = []
+    left = CHARACTERS
+    for start, stop in pairwise(starts[: DOCUMENTS + 1]):
+        documents.append(tokenizer.decode(tokens.read(int(start), int(stop - start)).tolist()))
+        left -= len(documents[-1])
+        if left < 0:
+            break
+    return documents
