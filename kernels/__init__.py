@@ -1,6 +1,17 @@
-"""Sparlow's operations: each has its definition in plain PyTorch (`reference.py`) and what the model calls (`op.py`).
+"""Sparlow's operations, one folder each: products of the linears, updates of weights, quantisation, and the loss.
 
-Import from the operation's own package, e.g. `from kernels.linear_cross_entropy import linear_cross_entropy`.
+What a file of an operation is for, its name says:
+- `__init__.py` is what the model and the optimizers call. It checks the arguments, and chooses.
+- `reference.py` is the definition: short, slow, and what all else is tested against.
+- `in_torch.py` is the fast way in plain PyTorch, what runs on a CPU and where kernels are switched off
+  (SPARLOW_KERNELS=torch). An operation without one runs its definition there.
+- `in_triton.py` holds the Triton kernels and the functions that launch them on a GPU.
+
+Start at low_rank_update, the smallest with all four; sparse_low_rank_linear is the linear that it is all about, and has
+a choice of its own between two ways through it. Beside them: backend.py chooses between PyTorch and Triton, measured/
+keeps the measurements of a device that decide where no rule does, triton_helpers.py has what kernels share, rounding.py
+the same random bits in PyTorch, arguments.py checks, support.py and block_support.py where sparse entries lie, liger.py
+what is taken from Liger Kernel. Import from the operation's own package, e.g. `from kernels.quant import quantize`.
 """
 
 from importlib.util import find_spec

@@ -1,7 +1,6 @@
 """What an operation does with its arguments before a kernel reads them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ def check_matrix(name: str, matrix: Tensor, shape: Sequence[int], dtypes: Sequen
         raise ValueError(f"{name} of shape {tuple(matrix.shape)} spans 2^31 elements or more")
 
 
-def check_same(tensors: Mapping[str, Any], what: str) -> None:
+def check_same(tensors: Mapping[str, Tensor], what: str) -> None:
     """ValueError unless all have one `what`: "device" or "dtype"."""
     found = {name: getattr(tensor, what) for name, tensor in tensors.items()}
     if len(set(found.values())) > 1:

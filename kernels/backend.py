@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: a Triton kernel or plain PyTorch.
+"""The choice of what an operation runs: a Triton kernel or plain PyTorch.
 
 `auto` takes the kernels for tensors on a GPU and PyTorch elsewhere; `triton` insists on the kernels, `torch` on
 PyTorch. The environment variable SPARLOW_KERNELS overrides what `configure` was told. On a CPU, kernels run only in
@@ -40,7 +40,7 @@ def backend() -> Backend:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Whether an operation on `tensor` runs as a Triton kernel; RuntimeError when it must but cannot."""
+    """Tell whether an operation on `tensor` runs as a Triton kernel; RuntimeError when it must but cannot."""
     choice = backend()
     if choice == "torch":
         return False
@@ -54,7 +54,7 @@ def uses_triton(tensor: Tensor) -> bool:
 
 
 def on_its_device(op: Op) -> Op:
-    """A decorator: `op` runs with the GPU of its first argument as the current one, on which Triton launches."""
+    """Decorate: `op` runs with the GPU of its first argument as the current one, on which Triton launches."""
 
     @functools.wraps(op)
     def run(*arguments: Any, **options: Any) -> Any:

@@ -80,7 +80,7 @@ def _wide(tables: Tensor) -> Tensor:
 
 
 _wide_tables = WeakTensorKeyDictionary()
-"""By the tables, by identity, for as long as those live."""
+"""Wide tables by the identity of narrow ones, for as long as those live."""
 
 
 class _Rope(torch.autograd.Function):

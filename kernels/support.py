@@ -43,7 +43,7 @@ class TileSupport:
 
     @classmethod
     def from_flat(cls, indices: Tensor, shape: tuple[int, int], tile: tuple[int, int] = TILE) -> "TileSupport":
-        """From flat row-major positions (nnz,) in ascending order; ValueError when they are no such thing."""
+        """Make one of flat row-major positions (nnz,) in ascending order; ValueError when they are no such thing."""
         if indices.numel() and (int(indices[0]) < 0 or int(indices[-1]) >= shape[0] * shape[1]):
             raise ValueError(f"the support has positions outside of a {shape[0]} x {shape[1]} matrix")
         if bool((indices[1:] <= indices[:-1]).any()):
@@ -85,7 +85,7 @@ class TileSupport:
         return self.derived("flat", self._flat)
 
     def derived(self, name: str, make: Callable[[], Any]) -> Any:
-        """What follows from the support alone: made on first use and kept."""
+        """Make what follows from the support alone, on first use, and keep it."""
         if name not in self._derived:
             self._derived[name] = make()
         return self._derived[name]
@@ -97,7 +97,7 @@ class TileSupport:
 
 
 def padded_width(n_in: int) -> int:
-    """From one row of W to the next where Triton runs, in elements."""
+    """Elements from one row of W to the next where Triton runs."""
     return -(-n_in // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
 
@@ -115,7 +115,7 @@ def count_tiles(shape: tuple[int, int], tile: tuple[int, int] = TILE) -> int:
 
 
 def _tile_order(indices: Tensor, shape: tuple[int, int], tile: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The permutation into tile order; tile and place of each entry in the order given."""
+    """The permutation into tile order, and tile and place of each entry in the order given."""
     rows, columns = indices.long() // shape[1], indices.long() % shape[1]
     tiles = rows // tile[0] * -(-shape[1] // tile[1]) + columns // tile[1]
     loc = rows % tile[0] * tile[1] + columns % tile[1]

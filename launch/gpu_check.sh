@@ -3,11 +3,11 @@
 # 200 steps of configs/llama_60m_sltrain.toml with kernels, without and with dense linears, a stop and a resume,
 # compute-sanitizer, and in what time is left, the 7B recipes for consumer cards and timings of kernels and optimizers
 # against their peers. Writes a dated JSON: `bash launch/gpu_check.sh [FOLDER] [--only NAME] [--minutes N]`, FOLDER being
-# kernels/bench/results. --only runs the parts whose names begin with NAME, with an hour of time: --only "7B recipes".
+# pretrain/bench/results. --only runs the parts whose names begin with NAME, with an hour of time: --only "7B recipes".
 # Installs nothing and needs no network: it uses the active environment, .venv or python3, and says what it skipped.
 # On a machine without a GPU it says so and exits 0; a GPU that could not be checked, or a part that failed, is status 1.
 set -euo pipefail
-case ${1:-} in "" | -*) set -- kernels/bench/results "$@" ;; /*) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
+case ${1:-} in "" | -*) set -- pretrain/bench/results "$@" ;; /*) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
 cd "$(dirname "$0")/.."
 source launch/common.sh
 

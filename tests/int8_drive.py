@@ -8,7 +8,7 @@ from model.linear.int8 import Int8Linear
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 
 def int8_linear(weight: Tensor, name: str = "w") -> Int8Linear:
@@ -21,7 +21,7 @@ def int8_linear(weight: Tensor, name: str = "w") -> Int8Linear:
 def optimizer_of_codes(config: MatrixConfig, linear: Int8Linear, grad_clip: float = 0.0) -> MatrixOptimizer:
     """With a norm weight beside the codes, as an optimizer has at least one parameter."""
     shape = (linear.out_features, linear.in_features)
-    matrix = Matrix("w", shape, projected_side(shape, config.proj_type, RULES[config.rule].square_side), config.rank)
+    matrix = Matrix("w", shape, projected_side(shape, config.proj_type, PRESETS[config.name].square_side), config.rank)
     norm = nn.Parameter(torch.ones(3))
     named, linears = [("norm.weight", norm)], {"w": linear}
     return MatrixOptimizer(named, {"w": matrix}, config, 0, grad_clip, int8_linears=linears)

@@ -6,7 +6,7 @@ from torch import nn
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 SHAPES = [(24, 16), (16, 24), (16, 16), (1, 12), (12, 1)]
 
@@ -18,7 +18,7 @@ def gradients(shape: tuple[int, int], steps: int, seed: int = 0) -> list[torch.T
 
 def optimizer_of(config: MatrixConfig, weight: nn.Parameter, grad_clip: float = 0.0) -> MatrixOptimizer:
     rows, cols = weight.shape
-    side = projected_side((rows, cols), config.proj_type, RULES[config.rule].square_side)
+    side = projected_side((rows, cols), config.proj_type, PRESETS[config.name].square_side)
     matrix = Matrix("w", (rows, cols), side, config.rank)
     return MatrixOptimizer([("w", weight)], {"w": matrix}, config, seed=0, grad_clip=grad_clip)
 

@@ -1,6 +1,6 @@
-"""Between a sparse matrix's entries and a dense matrix: W = scale B A + S (arXiv 2406.02214, section 3), and back.
+"""Decompression, W = scale B A + S from its parts (arXiv 2406.02214, section 3), and the gather that goes back.
 
-Back is the gradient of the sparse values: the dense gradient's entries at the support.
+The gather gives the gradient of the sparse values: the entries of the dense gradient at the support.
 """
 
 import torch

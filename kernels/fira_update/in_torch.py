@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.fira_update.reference import GROWTH, Side
+from kernels.fira_update.reference import Side, limiter
 from kernels.products import add_product_
 
 SMALLEST_SHARE = 1e-2
@@ -25,7 +25,7 @@ def fira_update_(
     side: Side,
     decay_after: bool,
 ) -> Tensor:
-    """W (rows, cols) fp32 in place; the limiter's new state. See `kernels.fira_update.fira_update_`.
+    """Change W (rows, cols) fp32 in place; the limiter's new state. See `kernels.fira_update.fira_update_`.
 
     A column G_j with R_j = P^T G_j and orthonormal P has |G_j - scale P R_j|^2 = |G_j|^2 - (2 scale - scale^2) |R_j|^2.
     """
@@ -39,14 +39,14 @@ def fira_update_(
     else:
         left, right = _ordered(P, R, side)
         norm = torch.addmm(G, left.float(), right.float(), alpha=-scale).mul_(scaling).norm()
-    limiter = (norm / (previous + 1e-8)).clamp(min=GROWTH) / GROWTH
-    scaling = scaling / limiter
+    c = limiter(norm, previous)
+    scaling = scaling / c
     decay = 1 - lr * weight_decay
     lr = lr * decay if decay_after else lr
     limited = torch.addcmul(N.float(), R.float(), scaling, value=-1).to(N.dtype)
     add_product_(W, *_ordered(P, limited, side), decay, -lr * scale)
     W.addcmul_(G, scaling, value=-lr)
-    return norm / limiter
+    return norm / c
 
 
 def _squares(X: Tensor, dim: int) -> Tensor:

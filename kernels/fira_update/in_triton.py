@@ -11,12 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fira_update.reference import GROWTH, Side
+from kernels.fira_update.reference import GROWTH, TINY, Side
 from kernels.low_rank_update.in_triton import weight_tiles
 from kernels.rounding import signed_key
 from kernels.triton_helpers import convert, decayed, low_rank_tile, store_weight
 
 LIMIT = tl.constexpr(GROWTH)
+
+SMALLEST = tl.constexpr(TINY)
 
 EXACT_BELOW = tl.constexpr(1e-2)
 """Share of G's energy in the residual under which the residual is formed."""
@@ -34,6 +36,13 @@ def total(values, n_values):
         o_value = i_value + tl.arange(0, 256)
         acc += tl.load(values + o_value, mask=o_value < n_values, other=0.0)
     return tl.sum(acc, 0)
+
+
+@triton.jit
+def shrinkage(norm, previous):
+    """1 / limiter: what keeps `norm` from growing further from the `previous` one than it may."""
+    growth = tl.div_rn(norm, previous + SMALLEST)
+    return tl.div_rn(LIMIT, tl.where(growth < LIMIT, LIMIT, growth))  # NaN stays NaN
 
 
 @triton.jit
@@ -75,7 +84,7 @@ def fira_energy_kernel(
         acc_r += b_r * b_r
         acc_n += b_n * b_n
     r2 = tl.sum(acc_r, 0)
-    s = tl.div_rn(tl.sqrt_rn(tl.sum(acc_n, 0)), tl.sqrt_rn(r2) + 1e-8)
+    s = tl.div_rn(tl.sqrt_rn(tl.sum(acc_n, 0)), tl.sqrt_rn(r2) + SMALLEST)
     norm = tl.load(norms + o_vector, mask=m_vector, other=0.0)
     scale = tl.load(hyper + 1)
     energy = tl.maximum(norm * norm - (2.0 * scale - scale * scale) * r2, 0.0)
@@ -161,8 +170,7 @@ def fira_limit_kernel(
         norm = tl.sqrt_rn(total(energies, n_energies))
     else:
         norm = tl.sqrt_rn(total(sums + 2 * n_blocks, n_blocks))
-    growth = tl.div_rn(norm, tl.load(previous) + 1e-8)
-    c = tl.div_rn(LIMIT, tl.where(growth < LIMIT, LIMIT, growth))  # NaN stays NaN
+    c = shrinkage(norm, tl.load(previous))
     if (i_vector == 0) & (i_rank == 0):
         tl.store(state, norm * c)
         tl.store(shrink, c)
@@ -229,7 +237,7 @@ def launch_fira_update(
     key: int | None,
     decay_after: bool,
 ) -> Tensor:
-    """W in place; the limiter's new state. hyper = (lr, scale, weight decay) and `previous`, fp32 on the device."""
+    """Change W in place; the limiter's new state. hyper = (lr, scale, weight decay) and `previous` are fp32 tensors."""
     right = side == "right"
     norms = torch.linalg.vector_norm(G, dim=int(right), dtype=torch.float32)
     n_vectors, n_blocks = norms.numel(), triton.cdiv(norms.numel(), VECTORS)
@@ -312,5 +320,5 @@ def _launch_residual(
 
 
 def _strides(X: Tensor, right: bool) -> tuple[int, int]:
-    """(of the rank, of the vectors)."""
+    """Strides of the rank and of the vectors."""
     return (X.stride(1), X.stride(0)) if right else (X.stride(0), X.stride(1))

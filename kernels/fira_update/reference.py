@@ -10,6 +10,9 @@ Side = Literal["left", "right"]
 GROWTH = 1.01
 """The residual's norm may grow by this factor from step to step (gamma, equation 8)."""
 
+TINY = 1e-8
+"""What guards the divisions by norms."""
+
 
 def fira_update(
     W: Tensor,
@@ -30,11 +33,16 @@ def fira_update(
         return scale * (P @ low_rank if side == "left" else low_rank @ P)
 
     dim = 0 if side == "left" else 1
-    scaling = N.norm(dim=dim, keepdim=True) / (R.norm(dim=dim, keepdim=True) + 1e-8)
+    scaling = N.norm(dim=dim, keepdim=True) / (R.norm(dim=dim, keepdim=True) + TINY)
     residual = (G - back(R)) * scaling
     norm = residual.norm()
-    limiter = (norm / (previous + 1e-8)).clamp(min=GROWTH) / GROWTH
-    update = lr * (back(N) + residual / limiter)
+    c = limiter(norm, previous)
+    update = lr * (back(N) + residual / c)
     decay = 1 - lr * weight_decay
     W = decay * (W - update) if decay_after else decay * W - update
-    return W, (norm / limiter).to(torch.float32)
+    return W, (norm / c).to(torch.float32)
+
+
+def limiter(norm: Tensor, previous: Tensor) -> Tensor:
+    """What a norm is divided by, so that it is at most GROWTH times the `previous` one (equation 8)."""
+    return (norm / (previous + TINY)).clamp(min=GROWTH) / GROWTH

@@ -105,5 +105,5 @@ def _scaled(wide: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _parts(matrix: Tensor) -> Iterator[slice]:
-    """Slices of PART_ROWS of its rows."""
+    """Slices of PART_ROWS rows of `matrix`."""
     return (slice(start, start + PART_ROWS) for start in range(0, len(matrix), PART_ROWS))

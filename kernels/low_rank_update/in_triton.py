@@ -36,7 +36,7 @@ def low_rank_update_kernel(
     COLS: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
 ):
-    """Grid (blocks of columns, blocks of rows)."""
+    """W <- decay W - rate scale P N. Grid (blocks of columns, blocks of rows)."""
     o_row, o_col = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     m_row, m_col = o_row < n_rows, o_col < n_cols
     acc = low_rank_tile(P, N, o_row, m_row, o_col, m_col, rank, stride_p, stride_n, 1, RANK_BLOCK)
@@ -49,7 +49,7 @@ def low_rank_update_kernel(
 
 
 def launch_low_rank_update(W: Tensor, P: Tensor, N: Tensor, hyper: Tensor, key: int | None, decay_after: bool) -> None:
-    """W (rows, cols) fp32 or bf16, in place; hyper = (lr, scale, weight decay) fp32 on the device."""
+    """Change W (rows, cols) fp32 or bf16 in place; hyper = (lr, scale, weight decay) fp32 on the device."""
     grid, tile = weight_tiles(W, P)
     low_rank_update_kernel[grid](
         W,

@@ -1,4 +1,4 @@
-"""Which of several implementations of an operation is fastest here: measured where it was measured, else by rule.
+"""The fastest of several implementations of an operation on this device: measured where it was, else by rule.
 
 `sparlow bench kernels --store` times the alternatives and keeps them in the device's file in this folder, as rows
 {"op", "dtype", "sizes", "ms": {implementation: milliseconds}}. Without such a file the rule of each operation decides,
@@ -43,7 +43,7 @@ def _alternatives(device: torch.device) -> list[dict[str, Any]]:
 
 
 def load(device: torch.device) -> dict[str, Any] | None:
-    """What `sparlow bench kernels --store` wrote, `alternatives` among it; None when `device` was never measured.
+    """Read what `sparlow bench kernels --store` wrote, `alternatives` among it; None when `device` was never measured.
 
     ValueError when the file is damaged.
     """
@@ -60,7 +60,7 @@ def load(device: torch.device) -> dict[str, Any] | None:
 
 
 def path_for(device: torch.device) -> Path:
-    """Where the measurements of `device` are kept."""
+    """The file that keeps the measurements of `device`."""
     return FOLDER / f"{device_slug(device)}.json"
 
 

@@ -85,7 +85,7 @@ def quantize_kernel(
     ROWS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Grid (blocks of rows * groups of a row,)."""
+    """Fill codes, scales and zeros from W. Grid (blocks of rows * groups of a row,)."""
     n_groups = tl.cdiv(n_cols, GROUP)
     i_group, i_row = tl.program_id(0) % n_groups, tl.program_id(0) // n_groups
     o_row = i_row * ROWS + tl.arange(0, ROWS)
@@ -117,7 +117,7 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Grid (blocks of rows * groups of a row,)."""
+    """Fill W from codes, scales and zeros. Grid (blocks of rows * groups of a row,)."""
     n_groups = tl.cdiv(n_cols, GROUP)
     i_group, i_row = tl.program_id(0) % n_groups, tl.program_id(0) // n_groups
     o_row = i_row * ROWS + tl.arange(0, ROWS)

@@ -8,14 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fira_update.reference import GROWTH
+from kernels.fira_update.in_triton import SMALLEST, shrinkage
 from kernels.rounding import signed_key
-from kernels.scaled_update.reference import TINY
 from kernels.triton_helpers import decayed, store_weight
-
-LIMIT = tl.constexpr(GROWTH)
-
-SMALLEST = tl.constexpr(TINY)
 
 ROWS, COLS = 4, 512
 
@@ -35,8 +30,7 @@ def limit_growth_kernel(norms, scaling, state, limited, n_vectors, BLOCK: tl.con
         acc += b_norm * b_norm
     norm = tl.sqrt_rn(tl.sum(acc, 0))
     previous = tl.load(state)
-    growth = tl.div_rn(norm, previous + SMALLEST)
-    c = tl.div_rn(LIMIT, tl.where(growth < LIMIT, LIMIT, growth))  # NaN stays NaN
+    c = shrinkage(norm, previous)
     tl.store(state, tl.where(norm > SMALLEST, norm * c, previous))
     for i_vector in range(0, n_vectors, BLOCK):
         o_vector = i_vector + tl.arange(0, BLOCK)
@@ -62,7 +56,7 @@ def scaled_update_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Grid (blocks of columns, blocks of rows)."""
+    """W <- decay W - rate scaling G. Grid (blocks of columns, blocks of rows)."""
     o_row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     o_col = tl.program_id(0) * COLS + tl.arange(0, COLS)
     m_row, m_col = (o_row < n_rows)[:, None], (o_col < n_cols)[None, :]
@@ -78,7 +72,7 @@ def scaled_update_kernel(
 
 
 def launch_limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> Tensor:
-    """`state` in place; the limited scaling."""
+    """Change `state` in place; the limited scaling."""
     dim = None if scaling.numel() == 1 else int(scaling.shape[0] > 1)
     norms = torch.linalg.vector_norm(G, dim=dim, dtype=torch.float32)
     limited = torch.empty_like(scaling, memory_format=torch.contiguous_format)
@@ -91,7 +85,7 @@ def launch_limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> Tensor:
 def launch_scaled_update(
     W: Tensor, G: Tensor, scaling: Tensor, hyper: Tensor, key: int | None, decay_after: bool
 ) -> None:
-    """W in place; hyper = (lr, unused, weight decay) fp32 on the device."""
+    """Change W in place; hyper = (lr, unused, weight decay) fp32 on the device."""
     rows, cols = W.shape
     scaled_update_kernel[triton.cdiv(cols, COLS), triton.cdiv(rows, ROWS)](
         W,

@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.fira_update.reference import GROWTH
-
-TINY = 1e-8
-"""Guards the limiter's division."""
+from kernels.fira_update.reference import TINY, limiter
 
 
 def limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,8 +13,8 @@ def limit_growth(state: Tensor, G: Tensor, scaling: Tensor) -> tuple[Tensor, Ten
     else:  # by channel, without a matrix G * scaling
         by_channel = G.square().sum(0 if scaling.shape[0] == 1 else 1)
         norm = torch.dot(by_channel, scaling.flatten().square()).sqrt()
-    limiter = (norm / (state + TINY)).clamp(min=GROWTH) / GROWTH
-    return scaling / limiter, torch.where(norm > TINY, norm / limiter, state)
+    c = limiter(norm, state)
+    return scaling / c, torch.where(norm > TINY, norm / c, state)
 
 
 def scaled_update(

@@ -24,7 +24,7 @@ FUSED_BELOW_RANK = 256
 
 @dataclass(frozen=True)
 class Choice:
-    """Every choice gives the same result up to rounding.
+    """How a linear computes; every choice gives the same result up to rounding.
 
     path "dense": W is built and multiplied with. path "csr": the factors and a compressed sparse S are multiplied with
     one after the other, W never exists (fp32 on a CPU).
@@ -54,7 +54,7 @@ def choose(
     keep: Keep = "none",
     accumulate: bool = False,
 ) -> Choice:
-    """The fastest for a linear of `shape` (out, in) on micro-batches of `tokens` tokens.
+    """The fastest choice for a linear of `shape` (out, in) on micro-batches of `tokens` tokens.
 
     `keep` and `accumulate` hold if W is built.
     """
@@ -94,7 +94,7 @@ class StepCache:
         self._weight, self._parameters, self._versions = weight, parameters, _versions(parameters)
 
     def clear(self) -> None:
-        """The parameters have changed (behind the back of PyTorch's version counters, too)."""
+        """Forget all: the parameters have changed (behind the back of PyTorch's version counters, too)."""
         self._weight = self.dense_grad = None
         self._parameters = ()
 

@@ -49,7 +49,7 @@ def available() -> bool:
 
 
 class CSRPath(torch.autograd.Function):
-    """(x (..., in), A, B, values, support, scale) -> y (..., out), x in fp32 on a CPU."""
+    """y (..., out) of x (..., in), A, B, values, support and scale, x in fp32 on a CPU."""
 
     @staticmethod
     def forward(ctx, x, A, B, values, support, scale):

@@ -17,7 +17,7 @@ from kernels.support import TileSupport
 
 
 class DensePath(torch.autograd.Function):
-    """(x (..., in), A, B, values, support, scale, choice, cache) -> y (..., out)."""
+    """y (..., out) of x (..., in), A, B, values, support, scale, choice and cache."""
 
     @staticmethod
     def forward(ctx, x, A, B, values, support, scale, choice, cache):

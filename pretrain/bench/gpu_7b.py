@@ -28,7 +28,7 @@ LATER_SECONDS = 60.0
 
 
 def recipes() -> dict[str, Path]:
-    """The shipped ones by what follows llama_7b_: the smallest card first."""
+    """Shipped recipes by what follows llama_7b_ in their name, the smallest card first."""
     paths = sorted((ROOT / "configs").glob(PATTERN))
     return {path.stem.removeprefix("llama_7b_"): path for path in paths}
 

@@ -32,7 +32,7 @@ PARTS = [
     Part("timings", gpu_kernels.timings, proof=False),
     Part("optimizer timings", gpu_kernels.optimizer_timings, proof=False),
 ]
-"""In this order: proofs first, then what takes whatever time is left."""
+"""Proofs come first, then what takes whatever time is left."""
 
 MINUTES, MINUTES_ALONE = 440 / 60, 60.0
 """Time of a whole check, and of parts that are asked for by name."""

@@ -63,7 +63,7 @@ def sanitizer(check: Check) -> dict[str, Any]:
 
 
 def repeats(check: Check) -> dict[str, Any]:
-    """Equal inputs give equal bits, many times over."""
+    """Find that equal inputs give equal bits, many times over."""
     size = ["--tiny"] if check.small else []
     arguments = ["--device", check.device, "--repeats", str(check.repeats), *size]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -122,6 +122,6 @@ def _require_pytest() -> None:
 
 
 def _counts(summary: str) -> list[tuple[int, str]]:
-    """From pytest's last line."""
+    """Outcomes and how many there are, from pytest's last line."""
     found = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", summary)
     return [(int(count), outcome) for count, outcome in found]

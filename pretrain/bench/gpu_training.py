@@ -89,7 +89,7 @@ def _figures(run: Path, steps: int) -> dict[str, Any]:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    """By step; a loss that is not finite is logged as null."""
+    """Losses by step; one that is not finite is logged as null."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: math.nan if line["train/loss"] is None else line["train/loss"] for line in lines}
 

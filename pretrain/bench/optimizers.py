@@ -20,9 +20,9 @@ from pretrain.bench.released import RELEASED, Released
 from pretrain.bench.timing import DTYPES, OURS, Clock, clock_for, take_turns
 from pretrain.config import load_config
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import is_due
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.targets import find_targets
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -86,7 +86,7 @@ class _Method:
     ):
         self.clock, self.size, self.method = clock, size, method
         self.named, self.gradients = named, gradients
-        preset = PRESETS[method]
+        preset = PRESETS[method].Config
         rank = 1 if preset.model_fields["rank"].default == 1 else SIZES[size].rank
         self.config = preset.model_validate({"name": method, "lr": LR, "rank": rank})
         targets = find_targets(model, self.config)
@@ -139,7 +139,7 @@ class _Method:
         self.ours.step()
 
     def _step_until_quiet(self) -> None:
-        """To a step at which no matrix is due."""
+        """Go on to a step at which no matrix is due."""
         while self._due(self.ours.updates):
             self._our_step(self.ours.updates)
 
@@ -188,7 +188,7 @@ class _Method:
         return statistics.median(taken)
 
     def _released(self, dtype: torch.dtype) -> Released:
-        """With random bases, as finding them is timed by itself."""
+        """The released algorithm with random bases, as finding them is timed by itself."""
         targets = {target.name for target in self.ours.targets}
         pairs = [
             (name, (p.detach().to(dtype), gradient.to(dtype)))
@@ -222,6 +222,6 @@ class _Method:
 
 
 def _shape(size: str) -> Transformer:
-    """Without memory."""
+    """The model, without memory."""
     config = load_config(CONFIGS / f"llama_{size}_dense.toml").model
     return shape_of_model(config.model_copy(update={"n_layers": SIZES[size].blocks}), Dense.Config())

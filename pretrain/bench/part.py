@@ -16,7 +16,7 @@ TAIL = 3000
 
 
 class NotPassed(Exception):
-    """Why, in one sentence; `figures` holds what is known nevertheless."""
+    """A part that has not passed: why, in one sentence; `figures` holds what is known nevertheless."""
 
     def __init__(self, sentence: str, **figures: Any):
         super().__init__(sentence)

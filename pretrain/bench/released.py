@@ -151,4 +151,4 @@ RELEASED: dict[str, type[Released]] = {
     "apollo_mini": ApolloMini,
     "online_subspace": OnlineSubspace,
 }
-"""By the name of the preset that does the same."""
+"""Each by the name of the preset that does the same."""

@@ -168,7 +168,7 @@ def measure_alternatives(alternatives: Alternatives, clock: Clock, turns: int) -
 
 
 def _calls_per_slice(clock: Clock, work: Work, cold: bool) -> int:
-    """After a warm-up, which compiles what has to be."""
+    """Calls that fill a slice; a warm-up before them compiles what has to be."""
     clock.seconds(work, WARM_UP, cold)
     calls = 1
     while (missing := clock.slice_seconds / (calls * clock.seconds(work, calls, cold))) > 1:

@@ -30,7 +30,7 @@ from pretrain.optim.basis import BITS
 from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import PROJECTORS
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.targets import find_targets
 
 Rows = Iterator[tuple[object, str]]
@@ -158,7 +158,7 @@ def _own_choices(config: ElementConfig) -> Rows:
 
 
 def _matrix(config: MatrixConfig) -> Rows:
-    rule, projector, name = RULES[config.rule], config.projector, f'optimizer.name = "{config.name}"'
+    rule, projector, name = PRESETS[config.name], config.projector, f'optimizer.name = "{config.name}"'
     projection, orthonormal = f'optimizer.projection = "{config.projection}"', projector != "gaussian"
     yield (
         projector not in PROJECTORS,

@@ -12,7 +12,7 @@ from pretrain.memory_plan.cards import fits
 from pretrain.optim import OPTIMIZERS
 from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 MOST = 3
 """Proposals."""
@@ -62,7 +62,7 @@ def _levers(config: Config, world_size: int) -> Iterator[Change]:
         yield {"train.checkpoint_every_layers": 1}
     own = isinstance(optimizer, ElementConfig)
     stage = max(2, config.parallel.zero_stage)
-    if isinstance(optimizer, MatrixConfig) and RULES[optimizer.rule].needs == "projected":
+    if isinstance(optimizer, MatrixConfig) and PRESETS[optimizer.name].needs == "projected":
         yield {"optimizer.accumulators": "host"}
     if not own and config.parallel.offload == "none":
         yield {"parallel.zero_stage": stage, "parallel.offload": "optimizer"}
@@ -107,7 +107,7 @@ def _changed(config: Config, change: Change) -> Config | None:
             continue
         table, name = key.split(".")
         if key == "optimizer.name":
-            known = OPTIMIZERS[value].model_fields
+            known = OPTIMIZERS[value].Config.model_fields
             tables[table] = {"name": value} | {k: v for k, v in tables[table].items() if k == "lr" and k in known}
         else:
             tables[table][name] = value

@@ -11,7 +11,7 @@ from pretrain.memory_plan.sharded import META, Owned, ShardedGradients, ShardedM
 from pretrain.optim.exchange import BUCKET_BYTES
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.refresh import FIRST_STEPS, is_due
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.target import Target
 from pretrain.optim.targets import find_targets
 from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
@@ -23,8 +23,8 @@ class MatrixMemory(ShardedMemory):
     config: MatrixConfig
 
     def __init__(self, config: MatrixConfig, model: Transformer, setting: Setting, world_size: int, clips: bool):
-        self.rule = RULES[config.rule](config)
-        self.memory = RULE_MEMORY[config.rule]
+        self.rule = PRESETS[config.name](config)
+        self.memory = RULE_MEMORY[type(self.rule).__module__.rpartition(".")[2]]
         matrices = find_targets(model, config)
         weights: dict[str, Weight] = {name: FloatWeight(p) for name, p in model.named_parameters()}
         weights |= {f"{n}.weight": Int8Weight(m) for n, m in model.named_modules() if isinstance(m, Int8Linear)}

@@ -149,4 +149,4 @@ RULE_MEMORY: dict[str, RuleMemory] = {
     "online_subspace": OWN_BASIS,
     "subtrack": FIRA,
 }
-"""By the name of the rule."""
+"""By the file of the rule."""

@@ -1,4 +1,4 @@
-"""Optimizers by name. A matrix optimizer is a rule's preset (presets.py), any other a file and a line here."""
+"""Optimizers by name. A matrix optimizer is a file and a line in `rules`, any other here."""
 
 from functools import reduce
 from operator import or_
@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 
 from model.linear.int8 import Int8Linear
-from model.schema import Frozen
 from model.transformer import Transformer
 from pretrain.optim.adamw import AdamW
 from pretrain.optim.adamw8bit import AdamW8bit
@@ -16,17 +15,19 @@ from pretrain.optim.element_config import ElementConfig
 from pretrain.optim.exchange import Exchange
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.sharded_optimizer import ShardedOptimizer
 from pretrain.optim.targets import find_targets
 
-OPTIMIZERS: dict[str, type[Frozen]] = {"adamw": AdamW.Config, "adamw8bit": AdamW8bit, **PRESETS}
-"""The configuration of each."""
+OPTIMIZERS: dict[str, type[Any]] = {"adamw": AdamW, "adamw8bit": AdamW8bit, **PRESETS}
+"""Each has its configuration as `Config`."""
 
 if TYPE_CHECKING:
     from typing import Any as OptimizerConfig
 else:
-    OptimizerConfig = Annotated[reduce(or_, OPTIMIZERS.values()), Field(discriminator="name")]
+    OptimizerConfig = Annotated[
+        reduce(or_, (optimizer.Config for optimizer in OPTIMIZERS.values())), Field(discriminator="name")
+    ]
 
 
 def build_optimizer(

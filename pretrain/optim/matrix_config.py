@@ -1,4 +1,4 @@
-"""What all matrix optimizers have in common to configure; a published method is a subclass with its own defaults."""
+"""What all matrix optimizers have in common to configure; each rule's `Config` adds its own keys and defaults."""
 
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +18,6 @@ OF_BASES = frozenset(
 class MatrixConfig(ElementConfig):
     """A matrix optimizer: projector x moments x rule x weights."""
 
-    rule: ClassVar[str]
-    """The member of RULES that turns a gradient into an update."""
     decay_after = True
     quantised: ClassVar[tuple[tuple[str, str], ...]] = (("moments", "8bit"),)
     """Choices (key, value), any of which makes 1e-8 and `quantised_eps_mode` the defaults of eps and eps_mode, as in

@@ -36,7 +36,7 @@ from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import is_late
 from pretrain.optim.refresher import Refresher
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
 from pretrain.optim.sharded_optimizer import ShardedOptimizer, entries, norms_of, scaled
@@ -69,7 +69,7 @@ class MatrixOptimizer(ShardedOptimizer):
         int8_linears: Mapping[str, Int8Linear] | None = None,
     ):
         self.products = products
-        self.rule = RULES[config.rule](config)
+        self.rule = PRESETS[config.name](config)
         self.kept_bases = 0
         """Refreshes so far that a zero or non-finite gradient prevented."""
         self.refreshes = 0

@@ -8,7 +8,7 @@ from model.errors import UserError
 from model.linear.base import BaseLinear
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_config import MatrixConfig
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 
 def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
@@ -35,7 +35,7 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
                     "that it takes AdamW"
                 )
             _require_rank(name, min(rows, cols), config)
-            side = projected_side((rows, cols), config.proj_type, RULES[config.rule].square_side)
+            side = projected_side((rows, cols), config.proj_type, PRESETS[config.name].square_side)
             targets[name] = Matrix(name, (rows, cols), side, config.rank)
     if config.weights == "int8" and dense - targets.keys():
         raise UserError(

@@ -143,7 +143,7 @@ def test_gpu_check_hands_over_where_there_is_a_gpu(tmp_path):
     """With a Python that says there is one, and prints what it is asked to run."""
     answers = f'case "$*" in *cuda*) echo True ;; -m\\ *) echo "$@"; exit 1 ;; *) exec "{sys.executable}" "$@" ;; esac'
     environment = fake_environment(tmp_path / "env", answers)
-    default, only = "kernels/bench/results", ["--only", "7B recipes"]
+    default, only = "pretrain/bench/results", ["--only", "7B recipes"]
     handed = [([], default), (["out"], f"{tmp_path}/out"), (only, f"{default} --only 7B recipes")]
     handed.append((["out", *only], f"{tmp_path}/out --only 7B recipes"))
     for arguments, folder in handed:

@@ -13,8 +13,7 @@ from pretrain.bench.timing import CpuClock
 from pretrain.cli import main
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
 SETTINGS = {"betas": (BETA1, BETA2), "eps": EPS, "lr": 0.01, "weight_decay": 0.1}
@@ -24,7 +23,7 @@ SETTINGS = {"betas": (BETA1, BETA2), "eps": EPS, "lr": 0.01, "weight_decay": 0.1
 def test_peer_does_what_ours_does(method):
     """From the same bases, which do not change within a few steps."""
     rank = 1 if method == "apollo_mini" else 4
-    config = PRESETS[method].model_validate({"name": method, "rank": rank, **SETTINGS})
+    config = PRESETS[method].Config.model_validate({"name": method, "rank": rank, **SETTINGS})
     random = torch.Generator().manual_seed(0)
     named = [(str(i), nn.Parameter(torch.randn(shape, generator=random))) for i, shape in enumerate([*SHAPES, (30,)])]
     sides = [projected_side(shape, "std", "right") for shape in SHAPES]
@@ -73,7 +72,7 @@ def test_prints_rows_that_add_up(monkeypatch, capsys):
             {row["reference"]: row for row in rows if row["name"] == f"{method}, {kind}" and row["dtype"] == "fp32"}
             for kind in ("ordinary step", "mean of 200 steps", "slowest step")
         )
-        if RULES[PRESETS[method].rule].uses_basis and method != "online_subspace":
+        if PRESETS[method].uses_basis and method != "online_subspace":
             bases = slowest["released, fp32"]["reference_ms"] - ordinary["released, fp32"]["reference_ms"]
             assert mean["released, fp32"]["reference_ms"] == pytest.approx(
                 ordinary["released, fp32"]["reference_ms"] + bases / 200

@@ -7,7 +7,7 @@ import pytest
 from processes import run_world, train_world
 from support import logged, train_here, write_tiny
 
-from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import PRESETS
 
 STEPS = 50
 COMPARED = ["galore_adamw", "galore_adamw8bit", "fira", "apollo", "q_galore", "fira-int8", "galore_adamw-host"]

@@ -1,24 +1,33 @@
-"""Rules by name. A rule is one file and one line here."""
+"""Matrix optimizers by name: each a rule with its configuration, whose defaults are the paper's for 60M parameters.
 
-from pretrain.optim.rules.apollo import ApolloRule
+A rule is one file and one line here; a method that only chooses otherwise is a subclass with its own `Config`.
+"""
+
+from pretrain.optim.rules.apollo import Apollo, ApolloMini
 from pretrain.optim.rules.base import Rule
 from pretrain.optim.rules.fira import Fira
-from pretrain.optim.rules.frugal import FrugalRule
-from pretrain.optim.rules.galore import GaLore
+from pretrain.optim.rules.frugal import Frugal
+from pretrain.optim.rules.galore import GaLore, GaLore8bit, GaLoreAdafactor, GoLore, QGaLore, Sara
 from pretrain.optim.rules.gradnormlorp import GradNormLoRP
 from pretrain.optim.rules.ldadam import LDAdam
-from pretrain.optim.rules.muon import MuonRule
+from pretrain.optim.rules.muon import Muon
 from pretrain.optim.rules.online_subspace import OnlineSubspace
 from pretrain.optim.rules.subtrack import SubTrack
 
-RULES: dict[str, type[Rule]] = {
-    "apollo": ApolloRule,
+PRESETS: dict[str, type[Rule]] = {
+    "apollo": Apollo,
+    "apollo_mini": ApolloMini,
     "fira": Fira,
-    "frugal": FrugalRule,
-    "galore": GaLore,
+    "frugal": Frugal,
+    "galore_adamw": GaLore,
+    "galore_adamw8bit": GaLore8bit,
+    "galore_adafactor": GaLoreAdafactor,
+    "golore": GoLore,
     "gradnormlorp": GradNormLoRP,
     "ldadam": LDAdam,
-    "muon": MuonRule,
+    "muon": Muon,
     "online_subspace": OnlineSubspace,
+    "q_galore": QGaLore,
+    "sara": Sara,
     "subtrack": SubTrack,
 }

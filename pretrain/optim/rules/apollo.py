@@ -14,47 +14,30 @@ from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
 
 
-class ApolloConfig(MatrixConfig):
-    """What both presets configure."""
-
-    rule = "apollo"
-    ignored = OF_SUMS
-    quantised = (("moments", "8bit"), ("weights", "int8"))
-    projector: str = "gaussian"
-    scale: float = Field(1.0, gt=0)
-    """The update is multiplied by its root: a random projection to a small rank makes it smaller than Adam's."""
-    scale_type: Literal["channel", "tensor"] = "channel"
-    """channel: one factor per column or row, on the larger side. tensor: one per matrix."""
-    scale_front: bool = False
-    """Multiply by the root of `scale` before the limiter, not after: it limits ratios, so little depends on it."""
-
-
-class Apollo(ApolloConfig):
-    """APOLLO (arXiv 2412.05270); the defaults are the paper's for 60M parameters."""
-
-    name: Literal["apollo"] = "apollo"
-
-
-class ApolloMini(ApolloConfig):
-    """APOLLO-Mini (arXiv 2412.05270): rank 1; the defaults are the paper's for 60M parameters."""
-
-    name: Literal["apollo_mini"] = "apollo_mini"
-    rank: int = Field(1, ge=1)
-    scale: float = Field(128.0, gt=0)
-    scale_type: Literal["channel", "tensor"] = "tensor"
-    scale_front: bool = True
-
-
-class ApolloRule(ProjectedAdam):
+class Apollo(ProjectedAdam):
     """W <- W - lr c sqrt(scale) phi G / limiter, then decay; phi = |N| / (|R| + 1e-8) by column or over all.
 
     N is the one before bias correction, which is in the step size, behind the limiter. The owner sends phi alone: every
     rank has G and limits for itself, in the same order.
     """
 
+    class Config(MatrixConfig):
+        """APOLLO (arXiv 2412.05270); the defaults are the paper's for 60M parameters."""
+
+        ignored = OF_SUMS
+        quantised = (("moments", "8bit"), ("weights", "int8"))
+        name: Literal["apollo"] = "apollo"
+        projector: str = "gaussian"
+        scale: float = Field(1.0, gt=0)
+        """The update is multiplied by its root: a random projection to a small rank makes it smaller than Adam's."""
+        scale_type: Literal["channel", "tensor"] = "channel"
+        """channel: one factor per column or row, on the larger side. tensor: one per matrix."""
+        scale_front: bool = False
+        """Multiply by the root of `scale` before the limiter, not after: it limits ratios, so little depends on it."""
+
     needs = "full"
     gradient_everywhere = True
-    config: ApolloConfig
+    config: Config
 
     def init_shared(self, matrix: Matrix, device: torch.device) -> State:
         return {"limiter": torch.full((), torch.inf, device=device)}
@@ -90,3 +73,16 @@ class ApolloRule(ProjectedAdam):
         scaling = limit_growth_(shared["limiter"], G, scaling)
         decay = self.config.weight_decay / factor
         scaled_update_(weight, G, scaling, step.lr * factor, decay, key=step.key, decay_after=True)
+
+
+class ApolloMini(Apollo):
+    """APOLLO with a rank of 1 and one factor per matrix."""
+
+    class Config(Apollo.Config):
+        """APOLLO-Mini (arXiv 2412.05270): rank 1; the defaults are the paper's for 60M parameters."""
+
+        name: Literal["apollo_mini"] = "apollo_mini"  # type: ignore[assignment]
+        rank: int = Field(1, ge=1)
+        scale: float = Field(128.0, gt=0)
+        scale_type: Literal["channel", "tensor"] = "tensor"
+        scale_front: bool = True

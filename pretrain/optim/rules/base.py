@@ -42,6 +42,8 @@ class Rule(ABC):
     matrix is in that matrix's State, on the owner, and in `shared` state, on every rank.
     """
 
+    Config: ClassVar[type[MatrixConfig]]
+    """What it is made from; `name` is its own in PRESETS."""
     needs: ClassVar[Literal["projected", "full"]]
     """projected: `direct` is given R, the projected gradient, summed over micro-steps and ranks. full: the whole
     gradient, likewise summed."""

@@ -13,21 +13,6 @@ from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
 
 
-class FiraAdamW(MatrixConfig):
-    """Fira (arXiv 2410.01623) with AdamW; the defaults are the paper's for 60M parameters.
-
-    With 8-bit moments eps stays before the bias correction, as in SubTrack++'s 8-bit release: the limiter is for N
-    without it, and of a corrected N it would let the first 20 residuals be up to 1.8 times as large.
-    """
-
-    rule = "fira"
-    ignored = OF_SUMS
-    quantised_eps_mode = "galore"
-    name: Literal["fira"] = "fira"
-    residual: Literal["code", "paper"] = "code"
-    """code: residual G - scale P R, added to scale P N, as released and published. paper: scale (P N + (G - P R))."""
-
-
 class Fira(ProjectedAdam):
     """W <- W - lr c (scale P N + E / limiter), then decay: see `kernels.fira_update.fira_update_`.
 
@@ -35,10 +20,23 @@ class Fira(ProjectedAdam):
     is one number per matrix, on every rank.
     """
 
+    class Config(MatrixConfig):
+        """Fira (arXiv 2410.01623) with AdamW; the defaults are the paper's for 60M parameters.
+
+        With 8-bit moments eps stays before the bias correction, as in SubTrack++'s 8-bit release: the limiter is for N
+        without it, and of a corrected N it would let the first 20 residuals be up to 1.8 times as large.
+        """
+
+        ignored = OF_SUMS
+        quantised_eps_mode = "galore"
+        name: Literal["fira"] = "fira"
+        residual: Literal["code", "paper"] = "code"
+        """code: residual G - scale P R, added to scale P N, as released and published. paper: scale (P N + G - P R)."""
+
     needs = "full"
     gradient_everywhere = True
     exact_basis = True
-    config: FiraAdamW
+    config: Config
 
     def init_shared(self, matrix: Matrix, device: torch.device) -> State:
         return {"limiter": torch.full((), torch.inf, device=device)}

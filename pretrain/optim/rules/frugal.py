@@ -14,33 +14,31 @@ from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
 
 
-class Frugal(MatrixConfig):
-    """FRUGAL (arXiv 2411.07837); the defaults are the paper's, rank its density of 0.25 of 60M parameters' width."""
-
-    rule = "frugal"
-    ignored = OF_SUMS
-    decay_after = False
-    quantised_eps_mode = "galore"
-    name: Literal["frugal"] = "frugal"
-    lr: float = Field(1e-3, gt=0)
-    eps: float = Field(1e-8, gt=0)
-    scale: float = Field(1.0, gt=0)
-    projector: str = "random_orthogonal"
-    inactive_lr_scale: float = Field(1.0, ge=0)
-    """Learning rate of signSGD over that of Adam."""
-
-
-class FrugalRule(ProjectedAdam):
+class Frugal(ProjectedAdam):
     """W <- (1 - lr decay) W - lr (c scale P N + inactive_lr_scale sign(G - P R)).
 
     The moments, and the count that corrects their bias, restart with each basis, unless `rotate_moments` carries them
     over. A basis of full rank leaves nothing outside.
     """
 
+    class Config(MatrixConfig):
+        """FRUGAL (arXiv 2411.07837); the defaults are the paper's, rank its density of 0.25 of the width at 60M."""
+
+        ignored = OF_SUMS
+        decay_after = False
+        quantised_eps_mode = "galore"
+        name: Literal["frugal"] = "frugal"
+        lr: float = Field(1e-3, gt=0)
+        eps: float = Field(1e-8, gt=0)
+        scale: float = Field(1.0, gt=0)
+        projector: str = "random_orthogonal"
+        inactive_lr_scale: float = Field(1.0, ge=0)
+        """Learning rate of signSGD over that of Adam."""
+
     needs = "full"
     gradient_everywhere = True
     exact_basis = True
-    config: Frugal
+    config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return init_moments(self.config, (matrix.rank, matrix.n), device, counted=True)

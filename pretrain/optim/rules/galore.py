@@ -1,7 +1,8 @@
-"""GaLore (arXiv 2403.03507, algorithm 2): Adam on the projected gradient, projected back."""
+"""GaLore (arXiv 2403.03507, algorithm 2): Adam on the projected gradient, projected back. And its variants."""
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
@@ -11,31 +12,13 @@ from pretrain.optim.rules.adam import ProjectedAdam
 from pretrain.optim.rules.base import State, Step, apply_low_rank
 
 
-class GaLoreAdamW(MatrixConfig):
-    """GaLore (arXiv 2403.03507) with AdamW; the defaults are the paper's for 60M parameters."""
-
-    rule = "galore"
-    name: Literal["galore_adamw"] = "galore_adamw"
-
-
-class GaLoreAdamW8bit(MatrixConfig):
-    """GaLore with 8-bit moments."""
-
-    rule = "galore"
-    name: Literal["galore_adamw8bit"] = "galore_adamw8bit"
-    moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"
-
-
-class GaLoreAdafactor(MatrixConfig):
-    """GaLore with Adafactor's factored second moment and no first one."""
-
-    rule = "galore"
-    name: Literal["galore_adafactor"] = "galore_adafactor"
-    moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "adafactor"
-
-
 class GaLore(ProjectedAdam):
     """W <- W - lr c scale P N with (N, c) Adam's direction of R = P^T G, then decoupled decay."""
+
+    class Config(MatrixConfig):
+        """GaLore (arXiv 2403.03507) with AdamW; the defaults are the paper's for 60M parameters."""
+
+        name: Literal["galore_adamw"] = "galore_adamw"
 
     needs = "projected"
 
@@ -58,3 +41,63 @@ class GaLore(ProjectedAdam):
     ) -> None:
         assert P is not None
         apply_low_rank(matrix, weight, P, message["N"], self.config, step)
+
+
+class GaLore8bit(GaLore):
+    """GaLore with moments in codes."""
+
+    class Config(GaLore.Config):
+        """GaLore with 8-bit moments."""
+
+        name: Literal["galore_adamw8bit"] = "galore_adamw8bit"  # type: ignore[assignment]
+        moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"
+
+
+class GaLoreAdafactor(GaLore):
+    """GaLore with a factored second moment."""
+
+    class Config(GaLore.Config):
+        """GaLore with Adafactor's factored second moment and no first one."""
+
+        name: Literal["galore_adafactor"] = "galore_adafactor"  # type: ignore[assignment]
+        moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "adafactor"
+
+
+class GoLore(GaLore):
+    """GaLore whose bases are random late in training, when gradients are mostly noise."""
+
+    class Config(GaLore.Config):
+        """GoLore (arXiv 2410.11289); the defaults are the released ones."""
+
+        name: Literal["golore"] = "golore"  # type: ignore[assignment]
+        lr: float = Field(1e-3, gt=0)
+        scale: float = Field(1.0, gt=0)
+        random_fraction: float = Field(0.2, ge=0, le=1)
+        """Share of schedule.total_steps, the last of the run, in which new bases are uniformly random, also where it
+        grows in stages; until then `projector` finds them."""
+
+
+class Sara(GaLore):
+    """GaLore whose bases are drawn at random from the singular vectors."""
+
+    class Config(GaLore.Config):
+        """SARA on GaLore (arXiv 2502.05790), which leaves no direction out for good; the defaults are GaLore's."""
+
+        name: Literal["sara"] = "sara"  # type: ignore[assignment]
+        projector: str = "sampled_svd"
+
+
+class QGaLore(GaLore):
+    """GaLore with weights, bases and moments in codes, and lazier refreshes."""
+
+    class Config(GaLore.Config):
+        """Q-GaLore (arXiv 2407.08296); the defaults are the paper's for 60M parameters."""
+
+        name: Literal["q_galore"] = "q_galore"  # type: ignore[assignment]
+        lr: float = Field(0.015, gt=0)
+        eps: float = Field(1e-8, gt=0)
+        eps_mode: Literal["galore", "torch"] = "torch"
+        moments: Literal["fp32", "bf16", "8bit", "adafactor"] = "8bit"
+        weights: Literal["fp32_master", "bf16", "bf16_stochastic", "int8"] = "int8"
+        projection: Literal["fp32", "bf16", "int8", "int4"] = "int4"
+        refresh: Literal["fixed", "adaptive"] = "adaptive"

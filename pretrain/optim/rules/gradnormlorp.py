@@ -13,17 +13,6 @@ from pretrain.optim.rules.adam import ProjectedAdam, project
 from pretrain.optim.rules.base import State, Step
 
 
-class GradNormLoRPAdamW(MatrixConfig):
-    """GradNormLoRP (arXiv 2412.19616); the defaults are the released script's for pretraining."""
-
-    rule = "gradnormlorp"
-    ignored = OF_SUMS
-    name: Literal["gradnormlorp"] = "gradnormlorp"
-    magnitude: Literal["exact", "upstream"] = "exact"
-    """exact: weight normalisation. upstream: as released, where magnitudes are reset to |v| before each step, so that
-    what they learn lasts one step, and the gradient of v is that of the weight."""
-
-
 class GradNormLoRP(ProjectedAdam):
     """W = g v / |v| with norms over each row of the weight; v takes GaLore's step, g Adam's, each then decoupled decay.
 
@@ -34,8 +23,17 @@ class GradNormLoRP(ProjectedAdam):
     has no direction: its first step is GaLore's.
     """
 
+    class Config(MatrixConfig):
+        """GradNormLoRP (arXiv 2412.19616); the defaults are the released script's for pretraining."""
+
+        ignored = OF_SUMS
+        name: Literal["gradnormlorp"] = "gradnormlorp"
+        magnitude: Literal["exact", "upstream"] = "exact"
+        """exact: weight normalisation. upstream: as released, where magnitudes are reset to |v| before each step, so
+        that what they learn lasts one step, and the gradient of v is that of the weight."""
+
     needs = "full"
-    config: GradNormLoRPAdamW
+    config: Config
 
     def __init__(self, config: MatrixConfig):
         super().__init__(config)

@@ -17,27 +17,6 @@ from pretrain.optim.rules.base import State, Step
 from pretrain.optim.rules.own_basis import OwnBasis, first_basis
 
 
-class LDAdamW(MatrixConfig):
-    """LDAdam (arXiv 2410.16103); the defaults are the released ones."""
-
-    rule = "ldadam"
-    ignored = OF_SUMS | OF_BASES | {"update_proj_gap"}
-    decay_after = False
-    name: Literal["ldadam"] = "ldadam"
-    lr: float = Field(1e-3, gt=0)
-    betas: tuple[Beta, Beta] = (0.908, 0.99)
-    eps: float = Field(1e-8, gt=0)
-    eps_mode: Literal["galore", "torch"] = "torch"
-    rank: int = Field(16, ge=1)
-    scale: float = Field(1.0, gt=0)
-    rotate_moments: Literal[True] = True
-    """Always."""
-    rho: float = Field(0.908, ge=0, lt=1)
-    """Weight of the past mean, against the gradient, in finding the basis."""
-    error_feedback: bool = True
-    """Add to the next gradient what the projections of gradient and moments left out."""
-
-
 class LDAdam(OwnBasis):
     """Adam on R = P^T A in a basis that takes one step of block power iteration per step.
 
@@ -48,8 +27,27 @@ class LDAdam(OwnBasis):
     weight matrix more.
     """
 
+    class Config(MatrixConfig):
+        """LDAdam (arXiv 2410.16103); the defaults are the released ones."""
+
+        ignored = OF_SUMS | OF_BASES | {"update_proj_gap"}
+        decay_after = False
+        name: Literal["ldadam"] = "ldadam"
+        lr: float = Field(1e-3, gt=0)
+        betas: tuple[Beta, Beta] = (0.908, 0.99)
+        eps: float = Field(1e-8, gt=0)
+        eps_mode: Literal["galore", "torch"] = "torch"
+        rank: int = Field(16, ge=1)
+        scale: float = Field(1.0, gt=0)
+        rotate_moments: Literal[True] = True
+        """Always."""
+        rho: float = Field(0.908, ge=0, lt=1)
+        """Weight of the past mean, against the gradient, in finding the basis."""
+        error_feedback: bool = True
+        """Add to the next gradient what the projections of gradient and moments left out."""
+
     square_side = "left"
-    config: LDAdamW
+    config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         error = {"error": torch.zeros(matrix.m, matrix.n, device=device)} if self.config.error_feedback else {}

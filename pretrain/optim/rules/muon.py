@@ -19,35 +19,33 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 SMALLEST_NORM = 1e-7
 
 
-class Muon(MatrixConfig):
-    """torch.optim.Muon for the targets, AdamW for the rest, with one learning rate.
-
-    Defaults are torch's, but for `adjust_lr_fn`: match_rms_adamw lets one rate serve both (arXiv 2502.16982). `betas`,
-    `eps` and `moments` are AdamW's alone; the momentum is fp32.
-    """
-
-    rule = "muon"
-    ignored = OF_SUMS | OF_BASES | {"rank", "update_proj_gap", "scale", "proj_type", "rotate_moments"}
-    decay_after = False
-    name: Literal["muon"] = "muon"
-    lr: float = Field(1e-3, gt=0)
-    eps: float = Field(1e-8, gt=0)
-    eps_mode: Literal["galore", "torch"] = "torch"
-    weight_decay: float = Field(0.1, ge=0)
-    momentum: Beta = 0.95
-    nesterov: bool = True
-    ns_steps: int = Field(5, ge=1, lt=100)
-    """Iterations of Newton-Schulz."""
-    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
-    """original: lr sqrt(max(1, rows / cols)). match_rms_adamw: 0.2 lr sqrt(max(rows, cols)), for AdamW's RMS."""
-
-
-class MuonRule(Rule):
+class Muon(Rule):
     """B <- mu B + (1 - mu) G; W <- (1 - lr decay) W - lr' NS(mu B + (1 - mu) G), or NS(B) without Nesterov."""
+
+    class Config(MatrixConfig):
+        """torch.optim.Muon for the targets, AdamW for the rest, with one learning rate.
+
+        Defaults are torch's, but for `adjust_lr_fn`: match_rms_adamw lets one rate serve both (arXiv 2502.16982).
+        `betas`, `eps` and `moments` are AdamW's alone; the momentum is fp32.
+        """
+
+        ignored = OF_SUMS | OF_BASES | {"rank", "update_proj_gap", "scale", "proj_type", "rotate_moments"}
+        decay_after = False
+        name: Literal["muon"] = "muon"
+        lr: float = Field(1e-3, gt=0)
+        eps: float = Field(1e-8, gt=0)
+        eps_mode: Literal["galore", "torch"] = "torch"
+        weight_decay: float = Field(0.1, ge=0)
+        momentum: Beta = 0.95
+        nesterov: bool = True
+        ns_steps: int = Field(5, ge=1, lt=100)
+        """Iterations of Newton-Schulz."""
+        adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+        """original: lr sqrt(max(1, rows / cols)). match_rms_adamw: 0.2 lr sqrt(max(rows, cols)), for AdamW's RMS."""
 
     needs = "full"
     uses_basis = False
-    config: Muon
+    config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return {"momentum_buffer": torch.zeros(matrix.shape, device=device)}

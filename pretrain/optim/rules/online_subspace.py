@@ -17,21 +17,6 @@ EPS, DECAY, ADAM_BETAS, LION_BETAS = 1e-8, 0.01, (0.9, 0.999), (0.9, 0.99)
 """Constants of the basis's optimizer, as released: PyTorch's defaults of AdamW, weight decay included, and Lion's."""
 
 
-class OnlineSubspaceDescent(MatrixConfig):
-    """Online Subspace Descent (arXiv 2408.12857); the defaults are the released script's for 60M parameters.
-
-    `update_proj_gap` is the basis's learning rate alone: lr_P = lr / (peak lr * update_proj_gap).
-    """
-
-    rule = "online_subspace"
-    ignored = OF_SUMS | OF_BASES | {"rotate_moments"}
-    name: Literal["online_subspace"] = "online_subspace"
-    projection_optimizer: Literal["adamw", "sgd", "lion"] = "adamw"
-    """What moves the basis."""
-    reorth_every: int = Field(0, ge=0)
-    """Make the basis orthonormal every so many steps; 0: never, as released. It stays within about 1e-2 by itself."""
-
-
 class OnlineSubspace(OwnBasis):
     """W <- W - lr c scale P N as GaLore, then P <- P + Opt(-dL/dP), L = |P P^T G~ - G~|^2 with G~ = G / |G|.
 
@@ -39,7 +24,20 @@ class OnlineSubspace(OwnBasis):
     rotated as P moves. As released, L has no term for orthogonality; the paper adds one.
     """
 
-    config: OnlineSubspaceDescent
+    class Config(MatrixConfig):
+        """Online Subspace Descent (arXiv 2408.12857); the defaults are the released script's for 60M parameters.
+
+        `update_proj_gap` is the basis's learning rate alone: lr_P = lr / (peak lr * update_proj_gap).
+        """
+
+        ignored = OF_SUMS | OF_BASES | {"rotate_moments"}
+        name: Literal["online_subspace"] = "online_subspace"
+        projection_optimizer: Literal["adamw", "sgd", "lion"] = "adamw"
+        """What moves the basis."""
+        reorth_every: int = Field(0, ge=0)
+        """Make the basis orthonormal every so many steps; 0: never, as released. It stays within 1e-2 by itself."""
+
+    config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         names = {"adamw": ("P_exp_avg", "P_exp_avg_sq"), "lion": ("P_exp_avg",), "sgd": ()}

@@ -11,21 +11,8 @@ from pretrain.optim.matrix_config import OF_BASES, OF_SUMS
 from pretrain.optim.rotation import rotate_moments
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step
-from pretrain.optim.rules.fira import Fira, FiraAdamW
+from pretrain.optim.rules.fira import Fira
 from pretrain.optim.rules.own_basis import empty_basis, first_basis
-
-
-class SubTrackAdamW(FiraAdamW):
-    """SubTrack++ (arXiv 2502.01586); the defaults are the released script's for 60M parameters."""
-
-    rule = "subtrack"
-    ignored = OF_SUMS | OF_BASES - {"refresh_stagger"}
-    name: Literal["subtrack"] = "subtrack"  # type: ignore[assignment]
-    lr: float = Field(1e-3, gt=0)
-    rotate_moments: Literal[True] = True
-    """Always."""
-    geodesic_step: float = Field(10.0, gt=0)
-    """Length of a step along the geodesic over the largest singular value of the tangent."""
 
 
 class SubTrack(Fira):
@@ -37,8 +24,19 @@ class SubTrack(Fira):
     matrices projected from the right, whose basis so never moves.
     """
 
+    class Config(Fira.Config):
+        """SubTrack++ (arXiv 2502.01586); the defaults are the released script's for 60M parameters."""
+
+        ignored = OF_SUMS | OF_BASES - {"refresh_stagger"}
+        name: Literal["subtrack"] = "subtrack"  # type: ignore[assignment]
+        lr: float = Field(1e-3, gt=0)
+        rotate_moments: Literal[True] = True
+        """Always."""
+        geodesic_step: float = Field(10.0, gt=0)
+        """Length of a step along the geodesic over the largest singular value of the tangent."""
+
     uses_basis = False
-    config: SubTrackAdamW
+    config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         return super().init_state(matrix, device) | empty_basis(matrix, device)

@@ -15,7 +15,7 @@ from pretrain.memory_plan.levers import _changed, proposals
 from pretrain.memory_plan.linear import MEMORY
 from pretrain.memory_plan.memory import plan_memory
 from pretrain.memory_plan.rule import RULE_MEMORY
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
 
@@ -30,7 +30,7 @@ def test_shipped_configurations(path: Path) -> None:
 
 def test_every_linear_and_rule_is_known() -> None:
     assert set(MEMORY) == set(LINEARS)
-    assert set(RULE_MEMORY) == set(RULES)
+    assert set(RULE_MEMORY) == {rule.__module__.rpartition(".")[2] for rule in PRESETS.values()}
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

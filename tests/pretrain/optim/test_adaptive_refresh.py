@@ -10,13 +10,13 @@ from torch import nn
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.presets import PRESETS
 from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of
-from pretrain.optim.rules.galore import GaLoreAdamW
+from pretrain.optim.rules import PRESETS
+from pretrain.optim.rules.galore import GaLore
 
 
 def config(**settings):
-    return GaLoreAdamW(**{"rank": 4, "refresh": "adaptive", "update_proj_gap": 10} | settings)
+    return GaLore.Config(**{"rank": 4, "refresh": "adaptive", "update_proj_gap": 10} | settings)
 
 
 def refreshes(gap, overlap, steps):
@@ -141,9 +141,9 @@ def test_a_skipped_update_is_not_counted_and_its_bases_stay():
 )
 def test_what_has_no_effect_is_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
-        check_optimizer(PRESETS[name](**settings))
+        check_optimizer(PRESETS[name].Config(**settings))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_default_is_coherent(name):
-    check_optimizer(PRESETS[name]())
+    check_optimizer(PRESETS[name].Config())

@@ -48,7 +48,7 @@ def test_equals_the_equations(shape, rank, scale_type, scale_front):
     options["rank"] = min(rank or min(shape), *shape)
     grads = [G * growth for G, growth in zip(gradients(shape, 12, seed=10), [1, 1, 9, 1, 0.1, 3] * 2, strict=True)]
     start = gradients(shape, 1, seed=1)[0]
-    config = Apollo(update_proj_gap=5, refresh_stagger=False, **options)
+    config = Apollo.Config(update_proj_gap=5, refresh_stagger=False, **options)
     expected = reference(start, grads, gap=5, **options)
     for found, right in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
@@ -56,23 +56,23 @@ def test_equals_the_equations(shape, rank, scale_type, scale_front):
 
 def test_the_basis_before_the_first_refresh_is_gaussian_too():
     """An orthonormal one would make the factors of staggered matrices larger by the root of m / rank."""
-    optimizer = optimizer_of(Apollo(rank=8), torch.nn.Parameter(torch.zeros(64, 96)))
+    optimizer = optimizer_of(Apollo.Config(rank=8), torch.nn.Parameter(torch.zeros(64, 96)))
     torch.testing.assert_close(optimizer.targets[0].P.square().mean(), torch.tensor(1 / 8), rtol=0.2, atol=0)
 
 
 def test_mini_is_rank_one_with_one_factor():
-    config = ApolloMini()
+    config = ApolloMini.Config()
     assert (config.rank, config.scale_type, config.scale, config.projector) == (1, "tensor", 128, "gaussian")
 
 
 def test_the_factors_of_a_gradient_that_is_projected_whole_are_adams():
     """|N| / |R| by column: the first step of Adam has length lr sqrt(m), whatever the gradient's size."""
     G = gradients((16, 24), 1)[0] * torch.logspace(-3, 3, 24)
-    config = Apollo(projector="svd", rank=16, lr=0.5, eps=1e-12)
+    config = Apollo.Config(projector="svd", rank=16, lr=0.5, eps=1e-12)
     (W,) = drive(config, torch.zeros(16, 24), [G])
     torch.testing.assert_close(W.norm(dim=0), torch.full((24,), 0.5 * 4), rtol=1e-5, atol=0)
 
 
 def test_cautious_means_nothing_here():
     with pytest.raises(UserError, match=r"optimizer\.cautious .* set it to false"):
-        check_optimizer(Apollo(cautious=True))
+        check_optimizer(Apollo.Config(cautious=True))

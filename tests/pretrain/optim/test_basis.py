@@ -9,13 +9,12 @@ from toy_problem import remaining_error
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
 from pretrain.optim.basis import Basis
-from pretrain.optim.presets import PRESETS
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 FEW_BITS = ["bf16", "int8", "int4"]
 EXACT = {"fira", "frugal"}
 """They train with what the basis leaves out."""
-KEEPS_ONE = {name for name, preset in PRESETS.items() if RULES[preset.rule].uses_basis}
+KEEPS_ONE = {name for name, preset in PRESETS.items() if preset.uses_basis}
 
 
 def basis(m, rank, seed=0):
@@ -49,7 +48,7 @@ def test_fp32_is_kept_as_it_is_and_written_over():
 
 
 def shape_of(name):
-    return {"rank": min(PRESETS[name]().rank, 4), "update_proj_gap": 3, "weights": "fp32_master"}
+    return {"rank": min(PRESETS[name].Config().rank, 4), "update_proj_gap": 3, "weights": "fp32_master"}
 
 
 @pytest.mark.parametrize("projection", FEW_BITS)
@@ -58,13 +57,16 @@ def test_every_preset_that_keeps_a_basis_trains_with_it(name, projection):
     """The bases of both are found from the same gradients, and updates are alike to the precision of the basis."""
     start, grads = gradients((48, 32), 1, seed=1)[0], gradients((48, 32), 7)
     exact, found = (
-        drive(PRESETS[name](**shape_of(name) | {"projection": kind}), start, grads)[-1] for kind in ("fp32", projection)
+        drive(PRESETS[name].Config(**shape_of(name) | {"projection": kind}), start, grads)[-1]
+        for kind in ("fp32", projection)
     )
     tolerance = {"bf16": 0.05, "int8": 0.05, "int4": 0.5}[projection]
     assert 0 < (found - exact).norm() < tolerance * (exact - start).norm()
     if projection == "int4":
         few, most = (
-            remaining_error(PRESETS[name](**shape_of(name) | {"projection": kind, "lr": 0.1, "update_proj_gap": 20}))
+            remaining_error(
+                PRESETS[name].Config(**shape_of(name) | {"projection": kind, "lr": 0.1, "update_proj_gap": 20})
+            )
             for kind in ("int4", "fp32")
         )
         assert few < 1.1 * most + 1e-3 < 0.4
@@ -73,7 +75,7 @@ def test_every_preset_that_keeps_a_basis_trains_with_it(name, projection):
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_rest_say_why_not(name):
     def config(projection, **more):
-        return PRESETS[name](**{"weights": "fp32_master", "projection": projection, "refresh": "fixed"} | more)
+        return PRESETS[name].Config(**{"weights": "fp32_master", "projection": projection, "refresh": "fixed"} | more)
 
     if name not in KEEPS_ONE:
         for projection in FEW_BITS:
@@ -92,7 +94,7 @@ def test_the_rest_say_why_not(name):
 
 def test_a_new_basis_is_what_the_codes_hold():
     """Projected gradients and rotations see the basis that the update will use."""
-    config = PRESETS["galore_adamw"](rank=4, update_proj_gap=1, refresh_stagger=False, projection="int4")
+    config = PRESETS["galore_adamw"].Config(rank=4, update_proj_gap=1, refresh_stagger=False, projection="int4")
     optimizer = optimizer_of(config, nn.Parameter(torch.zeros(24, 16)))
     target = optimizer.targets[0]
     G = gradients((24, 16), 1)[0]

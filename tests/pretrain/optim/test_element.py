@@ -5,8 +5,8 @@ import torch
 
 from pretrain.optim.adamw8bit import AdamW8bit
 from pretrain.optim.element import element_step, init_element
-from pretrain.optim.presets import PRESETS
-from pretrain.optim.rules.galore import GaLoreAdamW, GaLoreAdamW8bit
+from pretrain.optim.rules import PRESETS
+from pretrain.optim.rules.galore import GaLore, GaLore8bit
 
 
 def reference(start, grads, config, weight_decay, cautious):
@@ -30,7 +30,7 @@ def reference(start, grads, config, weight_decay, cautious):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("eps_mode", ["galore", "torch"])
 def test_equals_the_equations(eps_mode, weight_decay, cautious):
-    config = GaLoreAdamW(eps_mode=eps_mode, eps=1e-3, betas=(0.9, 0.95), cautious=cautious)
+    config = GaLore.Config(eps_mode=eps_mode, eps=1e-3, betas=(0.9, 0.95), cautious=cautious)
     random = torch.Generator().manual_seed(0)
     grads = [torch.randn(7, 9, generator=random) for _ in range(12)]
     weight = torch.randn(7, 9, generator=random)
@@ -43,7 +43,7 @@ def test_equals_the_equations(eps_mode, weight_decay, cautious):
 
 @pytest.mark.parametrize("cautious", [False, True])
 def test_large_tensors_keep_8_bit_moments_and_small_ones_do_not(cautious):
-    config = GaLoreAdamW8bit(cautious=cautious)
+    config = GaLore8bit.Config(cautious=cautious)
     large, small = torch.ones(64, 64), torch.ones(63, 65)
     assert init_element(config, large)["exp_avg"].dtype == torch.uint8
     assert init_element(config, small)["exp_avg"].dtype == torch.float32
@@ -80,7 +80,7 @@ def test_adamw8bit_decays_as_torch_does(moments):
     for gradient in grads:
         peer.grad = gradient.clone()
         optimizer.step()
-    found = steps_of(AdamW8bit(moments=moments), start, grads)
+    found = steps_of(AdamW8bit.Config(moments=moments), start, grads)
     torch.testing.assert_close(found, peer.detach(), rtol=0, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_decay_has_one_order_whatever_the_moments(name, shape):
     bitsandbytes 0.50.2 gives the one on CUDA and the other on a CPU, for 4096 elements and for 4095
     (findings/bitsandbytes_decays_in_two_orders.sh).
     """
-    preset = {"adamw8bit": AdamW8bit, **PRESETS}[name]
+    preset = {"adamw8bit": AdamW8bit, **PRESETS}[name].Config
     lr, ones = 0.5, torch.ones(shape)
     right = (1 - 0.05) * (1 - lr) if preset.decay_after else (1 - 0.05) - lr
     for moments in ("fp32", "8bit"):
@@ -103,5 +103,5 @@ def test_decay_has_one_order_whatever_the_moments(name, shape):
 
 
 def test_rules_decay_other_parameters_as_their_matrices():
-    before = {name for name, preset in PRESETS.items() if not preset.decay_after}
+    before = {name for name, preset in PRESETS.items() if not preset.Config.decay_after}
     assert before == {"frugal", "ldadam", "muon"}

@@ -8,7 +8,7 @@ from optim_drive import drive
 
 from pretrain.optim.adamw8bit import AdamW8bit
 from pretrain.optim.element import element_step, init_element
-from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import PRESETS
 
 SIDE, STEPS = 64, (1, 10, 100)
 
@@ -55,22 +55,22 @@ def size_of_update(size, step, eps_mode):
 @pytest.mark.parametrize("moments", ["fp32", "bf16", "adafactor", "8bit"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_defaults_of_every_preset_and_moments(name, moments):
-    config, right = PRESETS[name](moments=moments), DEFAULTS[name][moments == "8bit"]
+    config, right = PRESETS[name].Config(moments=moments), DEFAULTS[name][moments == "8bit"]
     assert (config.eps, config.eps_mode) == right
-    own = PRESETS[name](moments=moments, eps=1e-5, eps_mode="galore")
+    own = PRESETS[name].Config(moments=moments, eps=1e-5, eps_mode="galore")
     assert (own.eps, own.eps_mode) == (1e-5, "galore")
-    assert PRESETS[name].model_validate(config.model_dump()) == config
+    assert PRESETS[name].Config.model_validate(config.model_dump()) == config
 
 
 @pytest.mark.parametrize("moments", ["fp32", "8bit"])
 def test_defaults_of_adamw8bit(moments):
-    config = AdamW8bit(moments=moments)
+    config = AdamW8bit.Config(moments=moments)
     assert (config.eps, config.eps_mode) == AFTER
 
 
 @pytest.mark.parametrize(("name", "choices"), QUANTISED)
 def test_updates_of_no_quantised_form_are_damped(name, choices):
-    config = PRESETS[name](**choices)
+    config = PRESETS[name].Config(**choices)
     assert config.eps == 1e-8
     assert all(size_of_update(1e-6, step, config.eps_mode) > 0.75 for step in STEPS)
 
@@ -79,7 +79,7 @@ def test_updates_of_no_quantised_form_are_damped(name, choices):
 @pytest.mark.parametrize(("name", "choices"), [case for case in QUANTISED if case[1].get("weights") != "int8"])
 def test_updates_at_small_gradients_are_the_releases(name, choices, size):
     """A gradient of constant size: every projection has it whole, and each update is |N| in its own norm."""
-    config = PRESETS[name](
+    config = PRESETS[name].Config(
         **{"rank": 1, "refresh": "fixed", "projector": "svd", "projection": "fp32"} | TOGETHER.get(name, {}) | choices,
         lr=1.0, scale=1.0, weights="fp32_master", update_proj_gap=10**6,
     )  # fmt: skip
@@ -94,7 +94,7 @@ def test_updates_at_small_gradients_are_the_releases(name, choices, size):
 @pytest.mark.parametrize("size", [1e-5, 1e-6])
 @pytest.mark.parametrize(("name", "choices"), QUANTISED)
 def test_so_are_those_of_what_is_not_projected(name, choices, size):
-    config = PRESETS[name](**choices)
+    config = PRESETS[name].Config(**choices)
     weight, state = torch.zeros(SIDE, SIDE), init_element(config, torch.zeros(SIDE, SIDE))
     for step in range(1, max(STEPS) + 1):
         before = weight.clone()

@@ -10,9 +10,8 @@ from model.errors import UserError
 from pretrain.config.load import validate
 from pretrain.loop.build import build
 from pretrain.optim import OPTIMIZERS, build_optimizer
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import PROJECTORS
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 MODEL = {"dim": 16, "n_layers": 1, "n_heads": 2, "ffn_dim": 24, "vocab_size": 32, "max_seq_len": 4}
 TRAIN = {"seq_len": 4, "micro_batch_size": 2, "global_batch_size": 2, "grad_clip": 0.0}
@@ -24,7 +23,7 @@ EVERY = pytest.mark.parametrize("name", OPTIMIZERS)
 def choices(name: str) -> dict[str, list[object]]:
     """The values of each key that has few, but its default."""
     found: dict[str, list[object]] = {}
-    for key, field in OPTIMIZERS[name].model_fields.items():
+    for key, field in OPTIMIZERS[name].Config.model_fields.items():
         values = list(PROJECTORS) if key == "projector" else typing.get_args(field.annotation)
         if key == "projector" or typing.get_origin(field.annotation) is typing.Literal:
             found[key] = [value for value in values if value != field.default]
@@ -35,7 +34,7 @@ def choices(name: str) -> dict[str, list[object]]:
 
 def configured(name: str, chosen: dict[str, object]):
     """The configuration, or None if it is refused as it should be."""
-    fields = OPTIMIZERS[name].model_fields
+    fields = OPTIMIZERS[name].Config.model_fields
     optimizer = {"name": name} | ({"rank": 4} if fields.get("rank") and name not in ("muon", "apollo_mini") else {})
     try:
         return validate({"model": MODEL, "train": TRAIN, "optimizer": optimizer | chosen})
@@ -75,10 +74,10 @@ def test_two_choices_are_refused_in_a_sentence_or_make_a_configuration(name):
         assert not configs or updated(configs[-1]), (one, other)
 
 
-@pytest.mark.parametrize("name", [name for name, config in OPTIMIZERS.items() if issubclass(config, MatrixConfig)])
+@pytest.mark.parametrize("name", PRESETS)
 def test_what_is_ignored_follows_from_the_rule(name):
-    config = OPTIMIZERS[name]
-    rule = RULES[config.rule]
+    rule, config = PRESETS[name], PRESETS[name].Config
+    assert config.model_fields["name"].default == name
     assert config.ignored <= config.model_fields.keys()
     assert ("accumulators" in config.ignored) == (rule.needs == "full")
     for key in ("projector", "projection", "refresh"):

@@ -8,8 +8,8 @@ from optim_drive import SHAPES, drive, gradients
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.presets import PRESETS
-from pretrain.optim.rules.fira import FiraAdamW
+from pretrain.optim.rules import PRESETS
+from pretrain.optim.rules.fira import Fira
 
 
 def reference(residual, start, grads, rank, gap, lr, scale, betas, eps, weight_decay):
@@ -47,7 +47,7 @@ def test_equals_the_equations(shape, rank, residual):
     growths = [1, 1, 9, 1, 0.1, 3] * 2
     grads = [(G + signal) * growth for G, growth in zip(gradients(shape, 12), growths, strict=True)]
     settings = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "scale": 0.25, "weight_decay": 0.1}
-    config = FiraAdamW(
+    config = Fira.Config(
         rank=rank, update_proj_gap=5, projector="svd", refresh_stagger=False, residual=residual, **settings
     )
     expected = reference(residual, start, grads, rank=rank, gap=5, **settings)
@@ -57,14 +57,14 @@ def test_equals_the_equations(shape, rank, residual):
 
 def test_a_zero_gradient_does_not_shut_the_limiter():
     start, grads = torch.zeros(16, 24), gradients((16, 24), 3)
-    config = FiraAdamW(rank=4, projector="svd", scale=1e-9)
+    config = Fira.Config(rank=4, projector="svd", scale=1e-9)
     first, same, last = drive(config, start, [grads[0], torch.zeros(16, 24), grads[1]])
     assert (last - same).norm() > 0.3 * first.norm()
 
 
 def test_a_basis_must_be_orthonormal():
     with pytest.raises(UserError, match=r"orthonormal.*choose another"):
-        check_optimizer(FiraAdamW(projector="gaussian"))
+        check_optimizer(Fira.Config(projector="gaussian"))
 
 
 @pytest.mark.parametrize("name", ["fira", "subtrack"])
@@ -73,7 +73,7 @@ def test_the_limiter_sees_the_same_growth_whatever_the_moments(name):
     signal, *noise = gradients((64, 96), 21)
     seen = {}
     for moments in ("fp32", "8bit"):
-        config = PRESETS[name](moments=moments, rank=8, projector="svd")
+        config = PRESETS[name].Config(moments=moments, rank=8, projector="svd")
         weights = [torch.zeros(64, 96), *drive(config, torch.zeros(64, 96), [signal + part for part in noise])]
         seen[moments] = torch.tensor([(new - old).norm() for old, new in itertools.pairwise(weights)])
     torch.testing.assert_close(seen["8bit"], seen["fp32"], rtol=0.05, atol=0)

@@ -41,7 +41,7 @@ def reference(start, grads, rank, gap, lr, betas, eps, weight_decay, inactive_lr
 def test_equals_the_equations(shape, rank, moments):
     rank = min(rank or min(shape), *shape)
     grads, start = gradients(shape, 12, seed=10), gradients(shape, 1, seed=1)[0]
-    config = Frugal(
+    config = Frugal.Config(
         rank=rank, update_proj_gap=5, projector="svd", refresh_stagger=False, moments=moments, **SETTINGS
     )  # fmt: skip
     tolerance = 1e-6 if moments == "fp32" else 5e-3  # quarter of a step
@@ -66,14 +66,14 @@ def test_what_the_basis_selects_exactly_leaves_nothing_outside(products, monkeyp
     monkeypatch.setattr(
         matrix_optimizer.MatrixOptimizer, "__init__", lambda *args, **named: built(*args, **named, products=products)
     )
-    W = drive(Frugal(rank=8, projector="columns", lr=0.5), torch.zeros(16, 24), gradients((16, 24), 1))[0]
+    W = drive(Frugal.Config(rank=8, projector="columns", lr=0.5), torch.zeros(16, 24), gradients((16, 24), 1))[0]
     torch.testing.assert_close(W.abs(), torch.full((16, 24), 0.5), rtol=1e-2, atol=0)
 
 
 def test_moments_that_rotate_do_not_restart():
     start, grads = torch.zeros(16, 24), gradients((16, 24), 4)
     reset, kept = (
-        drive(Frugal(rank=4, projector="svd", update_proj_gap=3, rotate_moments=rotate), start, grads)
+        drive(Frugal.Config(rank=4, projector="svd", update_proj_gap=3, rotate_moments=rotate), start, grads)
         for rotate in (False, True)
     )
     assert torch.equal(reset[2], kept[2])
@@ -82,9 +82,9 @@ def test_moments_that_rotate_do_not_restart():
 
 def test_8bit_moments_that_restart_need_galores_eps():
     with pytest.raises(UserError, match="eps_mode galore"):
-        check_optimizer(Frugal(moments="8bit", eps_mode="torch"))
+        check_optimizer(Frugal.Config(moments="8bit", eps_mode="torch"))
 
 
 def test_a_basis_must_be_orthonormal():
     with pytest.raises(UserError, match=r"orthonormal.*choose another"):
-        check_optimizer(Frugal(projector="gaussian"))
+        check_optimizer(Frugal.Config(projector="gaussian"))

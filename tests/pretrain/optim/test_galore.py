@@ -4,7 +4,7 @@ import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients
 
-from pretrain.optim.rules.galore import GaLoreAdamW
+from pretrain.optim.rules.galore import GaLore
 
 
 def reference(start, grads, rank, gap, lr, scale, betas, eps, weight_decay):
@@ -33,7 +33,7 @@ def test_equals_the_equations(shape, rank):
     rank = min(rank or min(shape), *shape)
     grads, start = gradients(shape, 12), gradients(shape, 1, seed=1)[0]
     settings = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "scale": 0.25, "weight_decay": 0.1}
-    config = GaLoreAdamW(rank=rank, update_proj_gap=5, projector="svd", refresh_stagger=False, **settings)
+    config = GaLore.Config(rank=rank, update_proj_gap=5, projector="svd", refresh_stagger=False, **settings)
     expected = reference(start, grads, rank=rank, gap=5, **settings)
     for found, right in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)

@@ -6,7 +6,7 @@ from golden import golden, inputs
 from optim_drive import SHAPES, drive, gradients
 from toy_problem import remaining_error
 
-from pretrain.optim.rules.gradnormlorp import GradNormLoRPAdamW
+from pretrain.optim.rules.gradnormlorp import GradNormLoRP
 
 SETTINGS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "scale": 0.25, "weight_decay": 0.1}
 
@@ -48,7 +48,7 @@ def test_equals_the_equations(shape, rank, magnitude):
     rank = min(rank or min(shape), *shape)
     grads, start = gradients(shape, 12), gradients(shape, 1, seed=1)[0]
     chosen = {"rank": rank, "magnitude": magnitude, **SETTINGS}
-    config = GradNormLoRPAdamW(update_proj_gap=5, projector="svd", refresh_stagger=False, **chosen)
+    config = GradNormLoRP.Config(update_proj_gap=5, projector="svd", refresh_stagger=False, **chosen)
     expected = reference(start, grads, gap=5, **chosen)
     for found, right in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
@@ -57,7 +57,7 @@ def test_equals_the_equations(shape, rank, magnitude):
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4)], ids=str)
 def test_reaches_the_weights_of_the_release(shape):
     start, grads = inputs(shape)
-    config = GradNormLoRPAdamW(rank=2, projector="svd", refresh_stagger=False, magnitude="upstream")
+    config = GradNormLoRP.Config(rank=2, projector="svd", refresh_stagger=False, magnitude="upstream")
     expected = golden(f"gradnormlorp_{shape[0]}x{shape[1]}")["W"]
     torch.testing.assert_close(drive(config, start, grads)[-1], expected, rtol=0, atol=2e-6)
 
@@ -68,7 +68,7 @@ def test_a_magnitude_goes_through_zero():
     start = gradients(shape, 1, seed=1)[0] * 1e-3
     grads = [torch.ones(shape) + gradient for gradient in gradients(shape, 12)]
     chosen = {"rank": 4, "magnitude": "exact", **SETTINGS}
-    config = GradNormLoRPAdamW(update_proj_gap=5, projector="svd", refresh_stagger=False, **chosen)
+    config = GradNormLoRP.Config(update_proj_gap=5, projector="svd", refresh_stagger=False, **chosen)
     expected = reference(start, grads, gap=5, **chosen)
     signs = torch.stack([(W * start.double()).sum(1).sign() for W in expected])
     assert (signs.min(0).values < 0).any()
@@ -80,7 +80,7 @@ def test_a_magnitude_goes_through_zero():
 def test_rows_of_zeros_begin_to_move(magnitude):
     start = gradients((8, 12), 1)[0]
     start[3] = 0
-    config = GradNormLoRPAdamW(rank=8, projector="svd", refresh_stagger=False, magnitude=magnitude)
+    config = GradNormLoRP.Config(rank=8, projector="svd", refresh_stagger=False, magnitude=magnitude)
     seen = drive(config, start, gradients((8, 12), 5, seed=1))
     assert all(W.isfinite().all() and W[3].any() for W in seen)
     assert all(W.isfinite().all() for W in drive(config, start, [torch.zeros(8, 12)] * 3))
@@ -89,7 +89,7 @@ def test_rows_of_zeros_begin_to_move(magnitude):
 def test_bf16_weights_are_rounded_once():
     """To the nearest bf16 of the exact step: what fp32 reaches from the same bf16 weight."""
     start, gradient = gradients((24, 16), 1)[0].bfloat16(), gradients((24, 16), 1, seed=1)[0].bfloat16().float()
-    config = GradNormLoRPAdamW(rank=4, projector="svd", weights="bf16", refresh_stagger=False)
+    config = GradNormLoRP.Config(rank=4, projector="svd", weights="bf16", refresh_stagger=False)
     in_fp32 = drive(config, start.float(), [gradient])[0]
     assert torch.equal(drive(config, start, [gradient])[0], in_fp32.bfloat16())
 
@@ -98,4 +98,4 @@ def test_bf16_weights_are_rounded_once():
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)
 def test_learns_a_matrix(shape, magnitude):
     chosen = {"lr": 0.1, "rank": 4, "scale": 1.0, "update_proj_gap": 10, "magnitude": magnitude}
-    assert remaining_error(GradNormLoRPAdamW(projector="svd", **chosen), shape=shape) < 0.02
+    assert remaining_error(GradNormLoRP.Config(projector="svd", **chosen), shape=shape) < 0.02

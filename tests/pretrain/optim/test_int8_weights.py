@@ -9,7 +9,7 @@ from torch import nn
 
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.weight import Int8Weight
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
@@ -17,8 +17,8 @@ SHAPES = [(24, 16), (16, 24), (5, 300)]
 
 
 def small(name, shape=(24, 16), **settings):
-    rank = min(PRESETS[name]().rank, 4, *shape)
-    return PRESETS[name](**{"rank": rank, "update_proj_gap": 3, "weights": "int8"} | settings)
+    rank = min(PRESETS[name].Config().rank, 4, *shape)
+    return PRESETS[name].Config(**{"rank": rank, "update_proj_gap": 3, "weights": "int8"} | settings)
 
 
 @EVERY

@@ -8,7 +8,7 @@ from toy_problem import remaining_error
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.rules.ldadam import LDAdamW, power_step
+from pretrain.optim.rules.ldadam import LDAdam, power_step
 
 SETTINGS = {"lr": 0.001, "betas": (0.908, 0.99), "eps": 1e-8, "weight_decay": 10.0, "rho": 0.908}
 
@@ -51,7 +51,7 @@ def reference(start, grads, rank, feedback, lr, betas, eps, weight_decay, rho):
 def test_equals_the_equations(shape, rank, feedback):
     rank = min(rank or min(shape), *shape)
     grads, start = gradients(shape, 12), gradients(shape, 1, seed=1)[0]
-    config = LDAdamW(rank=rank, projector="svd", error_feedback=feedback, **SETTINGS)
+    config = LDAdam.Config(rank=rank, projector="svd", error_feedback=feedback, **SETTINGS)
     expected = reference(start, grads, rank, feedback, **SETTINGS)
     for found, (right, _) in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
@@ -61,7 +61,7 @@ def test_equals_the_equations(shape, rank, feedback):
 def test_the_error_is_what_both_projections_left_out(shape):
     grads, start = gradients(shape, 12), gradients(shape, 1, seed=1)[0]
     weight = nn.Parameter(start.clone())
-    optimizer = optimizer_of(LDAdamW(rank=4, projector="svd", **SETTINGS), weight)
+    optimizer = optimizer_of(LDAdam.Config(rank=4, projector="svd", **SETTINGS), weight)
     for gradient, (_, right) in zip(grads, reference(start, grads, 4, True, **SETTINGS), strict=True):
         weight.grad = gradient
         optimizer.step()
@@ -71,7 +71,9 @@ def test_the_error_is_what_both_projections_left_out(shape):
 
 
 def test_without_feedback_there_is_no_error_to_keep():
-    optimizer = optimizer_of(LDAdamW(rank=4, projector="svd", error_feedback=False), nn.Parameter(torch.ones(8, 6)))
+    optimizer = optimizer_of(
+        LDAdam.Config(rank=4, projector="svd", error_feedback=False), nn.Parameter(torch.ones(8, 6))
+    )
     assert "error" not in optimizer.targets[0].state
 
 
@@ -87,15 +89,15 @@ def test_a_power_step_turns_towards_the_leading_singular_vectors():
 @pytest.mark.parametrize("gradient", [torch.zeros(6, 4), torch.ones(6, 4)], ids=["zero", "rank 1"])
 @pytest.mark.parametrize("moments", ["fp32", "bf16", "8bit"])
 def test_stays_finite(gradient, moments):
-    config = LDAdamW(rank=3, projector="svd", moments=moments)
+    config = LDAdam.Config(rank=3, projector="svd", moments=moments)
     assert drive(config, torch.ones(6, 4), [gradient] * 5 + gradients((6, 4), 3))[-1].isfinite().all()
 
 
 def test_refuses_moments_without_a_mean():
     with pytest.raises(UserError, match=r"first moment.*fp32, bf16 or 8bit"):
-        check_optimizer(LDAdamW(moments="adafactor"))
+        check_optimizer(LDAdam.Config(moments="adafactor"))
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)
 def test_learns_a_matrix(shape):
-    assert remaining_error(LDAdamW(lr=0.1, rank=4, projector="svd"), shape=shape) < 0.01
+    assert remaining_error(LDAdam.Config(lr=0.1, rank=4, projector="svd"), shape=shape) < 0.01

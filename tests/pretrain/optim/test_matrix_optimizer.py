@@ -8,7 +8,7 @@ from torch import nn
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.refresh import is_due
-from pretrain.optim.rules.galore import GaLoreAdamW, GaLoreAdamW8bit
+from pretrain.optim.rules.galore import GaLore, GaLore8bit
 
 WIDTH, COUNT, RANK = 24, 12, 6
 
@@ -35,7 +35,7 @@ def weights(model):
 
 @pytest.mark.parametrize("micro_steps", [1, 3])
 def test_whole_gradients_do_not_coexist(micro_steps):
-    config = GaLoreAdamW(rank=RANK, update_proj_gap=40)
+    config = GaLore.Config(rank=RANK, update_proj_gap=40)
     model, optimizer = make(config)
     alive = []
     for target in optimizer.targets:
@@ -54,7 +54,7 @@ def test_whole_gradients_do_not_coexist(micro_steps):
 
 
 def test_staggered_refreshes_cover_every_matrix_once_in_a_gap():
-    config = GaLoreAdamW(update_proj_gap=200)
+    config = GaLore.Config(update_proj_gap=200)
     offsets = []
     for index in range(56):
         steps = [step for step in range(1000) if is_due(config, index, 56, step)]
@@ -66,11 +66,11 @@ def test_staggered_refreshes_cover_every_matrix_once_in_a_gap():
     assert all(sum(is_due(config, index, 56, step) for index in range(56)) <= 3 for step in range(1000))
     wide = [index for index in range(56) if index % 7 > 3]  # of a feed-forward
     assert all(sum(is_due(config, index, 56, step) for index in wide) <= 2 for step in range(1000))
-    together = GaLoreAdamW(update_proj_gap=200, refresh_stagger=False)
+    together = GaLore.Config(update_proj_gap=200, refresh_stagger=False)
     assert [step for step in range(500) if is_due(together, 3, 56, step)] == [0, 200, 400]
 
 
-@pytest.mark.parametrize(("config", "per_moment"), [(GaLoreAdamW(rank=RANK), 4), (GaLoreAdamW8bit(rank=RANK), 1)])
+@pytest.mark.parametrize(("config", "per_moment"), [(GaLore.Config(rank=RANK), 4), (GaLore8bit.Config(rank=RANK), 1)])
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
 def test_state_takes_the_bytes_of_the_formula(config, per_moment, shape):
     """Moments 2 r max and basis r min, and for 8-bit moments 8 bytes per block of 256."""
@@ -81,7 +81,7 @@ def test_state_takes_the_bytes_of_the_formula(config, per_moment, shape):
 
 
 def test_clipping_is_of_the_projected_gradient():
-    config = GaLoreAdamW(rank=RANK, eps_mode="torch", eps=1e3, betas=(0.0, 0.0))  # a step in proportion to the gradient
+    config = GaLore.Config(rank=RANK, eps_mode="torch", eps=1e3, betas=(0.0, 0.0))  # in proportion to the gradient
     steps = []
     for clip in (0.0, 1e-3):
         model, optimizer = make(config, grad_clip=clip)
@@ -97,7 +97,7 @@ def test_clipping_is_of_the_projected_gradient():
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
-    model, optimizer = make(GaLoreAdamW(rank=RANK))
+    model, optimizer = make(GaLore.Config(rank=RANK))
     backward(model, 0)
     optimizer.step()
 
@@ -119,7 +119,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 def test_a_zero_gradient_keeps_the_basis():
     weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
-    optimizer = optimizer_of(GaLoreAdamW(rank=RANK), weight)
+    optimizer = optimizer_of(GaLore.Config(rank=RANK), weight)
     basis = optimizer.targets[0].P.clone()
     (weight * 0.0).sum().backward()
     optimizer.step()
@@ -128,7 +128,7 @@ def test_a_zero_gradient_keeps_the_basis():
 
 
 def test_updates_inside_of_the_backward_pass_equal_those_after_it():
-    after = GaLoreAdamW(rank=RANK, update_proj_gap=5)
+    after = GaLore.Config(rank=RANK, update_proj_gap=5)
     inside = after.model_copy(update={"update": "per_layer"})
     (one, first), (other, second) = make(after), make(inside)
     for step in range(12):
@@ -145,7 +145,7 @@ def test_updates_inside_of_the_backward_pass_equal_those_after_it():
 
 
 def test_inside_of_the_backward_pass_a_bad_gradient_moves_nothing_of_its_own():
-    model, optimizer = make(GaLoreAdamW(rank=RANK, update="per_layer"))
+    model, optimizer = make(GaLore.Config(rank=RANK, update="per_layer"))
     before = weights(model)
     x = torch.full((8, WIDTH), float("nan"))
     model(x).sum().backward()
@@ -161,7 +161,7 @@ def test_bf16_weights_follow_fp32_ones(weights_kind):
     moved = {}
     for kind, dtype in (("fp32_master", torch.float32), (weights_kind, torch.bfloat16)):
         weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
-        config = GaLoreAdamW(rank=64, scale=1.0, lr=1e-4, weights=kind, projector="svd")
+        config = GaLore.Config(rank=64, scale=1.0, lr=1e-4, weights=kind, projector="svd")
         optimizer = optimizer_of(config, weight)
         direction = torch.eye(64) + 0.1
         for _ in range(20):

@@ -8,7 +8,7 @@ from kernels.adam8bit import Adam8bitState, adam8bit_
 from pretrain.optim.moments import cautious, direction, init_moments
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import Projector
-from pretrain.optim.rules.galore import GaLoreAdafactor, GaLoreAdamW
+from pretrain.optim.rules.galore import GaLore, GaLoreAdafactor
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def adamw(eps_mode, start, grads, lr, eps, decay):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_an_identity_basis_at_scale_one_is_adamw(shape, eps_mode, identity):
     grads, start = gradients(shape, 12), gradients(shape, 1, seed=1)[0]
-    config = GaLoreAdamW(
+    config = GaLore.Config(
         **identity, rank=min(shape), scale=1.0, betas=(0.9, 0.99), eps=0.1, eps_mode=eps_mode, weight_decay=0.5
     )
     expected = adamw(eps_mode, start, grads, 0.02, 0.1, 0.5)
@@ -70,7 +70,7 @@ def test_8bit_is_8bit_adam_on_the_projected_gradient(shape, eps_mode, identity):
         (W.t() if right else W)[:4] += 0.25 * step
         W *= 1 - 0.02 * 0.5
         expected.append(W.clone())
-    config = GaLoreAdamW(**identity, rank=4, eps=1e-6, eps_mode=eps_mode, moments="8bit", weight_decay=0.5)
+    config = GaLore.Config(**identity, rank=4, eps=1e-6, eps_mode=eps_mode, moments="8bit", weight_decay=0.5)
     for found, exact in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
@@ -97,13 +97,13 @@ def test_adafactor_on_the_projected_gradient(shape, rank, identity):
     rank = min(rank or min(shape), *shape)
     grads, start = [g * (1 + t) for t, g in enumerate(gradients(shape, 12))], gradients(shape, 1, seed=1)[0]
     expected = adafactor(start, grads, rank, 0.02, 0.25, 0.5)
-    config = GaLoreAdafactor(**identity, rank=rank, weight_decay=0.5)
+    config = GaLoreAdafactor.Config(**identity, rank=rank, weight_decay=0.5)
     for found, right in zip(drive(config, start, grads), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
 
 
 def test_bf16_moments_are_rounded_and_the_direction_is_of_the_exact_ones():
-    config = GaLoreAdamW(moments="bf16", betas=(0.9, 0.99))
+    config = GaLore.Config(moments="bf16", betas=(0.9, 0.99))
     state = init_moments(config, (4, 24), CPU)
     for t, R in enumerate(gradients((4, 24), 5), 1):
         m, v = 0.9 * state["exp_avg"].double() + 0.1 * R, 0.99 * state["exp_avg_sq"].double() + 0.01 * R.double() ** 2
@@ -116,7 +116,7 @@ def test_bf16_moments_are_rounded_and_the_direction_is_of_the_exact_ones():
 
 def test_the_bf16_second_moment_falls_when_gradients_do():
     """To nearest it would stay for ever: 0.999 v rounds to v."""
-    config, exact = GaLoreAdamW(moments="bf16"), GaLoreAdamW()
+    config, exact = GaLore.Config(moments="bf16"), GaLore.Config()
     states = [init_moments(c, (8, 64), CPU) for c in (config, exact)]
     large, small = gradients((8, 64), 2)
     for t in range(1, 1500):
@@ -128,7 +128,7 @@ def test_the_bf16_second_moment_falls_when_gradients_do():
 
 def test_bf16_second_moments_of_equal_matrices_err_by_themselves():
     """All matrices alike are half a place off at worst, and many are right on average; the same name errs alike."""
-    config, R = GaLoreAdamW(moments="bf16"), gradients((4, 24), 1)[0]
+    config, R = GaLore.Config(moments="bf16"), gradients((4, 24), 1)[0]
     found = []
     for name in [*map(str, range(400)), "0"]:
         state = init_moments(config, (4, 24), CPU)
@@ -149,7 +149,7 @@ def test_cautious_keeps_what_agrees_with_the_gradient():
 
 def test_cautious_masks_the_projected_direction(identity):
     start, grads = torch.zeros(16, 24), gradients((16, 24), 6)
-    found = drive(GaLoreAdamW(**identity, rank=4, cautious=True), start, grads)
+    found = drive(GaLore.Config(**identity, rank=4, cautious=True), start, grads)
     m = v = W = torch.zeros(16, 24, dtype=torch.float64)
     for t, (G, now) in enumerate(zip(grads, found, strict=True), 1):
         R = torch.zeros(16, 24, dtype=torch.float64)

@@ -9,7 +9,7 @@ from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 from toy_problem import remaining_error
 
-from pretrain.optim.rules.online_subspace import OnlineSubspaceDescent, loss_gradient
+from pretrain.optim.rules.online_subspace import OnlineSubspace, loss_gradient
 
 SETTINGS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "scale": 0.25, "weight_decay": 0.1}
 
@@ -56,7 +56,7 @@ CASES += [(shape, rank, kind) for shape in SHAPES for rank in (1, 4) if rank < m
 @pytest.mark.parametrize(("shape", "rank", "kind"), CASES)
 def test_equals_the_equations(shape, rank, kind):
     grads, start = gradients(shape, 12), gradients(shape, 1, seed=1)[0]
-    config = OnlineSubspaceDescent(
+    config = OnlineSubspace.Config(
         rank=rank, update_proj_gap=50, projector="svd", projection_optimizer=kind, **SETTINGS
     )
     expected = reference(start, grads, rank=rank, gap=50, kind=kind, **SETTINGS)
@@ -69,7 +69,7 @@ def test_equals_the_equations(shape, rank, kind):
 def test_reaches_the_weights_and_the_subspace_of_the_release(shape, name, kind, gap):
     expected = golden(f"{name}_{shape[0]}x{shape[1]}")
     start, grads = inputs(shape)
-    config = OnlineSubspaceDescent(rank=2, projector="svd", projection_optimizer=kind, update_proj_gap=gap)
+    config = OnlineSubspace.Config(rank=2, projector="svd", projection_optimizer=kind, update_proj_gap=gap)
     weight = nn.Parameter(start.clone())
     optimizer = optimizer_of(config, weight)
     for gradient in grads:
@@ -83,7 +83,7 @@ def test_reaches_the_weights_and_the_subspace_of_the_release(shape, name, kind, 
 @pytest.mark.parametrize("gradient", [torch.zeros(6, 4), torch.ones(6, 4)], ids=["zero", "rank 1"])
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "lion"])
 def test_stays_finite(gradient, kind):
-    config = OnlineSubspaceDescent(rank=3, projector="svd", projection_optimizer=kind, reorth_every=2)
+    config = OnlineSubspace.Config(rank=3, projector="svd", projection_optimizer=kind, reorth_every=2)
     assert drive(config, torch.ones(6, 4), [gradient] * 5)[-1].isfinite().all()
 
 
@@ -94,7 +94,7 @@ def test_a_zero_gradient_has_no_slope():
 
 @pytest.mark.parametrize("every", [0, 3])
 def test_the_basis_is_made_orthonormal_when_asked_without_turning_round(every):
-    config = OnlineSubspaceDescent(rank=8, projector="svd", update_proj_gap=20, reorth_every=every)
+    config = OnlineSubspace.Config(rank=8, projector="svd", update_proj_gap=20, reorth_every=every)
     weight = nn.Parameter(torch.zeros(16, 24))
     optimizer, bases = optimizer_of(config, weight), []
     for gradient in gradients((16, 24), 6):
@@ -111,7 +111,7 @@ def test_learns_the_subspace_of_the_gradients():
     """Gradients of rank 3 and noise: an orthonormal basis that begins elsewhere comes to hold them."""
     random = torch.Generator().manual_seed(0)
     U = torch.linalg.qr(torch.randn(16, 3, generator=random)).Q
-    config = OnlineSubspaceDescent(rank=3, projector="svd", update_proj_gap=50)
+    config = OnlineSubspace.Config(rank=3, projector="svd", update_proj_gap=50)
     weight = nn.Parameter(torch.zeros(16, 24))
     optimizer, outside = optimizer_of(config, weight), []
     for t in range(300):
@@ -126,5 +126,5 @@ def test_learns_the_subspace_of_the_gradients():
 
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)
 def test_learns_a_matrix(shape):
-    config = OnlineSubspaceDescent(lr=0.1, rank=4, scale=1.0, projector="svd", update_proj_gap=10)
+    config = OnlineSubspace.Config(lr=0.1, rank=4, scale=1.0, projector="svd", update_proj_gap=10)
     assert remaining_error(config, shape=shape) < 0.01

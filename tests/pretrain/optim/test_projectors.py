@@ -14,10 +14,10 @@ from model.config import ModelConfig
 from model.linear.dense import Dense
 from pretrain.engine.own import OwnEngine
 from pretrain.optim.matrix import Matrix, projected_side
-from pretrain.optim.presets import PRESETS
 from pretrain.optim.projector import PROJECTORS, is_late
 from pretrain.optim.projector.base import initial_basis
-from pretrain.optim.rules.golore import GoLore
+from pretrain.optim.rules import PRESETS
+from pretrain.optim.rules.galore import GoLore
 
 CPU = torch.device("cpu")
 OF_THE_GRADIENT = [name for name, projector in PROJECTORS.items() if projector.needs_gradient]
@@ -233,15 +233,15 @@ def test_sampled_svd_draws_in_proportion_to_singular_values():
 
 
 def test_golore_turns_random_late_and_others_never():
-    config = GoLore()
+    config = GoLore.Config()
     assert (config.lr, config.scale) == (1e-3, 1.0)
     for total, first in ((10, 8), (100, 80), (10_000, 8_000), (150_000, 120_000)):
         late = [is_late(config, step, total) for step in (0, first - 1, first, total - 1)]
         assert late == [False, False, True, True]
-    assert not is_late(GoLore(random_fraction=0.0), 99, 100)
-    assert not is_late(PRESETS["sara"](), 99, 100)
+    assert not is_late(GoLore.Config(random_fraction=0.0), 99, 100)
+    assert not is_late(PRESETS["sara"].Config(), 99, 100)
     weight = nn.Parameter(torch.zeros(24, 16))
-    optimizer = optimizer_of(GoLore(rank=1, update_proj_gap=1), weight)
+    optimizer = optimizer_of(GoLore.Config(rank=1, update_proj_gap=1), weight)
     spike = torch.outer(torch.arange(1.0, 25), torch.ones(16))
     kept = []
     for step in range(3):
@@ -288,7 +288,7 @@ def test_spans_what_the_exact_vectors_span_where_a_gap_says_what_that_is(m, n, p
 
 def test_the_engine_tells_golore_how_far_the_run_is():
     """By the run's steps, not the optimizer's, which begin anew where a growth resets it."""
-    optimizer = optimizer_of(GoLore(rank=1), nn.Parameter(torch.zeros(24, 16)))
+    optimizer = optimizer_of(GoLore.Config(rank=1), nn.Parameter(torch.zeros(24, 16)))
     engine = object.__new__(OwnEngine)
     engine.optimizer, engine.total_steps = optimizer, 10
     late = []

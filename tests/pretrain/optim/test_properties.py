@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from optim_drive import optimizer_of
 from torch import nn
 
-from pretrain.optim.presets import PRESETS
+from pretrain.optim.rules import PRESETS
 
 FORMULA = {"galore_adamw": 2, "fira": 2, "golore": 2, "sara": 2, "apollo": 2}
 """Presets whose state is so many moments of (rank, larger side) and a basis (smaller side, rank), in fp32."""
@@ -19,7 +19,7 @@ def problems(draw):
     fields = {"rank": draw(st.integers(1, min(rows, cols))), "update_proj_gap": draw(st.integers(1, 5))}
     fields["weights"] = draw(st.sampled_from(["fp32_master", "bf16", "bf16_stochastic"]))
     fields["refresh_stagger"] = draw(st.booleans())
-    return name, PRESETS[name](**fields), (rows, cols), draw(st.integers(0, 1000))
+    return name, PRESETS[name].Config(**fields), (rows, cols), draw(st.integers(0, 1000))
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)

@@ -8,7 +8,7 @@ from model.errors import UserError
 from pretrain.config.checks import check_optimizer
 from pretrain.optim.moments import direction, init_moments, load
 from pretrain.optim.rotation import rotate_moments
-from pretrain.optim.rules.galore import GaLoreAdamW
+from pretrain.optim.rules.galore import GaLore
 
 CPU, STEPS = torch.device("cpu"), 6
 
@@ -19,7 +19,7 @@ def bases(m, rank):
 
 def driven(moments):
     """A configuration, and the state of `STEPS` steps of 5 x 24."""
-    config = GaLoreAdamW(rotate_moments=True, moments=moments, betas=(0.9, 0.99))
+    config = GaLore.Config(rotate_moments=True, moments=moments, betas=(0.9, 0.99))
     state = init_moments(config, (5, 24), CPU)
     for t, R in enumerate(gradients((5, 24), STEPS), 1):
         direction(config, state, R, t, "w")
@@ -60,7 +60,7 @@ def test_adafactors_rows_turn():
 
 
 def test_before_the_first_step_there_is_nothing_to_rotate():
-    config = GaLoreAdamW(rotate_moments=True)
+    config = GaLore.Config(rotate_moments=True)
     state = init_moments(config, (5, 24), CPU)
     rotate_moments(config, state, *bases(16, 5), "w", 1)
     assert not any(moment.any() for moment in state.values())
@@ -69,7 +69,7 @@ def test_before_the_first_step_there_is_nothing_to_rotate():
 def test_refreshes_rotate_only_where_asked():
     start, grads = torch.zeros(16, 24), gradients((16, 24), 6)
     plain, turned = (
-        drive(GaLoreAdamW(projector="svd", rank=4, update_proj_gap=3, rotate_moments=rotate), start, grads)
+        drive(GaLore.Config(projector="svd", rank=4, update_proj_gap=3, rotate_moments=rotate), start, grads)
         for rotate in (False, True)
     )
     torch.testing.assert_close(plain[2], turned[2], rtol=1e-6, atol=1e-6)
@@ -78,12 +78,12 @@ def test_refreshes_rotate_only_where_asked():
 
 def test_a_basis_that_is_not_orthonormal_cannot_be_rotated_into():
     with pytest.raises(UserError, match="orthonormal"):
-        check_optimizer(GaLoreAdamW(rotate_moments=True, projector="gaussian"))
+        check_optimizer(GaLore.Config(rotate_moments=True, projector="gaussian"))
 
 
 def hundred_rotations(moments, name="w"):
     """exp_avg_sq (16, 64) after 100 steps in bases that turn a little at each."""
-    config = GaLoreAdamW(rotate_moments=True, moments=moments)
+    config = GaLore.Config(rotate_moments=True, moments=moments)
     state, random = init_moments(config, (16, 64), CPU), torch.Generator().manual_seed(0)
     old = torch.linalg.qr(torch.randn(32, 16, generator=random)).Q
     for step in range(1, 101):

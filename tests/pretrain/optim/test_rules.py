@@ -9,16 +9,15 @@ from model.seeding import derive_seed
 from pretrain.optim import moments, rotation
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 
 EVERY = pytest.mark.parametrize("name", PRESETS)
 
 
 def small(name, shape=(16, 16), **settings):
     """The preset at a rank that fits, with a new basis every three steps."""
-    rank = min(PRESETS[name]().rank, 4, *shape)
-    return PRESETS[name](**{"rank": rank, "update_proj_gap": 3} | settings)
+    rank = min(PRESETS[name].Config().rank, 4, *shape)
+    return PRESETS[name].Config(**{"rank": rank, "update_proj_gap": 3} | settings)
 
 
 @EVERY
@@ -110,7 +109,7 @@ def test_a_bf16_weight_is_rounded_by_key(name, shape):
 
 def twins(config, shape, start):
     """Two matrices of equal contents, and their optimizer."""
-    side = projected_side(shape, config.proj_type, RULES[config.rule].square_side)
+    side = projected_side(shape, config.proj_type, PRESETS[config.name].square_side)
     named = [(name, nn.Parameter(start.clone())) for name in ("a", "b")]
     targets = {name: Matrix(name, shape, side, config.rank) for name, _ in named}
     return named, MatrixOptimizer(named, targets, config, seed=0)

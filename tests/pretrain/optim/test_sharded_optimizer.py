@@ -9,8 +9,8 @@ from pretrain.config.checks import check_optimizer
 from pretrain.optim.adamw8bit import AdamW8bit
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.rules.fira import FiraAdamW
-from pretrain.optim.rules.galore import GaLoreAdamW, GaLoreAdamW8bit
+from pretrain.optim.rules.fira import Fira
+from pretrain.optim.rules.galore import GaLore, GaLore8bit
 from pretrain.optim.sharded_optimizer import ShardedOptimizer
 
 SIZE = 80
@@ -42,7 +42,7 @@ def sharded(model, config, **options):
 
 def test_with_fp32_moments_it_is_adamw():
     model, peer = chain(), chain()
-    optimizer = sharded(model, AdamW8bit(moments="fp32"), grad_clip=0.5)
+    optimizer = sharded(model, AdamW8bit.Config(moments="fp32"), grad_clip=0.5)
     mine = train(model, optimizer)
     adamw = torch.optim.AdamW(peer.parameters(), lr=3e-3, eps=1e-8, weight_decay=0.0)
     for step in range(6):
@@ -56,7 +56,9 @@ def test_with_fp32_moments_it_is_adamw():
 
 
 def test_codes_follow_fp32_moments():
-    wide, codes = (train(m, sharded(m, AdamW8bit(moments=kind))) for m, kind in ((chain(), "fp32"), (chain(), "8bit")))
+    wide, codes = (
+        train(m, sharded(m, AdamW8bit.Config(moments=kind))) for m, kind in ((chain(), "fp32"), (chain(), "8bit"))
+    )
     start = [p.detach() for p in chain().parameters()]
     for a, b, s in zip(wide, codes, start, strict=True):
         assert (a - b).norm() < 0.1 * (a - s).norm()
@@ -68,7 +70,7 @@ def test_codes_follow_fp32_moments():
 def test_updates_inside_of_the_backward_pass_equal_those_after_it(moments, dtype):
     weights = "bf16_stochastic" if dtype == torch.bfloat16 else "fp32_master"
     after, inside = chain(dtype=dtype), chain(dtype=dtype)
-    config = AdamW8bit(moments=moments, weights=weights)
+    config = AdamW8bit.Config(moments=moments, weights=weights)
     expected = train(after, sharded(after, config))
     optimizer = sharded(inside, config.model_copy(update={"update": "per_layer"}))
     alive = []
@@ -83,7 +85,7 @@ def test_updates_inside_of_the_backward_pass_equal_those_after_it(moments, dtype
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
     model = chain()
-    optimizer = sharded(model, AdamW8bit())
+    optimizer = sharded(model, AdamW8bit.Config())
     before = train(model, optimizer, steps=2)
     state = {name: tensor.clone() for name, _, tensor, _ in optimizer.tensors()}
     backward(model, 0)
@@ -99,7 +101,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 @pytest.mark.parametrize("moments", ["fp32", "8bit"])
 def test_inside_of_the_backward_pass_it_moves_nothing_of_its_own(moments):
     model = chain()
-    optimizer = sharded(model, AdamW8bit(update="per_layer", moments=moments))
+    optimizer = sharded(model, AdamW8bit.Config(update="per_layer", moments=moments))
     before = model[2].weight.detach().clone()
     model[2].weight.register_hook(lambda gradient: gradient * float("nan"))
     backward(model, 0)
@@ -112,7 +114,7 @@ def test_inside_of_the_backward_pass_it_moves_nothing_of_its_own(moments):
 def test_moments_of_the_embedding_and_the_head_can_be_wide():
     named = [(name, nn.Parameter(torch.zeros(64, 80))) for name in ("tok_embeddings.weight", "x.A", "lm_head.weight")]
     for choice, expected in (("same", torch.uint8), ("fp32", torch.float32)):
-        optimizer = ShardedOptimizer(named, AdamW8bit(embedding_moments=choice), seed=0)
+        optimizer = ShardedOptimizer(named, AdamW8bit.Config(embedding_moments=choice), seed=0)
         kinds = {name: tensor.dtype for name, _, tensor, _ in optimizer.tensors() if name.endswith("exp_avg")}
         assert kinds["x.A.exp_avg"] == torch.uint8
         assert {kinds["tok_embeddings.weight.exp_avg"], kinds["lm_head.weight.exp_avg"]} == {expected}
@@ -121,9 +123,9 @@ def test_moments_of_the_embedding_and_the_head_can_be_wide():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (FiraAdamW(accumulators="host"), r'accumulators = "host" has no effect.*set "device"'),
-        (GaLoreAdamW(accumulators="host", update="per_layer"), r"accumulators.*per_layer.*sums nothing"),
-        (GaLoreAdamW(embedding_moments="fp32"), r'embedding_moments = "fp32" has no effect.*moments = "fp32"'),
+        (Fira.Config(accumulators="host"), r'accumulators = "host" has no effect.*set "device"'),
+        (GaLore.Config(accumulators="host", update="per_layer"), r"accumulators.*per_layer.*sums nothing"),
+        (GaLore.Config(embedding_moments="fp32"), r'embedding_moments = "fp32" has no effect.*moments = "fp32"'),
     ],
 )
 def test_what_has_no_effect_is_refused(config, message):
@@ -131,7 +133,7 @@ def test_what_has_no_effect_is_refused(config, message):
         check_optimizer(config)
 
 
-@pytest.mark.parametrize("preset", [GaLoreAdamW, GaLoreAdamW8bit])
+@pytest.mark.parametrize("preset", [GaLore.Config, GaLore8bit.Config])
 def test_sums_in_host_memory_change_nothing(preset):
     results = []
     for place in ("device", "host"):

@@ -6,7 +6,7 @@ from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 from toy_problem import remaining_error
 
-from pretrain.optim.rules.subtrack import SubTrackAdamW, geodesic
+from pretrain.optim.rules.subtrack import SubTrack, geodesic
 
 SETTINGS = {"lr": 0.001, "betas": (0.9, 0.99), "eps": 1e-6, "scale": 0.25, "weight_decay": 0.1}
 SIZE = 1e-3
@@ -57,7 +57,9 @@ def test_equals_the_equations(shape, rank):
     grads, start = gradients(shape, 12, seed=4), gradients(shape, 1, seed=1)[0]
     chosen = {"update_proj_gap": 4, "geodesic_step": SIZE, "projector": "svd", "refresh_stagger": False}
     expected = reference(start, grads, rank, 4, SIZE, **SETTINGS)
-    for found, right in zip(drive(SubTrackAdamW(rank=rank, **chosen, **SETTINGS), start, grads), expected, strict=True):
+    for found, right in zip(
+        drive(SubTrack.Config(rank=rank, **chosen, **SETTINGS), start, grads), expected, strict=True
+    ):
         torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
 
 
@@ -83,7 +85,7 @@ def test_a_gradient_within_the_basis_leaves_it(rank):
 
 @pytest.mark.parametrize("stagger", [True, False])
 def test_the_basis_moves_at_its_turn_alone(stagger):
-    config = SubTrackAdamW(rank=4, projector="svd", update_proj_gap=4, geodesic_step=SIZE, refresh_stagger=stagger)
+    config = SubTrack.Config(rank=4, projector="svd", update_proj_gap=4, geodesic_step=SIZE, refresh_stagger=stagger)
     weight = nn.Parameter(torch.zeros(16, 24))
     optimizer, bases = optimizer_of(config, weight), []
     for gradient in gradients((16, 24), 10):
@@ -97,11 +99,11 @@ def test_the_basis_moves_at_its_turn_alone(stagger):
 @pytest.mark.parametrize("gradient", [torch.zeros(6, 4), torch.ones(6, 4)], ids=["zero", "rank 1"])
 @pytest.mark.parametrize("moments", ["fp32", "bf16", "8bit"])
 def test_stays_finite(gradient, moments):
-    config = SubTrackAdamW(rank=3, projector="svd", update_proj_gap=2, moments=moments)
+    config = SubTrack.Config(rank=3, projector="svd", update_proj_gap=2, moments=moments)
     assert drive(config, torch.ones(6, 4), [gradient] * 5 + gradients((6, 4), 3))[-1].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)], ids=str)
 def test_learns_a_matrix(shape):
-    config = SubTrackAdamW(lr=0.1, rank=4, scale=1.0, projector="svd", update_proj_gap=10, geodesic_step=SIZE)
+    config = SubTrack.Config(lr=0.1, rank=4, scale=1.0, projector="svd", update_proj_gap=10, geodesic_step=SIZE)
     assert remaining_error(config, shape=shape) < 0.01

@@ -9,8 +9,7 @@ from model.config import ModelConfig
 from model.linear.dense import Dense
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
-from pretrain.optim.presets import PRESETS
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.targets import find_targets
 
 LEFT = {"ldadam"}
@@ -18,7 +17,7 @@ LEFT = {"ldadam"}
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_rule_says_its_side_of_square_matrices(name):
-    square = RULES[PRESETS[name].rule].square_side
+    square = PRESETS[name].square_side
     assert square == ("left" if name in LEFT else "right")
     assert projected_side((16, 16), "std", square) == square
     assert projected_side((16, 16), "reverse_std", square) != square
@@ -31,14 +30,16 @@ def test_a_models_square_matrices_take_the_rules_side(name):
     config = ModelConfig(dim=16, n_layers=1, n_heads=2, ffn_dim=24, vocab_size=32, max_seq_len=16)
     fp32 = torch.float32
     model = build_model(config, Dense.Config(), seed=0, device="cpu", param_dtype=fp32, compute_dtype=fp32)
-    targets = find_targets(model, PRESETS[name](rank=4))
+    targets = find_targets(model, PRESETS[name].Config(rank=4))
     square = {matrix.side for matrix in targets.values() if matrix.shape == (16, 16)}
-    assert square == {RULES[PRESETS[name].rule].square_side}
+    assert square == {PRESETS[name].square_side}
 
 
 def moved(name, parameter, ratio, update, lr):
     """How far a target of that name goes in two steps, and the basis that its owner keeps."""
-    config = PRESETS[name](factor_lr_ratio=ratio, rank=1, lr=0.01, weight_decay=0.0, update=update, weights="bf16")
+    config = PRESETS[name].Config(
+        factor_lr_ratio=ratio, rank=1, lr=0.01, weight_decay=0.0, update=update, weights="bf16"
+    )
     start = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
     weight = nn.Parameter(start.clone())
     optimizer = MatrixOptimizer([(parameter, weight)], {parameter: Matrix(parameter, (24, 16), "right", 1)}, config, 0)
