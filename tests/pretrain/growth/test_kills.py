@@ -190,10 +190,10 @@ def test_an_evaluation_that_is_cut_short_at_the_growth_is_made_up_for(config, tm
 
 def test_a_full_disk_during_the_growth_leaves_the_small_model(config, undisturbed, tmp_path, monkeypatch):
     from model.errors import RunFailed
-    from pretrain.checkpoint import save
+    from pretrain.machine import files
 
     run, visits = tmp_path / "run", []
-    monkeypatch.setattr(save, "fault_flag", lambda point: visits.append(point) or len(visits) == 7)
+    monkeypatch.setattr(files, "fault_flag", lambda point: visits.append(point) or len(visits) == 7)
     with pytest.raises(RunFailed, match=r"the grown model could not be written to .* free some disk space"):
         train_here(config, *GROWTH, f"--run.dir={run}")
     monkeypatch.undo()
