@@ -26,11 +26,10 @@ from pretrain.config.stages import (
     tokens_of_a_time,
 )
 from pretrain.config.tables import Tables, as_toml, users
-from pretrain.optim.basis import BITS
-from pretrain.optim.element_config import ElementConfig
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.rules import PRESETS
+from pretrain.optim.target import BITS
 from pretrain.optim.targets import find_targets
 
 Rows = Iterator[tuple[object, str]]
@@ -54,7 +53,7 @@ def check(config: Tables) -> None:
             raise UserError(f"growth: the small model ({_differences(stage, config)}): {error}") from None
 
 
-def check_optimizer(config: ElementConfig) -> None:
+def check_optimizer(config: OwnConfig) -> None:
     """UserError when a choice of an optimizer of Sparlow's own contradicts another, or has no effect beside it."""
     _go_through(_own_choices(config))
 
@@ -96,7 +95,7 @@ def _tables(config: Tables) -> Rows:
         parallel.offload == "optimizer" and not parallel.zero_stage,
         'parallel.offload = "optimizer" needs ZeRO: set parallel.zero_stage = 1, 2 or 3, or parallel.offload = "none"',
     )
-    if isinstance(optimizer, ElementConfig):
+    if isinstance(optimizer, OwnConfig):
         yield from _own_optimizer(config, optimizer)
     yield (
         optimizer.weights != "fp32_master" and parallel.zero_stage,
@@ -113,7 +112,7 @@ def _tables(config: Tables) -> Rows:
     )
 
 
-def _own_optimizer(config: Tables, optimizer: ElementConfig) -> Rows:
+def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
     """What an optimizer of Sparlow's own asks of itself and of the rest."""
     train, per_layer = config.train, optimizer.update == "per_layer"
     yield from _own_choices(optimizer)
@@ -140,7 +139,7 @@ def _own_optimizer(config: Tables, optimizer: ElementConfig) -> Rows:
     )
 
 
-def _own_choices(config: ElementConfig) -> Rows:
+def _own_choices(config: OwnConfig) -> Rows:
     for key in _changed(config, tuple(sorted(config.ignored))):
         yield (
             True,

@@ -13,7 +13,7 @@ from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.base import Engine, NamedTensors, Update
 from pretrain.machine.distributed import World, import_deepspeed
-from pretrain.optim.sharded_optimizer import norms_of
+from pretrain.optim.own_optimizer import norms_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.config import OwnConfig
 
 
 class AdamW8bit:
     """AdamW on every parameter, with choices of moments, weights and time."""
 
-    class Config(ElementConfig):
+    class Config(OwnConfig):
         """AdamW with 8-bit moments; the defaults are those of the SLTrain paper's runs."""
 
         name: Literal["adamw8bit"] = "adamw8bit"

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.moments import init_moments
-from pretrain.optim.rotation import rotate_moments
+from pretrain.optim.moments import init_moments, rotate_moments
 from pretrain.optim.rules.base import Rule, State
 
 

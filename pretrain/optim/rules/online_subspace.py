@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pretrain.optim.config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import project
 from pretrain.optim.rules.base import State, Step

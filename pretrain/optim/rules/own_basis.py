@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.rules.adam import ProjectedAdam
-from pretrain.optim.rules.base import State, Step, apply_low_rank
+from pretrain.optim.rules.base import State, WeightUpdate, apply_low_rank
 
 
 class OwnBasis(ProjectedAdam):
@@ -20,17 +20,8 @@ class OwnBasis(ProjectedAdam):
     def message_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
         return {"P": (matrix.m, matrix.rank), "N": (matrix.rank, matrix.n)}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        apply_low_rank(matrix, weight, message["P"], message["N"], self.config, step)
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        apply_low_rank(weight, update.message["P"], update.message["N"], self.config, update)
 
 
 def empty_basis(matrix: Matrix, device: torch.device) -> State:
