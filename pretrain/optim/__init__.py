@@ -9,8 +9,7 @@ from pydantic import Field
 
 from model.linear.int8 import Int8Linear
 from model.transformer import Transformer
-from pretrain.optim.adamw import AdamW
-from pretrain.optim.adamw8bit import AdamW8bit
+from pretrain.optim.adamw import AdamW, AdamW8bit
 from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.exchange import Exchange
 from pretrain.optim.matrix_optimizer import MatrixOptimizer

@@ -10,9 +10,8 @@ from kernels.low_rank_update import low_rank_update_
 from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import direction, load, rotate_moments
-from pretrain.optim.rules.adam import project
+from pretrain.optim.rules.adam import OwnBasis, first_basis, project
 from pretrain.optim.rules.base import State, Step, WeightUpdate
-from pretrain.optim.rules.own_basis import OwnBasis, first_basis
 
 
 class LDAdam(OwnBasis):

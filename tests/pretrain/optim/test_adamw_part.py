@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.optim.adamw8bit import AdamW8bit
+from pretrain.optim.adamw import AdamW8bit
 from pretrain.optim.adamw_part import adamw_step, init_adamw
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.galore import GaLore, GaLore8bit

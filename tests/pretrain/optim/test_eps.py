@@ -6,7 +6,7 @@ import pytest
 import torch
 from optim_drive import drive
 
-from pretrain.optim.adamw8bit import AdamW8bit
+from pretrain.optim.adamw import AdamW8bit
 from pretrain.optim.adamw_part import adamw_step, init_adamw
 from pretrain.optim.rules import PRESETS
 

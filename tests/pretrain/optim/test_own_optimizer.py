@@ -6,7 +6,7 @@ from torch import nn
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.adamw8bit import AdamW8bit
+from pretrain.optim.adamw import AdamW8bit
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.own_optimizer import OwnOptimizer
