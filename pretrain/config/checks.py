@@ -223,7 +223,7 @@ def _matrix(config: MatrixConfig) -> Rows:
 
 
 def _kernels(config: Tables) -> Rows:
-    kernels, linear, stage = config.kernels, config.linear, config.parallel.zero_stage
+    kernels, linear, zero_stage = config.kernels, config.linear, config.parallel.zero_stage
     if linear.name != "sparse_low_rank" or linear.support != "element":
         for key in _changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
             yield (
@@ -231,7 +231,7 @@ def _kernels(config: Tables) -> Rows:
                 f"kernels.{key} has no effect without element-sparse linears; remove it, or set linear.name = "
                 '"sparse_low_rank" and linear.support = "element"',
             )
-    may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not stage
+    may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not zero_stage
     decided = kernels.path == "csr" or (kernels.keep_weight != "auto" and not may_sum)
     yield (
         decided and _changed(kernels, ("cache_budget",)),
@@ -247,11 +247,11 @@ def _kernels(config: Tables) -> Rows:
         'kernels.path = "csr" works on a CPU in fp32 with MKL only; set kernels.path = "auto", or train.dtype = "fp32"',
     )
     yield (
-        kernels.sum_gradients == "dense" and (kernels.keep_weight != "step" or stage),
+        kernels.sum_gradients == "dense" and (kernels.keep_weight != "step" or zero_stage),
         'kernels.sum_gradients = "dense" needs kernels.keep_weight = "step" and parallel.zero_stage = 0',
     )
     yield (
-        kernels.keep_weight == "step" and stage == 3,
+        kernels.keep_weight == "step" and zero_stage == 3,
         'kernels.keep_weight = "step" does not work at parallel.zero_stage = 3; set "layer"',
     )
 
