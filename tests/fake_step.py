@@ -30,11 +30,10 @@ from model.rope import rotary_tables
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.optim import build_optimizer
-from pretrain.optim.accumulator import Accumulator
-from pretrain.optim.basis import Basis
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.own_optimizer import OwnOptimizer
 from pretrain.optim.refresh import FIRST_STEPS, is_due
-from pretrain.optim.sharded_optimizer import ShardedOptimizer
+from pretrain.optim.target import Accumulator, Basis
 from pretrain.optim.weight import Int8Weight
 
 PERSISTENT = ("weights", "support", "moments", "projections", "gradients", "accumulators")
@@ -140,8 +139,8 @@ def fake_step(
         _mark_sinks(trace, optimizer)
         _choose(model, choice)
         last = _busiest(optimizer) if updates is None else updates
-        for number in (last,) if cuda and isinstance(optimizer, ShardedOptimizer) else (0, last):
-            if isinstance(optimizer, ShardedOptimizer):
+        for number in (last,) if cuda and isinstance(optimizer, OwnOptimizer) else (0, last):
+            if isinstance(optimizer, OwnOptimizer):
                 _at_update(optimizer, number)
             _mark_state(trace, optimizer, model)
             trace.forget()
@@ -151,7 +150,7 @@ def fake_step(
                     cache.last_micro_step = micro_step == micro_steps - 1
                 _micro_step(config, model, trace, step)
             trace.begin("update")
-            if config.train.grad_clip and not isinstance(optimizer, ShardedOptimizer):
+            if config.train.grad_clip and not isinstance(optimizer, OwnOptimizer):
                 nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -275,7 +274,7 @@ def _busiest(optimizer: Any) -> int:
     return max(due, key=lambda number: (due[number], number > 0))
 
 
-def _at_update(optimizer: ShardedOptimizer, number: int) -> None:
+def _at_update(optimizer: OwnOptimizer, number: int) -> None:
     """After `number` updates: matrices are due as the schedule has it that an adaptive one begins with."""
     optimizer.updates = number
     for target in optimizer.targets if isinstance(optimizer, MatrixOptimizer) else ():
@@ -290,7 +289,7 @@ def _choose(model: Transformer, choice: Choice | None) -> None:
 
 
 def _mark_state(trace: Trace, optimizer: Any, model: Transformer) -> None:
-    if not isinstance(optimizer, ShardedOptimizer):
+    if not isinstance(optimizer, OwnOptimizer):
         for state in optimizer.state.values():
             trace.mark((v for v in state.values() if isinstance(v, Tensor)), "moments")
         return

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from model.linear.dense import Dense
 from model.linear.int8 import Int8Linear
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix, projected_side
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.rules import PRESETS
 

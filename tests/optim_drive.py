@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix, projected_side
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.rules import PRESETS
 

@@ -3,7 +3,7 @@
 from optim_drive import gradients, optimizer_of
 from torch import nn
 
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig
 
 
 def remaining_error(config: MatrixConfig, steps: int = 300, shape: tuple[int, int] = (16, 24)) -> float:

@@ -26,11 +26,10 @@ from pretrain.config.stages import (
     tokens_of_a_time,
 )
 from pretrain.config.tables import Tables, as_toml, users
-from pretrain.optim.basis import BITS
-from pretrain.optim.element_config import ElementConfig
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.rules import PRESETS
+from pretrain.optim.target import BITS
 from pretrain.optim.targets import find_targets
 
 Rows = Iterator[tuple[object, str]]
@@ -54,7 +53,7 @@ def check(config: Tables) -> None:
             raise UserError(f"growth: the small model ({_differences(stage, config)}): {error}") from None
 
 
-def check_optimizer(config: ElementConfig) -> None:
+def check_optimizer(config: OwnConfig) -> None:
     """UserError when a choice of an optimizer of Sparlow's own contradicts another, or has no effect beside it."""
     _go_through(_own_choices(config))
 
@@ -96,7 +95,7 @@ def _tables(config: Tables) -> Rows:
         parallel.offload == "optimizer" and not parallel.zero_stage,
         'parallel.offload = "optimizer" needs ZeRO: set parallel.zero_stage = 1, 2 or 3, or parallel.offload = "none"',
     )
-    if isinstance(optimizer, ElementConfig):
+    if isinstance(optimizer, OwnConfig):
         yield from _own_optimizer(config, optimizer)
     yield (
         optimizer.weights != "fp32_master" and parallel.zero_stage,
@@ -113,7 +112,7 @@ def _tables(config: Tables) -> Rows:
     )
 
 
-def _own_optimizer(config: Tables, optimizer: ElementConfig) -> Rows:
+def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
     """What an optimizer of Sparlow's own asks of itself and of the rest."""
     train, per_layer = config.train, optimizer.update == "per_layer"
     yield from _own_choices(optimizer)
@@ -140,7 +139,7 @@ def _own_optimizer(config: Tables, optimizer: ElementConfig) -> Rows:
     )
 
 
-def _own_choices(config: ElementConfig) -> Rows:
+def _own_choices(config: OwnConfig) -> Rows:
     for key in _changed(config, tuple(sorted(config.ignored))):
         yield (
             True,
@@ -224,7 +223,7 @@ def _matrix(config: MatrixConfig) -> Rows:
 
 
 def _kernels(config: Tables) -> Rows:
-    kernels, linear, stage = config.kernels, config.linear, config.parallel.zero_stage
+    kernels, linear, zero_stage = config.kernels, config.linear, config.parallel.zero_stage
     if linear.name != "sparse_low_rank" or linear.support != "element":
         for key in _changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
             yield (
@@ -232,7 +231,7 @@ def _kernels(config: Tables) -> Rows:
                 f"kernels.{key} has no effect without element-sparse linears; remove it, or set linear.name = "
                 '"sparse_low_rank" and linear.support = "element"',
             )
-    may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not stage
+    may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not zero_stage
     decided = kernels.path == "csr" or (kernels.keep_weight != "auto" and not may_sum)
     yield (
         decided and _changed(kernels, ("cache_budget",)),
@@ -248,11 +247,11 @@ def _kernels(config: Tables) -> Rows:
         'kernels.path = "csr" works on a CPU in fp32 with MKL only; set kernels.path = "auto", or train.dtype = "fp32"',
     )
     yield (
-        kernels.sum_gradients == "dense" and (kernels.keep_weight != "step" or stage),
+        kernels.sum_gradients == "dense" and (kernels.keep_weight != "step" or zero_stage),
         'kernels.sum_gradients = "dense" needs kernels.keep_weight = "step" and parallel.zero_stage = 0',
     )
     yield (
-        kernels.keep_weight == "step" and stage == 3,
+        kernels.keep_weight == "step" and zero_stage == 3,
         'kernels.keep_weight = "step" does not work at parallel.zero_stage = 3; set "layer"',
     )
 

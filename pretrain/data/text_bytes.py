@@ -6,8 +6,8 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.data.manifest import AGAIN, Manifest
+from pretrain.data.shards import Tokens
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokens import Tokens
 
 
 class TextBytes:

@@ -8,7 +8,7 @@ from pretrain.engine.zero import ZeroEngine
 from pretrain.machine.distributed import World
 from pretrain.optim import build_optimizer
 from pretrain.optim.exchange import Exchange
-from pretrain.optim.sharded_optimizer import ShardedOptimizer
+from pretrain.optim.own_optimizer import OwnOptimizer
 
 
 def build_engine(model: Transformer, config: Config, world: World, grad_accum_steps: int) -> Engine:
@@ -16,6 +16,6 @@ def build_engine(model: Transformer, config: Config, world: World, grad_accum_st
     seed, clip = config.run.seed, config.train.grad_clip
     exchange = Exchange(world.rank, world.size, wire=next(model.parameters()).dtype)
     optimizer = build_optimizer(config.optimizer, model, seed=seed, grad_clip=clip, exchange=exchange)
-    if isinstance(optimizer, ShardedOptimizer):
+    if isinstance(optimizer, OwnOptimizer):
         return OwnEngine(model, optimizer, config, world, grad_accum_steps)
     return ZeroEngine(model, optimizer, config, world, grad_accum_steps, bf16=config.train.dtype == "bf16")

@@ -15,16 +15,16 @@ def deepspeed_settings(config: Config, grad_accum_steps: int, bf16: bool) -> dic
     At stage 0 the engine sees plain parameters (no bf16 block: it would take a hidden optimizer step
     on zero gradients) and Sparlow clips; from stage 1 on, ZeRO keeps fp32 masters, clips, and skips what is not finite.
     """
-    stage = config.parallel.zero_stage
+    zero_stage = config.parallel.zero_stage
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": zero_stage},
         # Always named: 0.19 clips at 1.0 when the key is missing.
-        "gradient_clipping": config.train.grad_clip if stage else 0.0,
+        "gradient_clipping": config.train.grad_clip if zero_stage else 0.0,
         "steps_per_print": 10**9,
     }
-    if stage and bf16:
+    if zero_stage and bf16:
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.parallel.offload == "optimizer":

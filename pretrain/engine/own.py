@@ -13,16 +13,16 @@ from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.base import Engine, NamedTensors, Update
 from pretrain.machine.distributed import World, shared
-from pretrain.optim.sharded_optimizer import ShardedOptimizer
+from pretrain.optim.own_optimizer import OwnOptimizer
 
 
 class OwnEngine(Engine):
     """The optimizer reduces, clips and shards; DeepSpeed counts micro-steps and would only be in its way."""
 
-    optimizer: ShardedOptimizer
+    optimizer: OwnOptimizer
 
     def __init__(
-        self, model: Transformer, optimizer: ShardedOptimizer, config: Config, world: World, grad_accum_steps: int
+        self, model: Transformer, optimizer: OwnOptimizer, config: Config, world: World, grad_accum_steps: int
     ):
         super().__init__(model, optimizer, config, world, grad_accum_steps, bf16=False)
         self.deepspeed.enable_backward_allreduce = False

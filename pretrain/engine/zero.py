@@ -13,7 +13,7 @@ from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.base import Engine, NamedTensors, Update
 from pretrain.machine.distributed import World, import_deepspeed
-from pretrain.optim.sharded_optimizer import norms_of
+from pretrain.optim.own_optimizer import norms_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -34,16 +34,16 @@ class ZeroEngine(Engine):
         bf16: bool,
     ):
         super().__init__(model, optimizer, config, world, grad_accum_steps, bf16)
-        self.stage = config.parallel.zero_stage
+        self.zero_stage = config.parallel.zero_stage
         self.offloads = config.parallel.offload == "optimizer"
         self.grad_clip = config.train.grad_clip
-        if self.stage == 0 and world.size == 1:
+        if self.zero_stage == 0 and world.size == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would copy every gradient for nothing
-        if self.stage < 3:
+        if self.zero_stage < 3:
             self._fill_optimizer_state()
 
     def update(self) -> Update:
-        update = self._update_whole() if self.stage == 0 else self._update_sharded()
+        update = self._update_whole() if self.zero_stage == 0 else self._update_sharded()
         self.parameters_changed()
         return update
 
@@ -53,7 +53,7 @@ class ZeroEngine(Engine):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         once = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
         # Stages 2 and 3 shard gradients, so every micro-step reduces; 0 and 1 reduce at the boundary.
-        return once * (self.micro_batches // self.world.size if self.stage >= 2 else 1)
+        return once * (self.micro_batches // self.world.size if self.zero_stage >= 2 else 1)
 
     def full_gradient_bytes(self) -> int:
         return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.model.parameters())
@@ -106,7 +106,7 @@ class ZeroEngine(Engine):
 
     def _restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool) -> None:
         """Sharded state exists only after a first optimizer step, so one is taken on `warm_up` at learning rate 0."""
-        if self.stage:
+        if self.zero_stage:
             self._materialise(warm_up)
         with torch.no_grad():
             for name, buffer in self._buffers():
@@ -129,17 +129,17 @@ class ZeroEngine(Engine):
 
     def _master_bytes(self, parameter: nn.Parameter) -> int:
         numel = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty parameter behind
-        return numel * (4 if self.stage else parameter.element_size())
+        return numel * (4 if self.zero_stage else parameter.element_size())
 
     def _read_master(self, parameter: nn.Parameter) -> Tensor:
-        if self.stage == 0:
+        if self.zero_stage == 0:
             return parameter.detach()
         from deepspeed.utils import safe_get_full_fp32_param
 
         return safe_get_full_fp32_param(parameter)
 
     def _read_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if self.stage == 0:
+        if self.zero_stage == 0:
             return self.optimizer.state[parameter][key]
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -147,7 +147,7 @@ class ZeroEngine(Engine):
 
     def _write_working(self, parameter: nn.Parameter, weight: Tensor) -> None:
         """The copy that the forward pass uses: setting the fp32 master does not refresh it."""
-        if self.stage < 3:
+        if self.zero_stage < 3:
             parameter.copy_(weight)
             return
         deepspeed = import_deepspeed()
@@ -158,17 +158,17 @@ class ZeroEngine(Engine):
     def _write_master(self, parameter: nn.Parameter, weight: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-        if self.stage in (1, 2):
+        if self.zero_stage in (1, 2):
             safe_set_full_fp32_param(parameter, weight.float())
-        elif self.stage == 3:
+        elif self.zero_stage == 3:
             safe_set_local_fp32_param(parameter, self._own_slice(parameter, weight))
 
     def _write_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        if self.stage == 0:
+        if self.zero_stage == 0:
             self.optimizer.state[parameter][key].copy_(value)
-        elif self.stage < 3:
+        elif self.zero_stage < 3:
             safe_set_full_optimizer_state(parameter, value.float(), key)
         else:
             safe_set_local_optimizer_state(parameter, self._own_slice(parameter, value), key)

@@ -10,8 +10,7 @@ from model.errors import UserError
 from pretrain.config.schema import Config
 from pretrain.memory_plan.cards import fits
 from pretrain.optim import OPTIMIZERS
-from pretrain.optim.element_config import ElementConfig
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.rules import PRESETS
 
 MOST = 3
@@ -60,7 +59,7 @@ def _levers(config: Config, world_size: int) -> Iterator[Change]:
         yield {"train.micro_batch_size": size}
     if train.checkpoint_every_layers != 1:
         yield {"train.checkpoint_every_layers": 1}
-    own = isinstance(optimizer, ElementConfig)
+    own = isinstance(optimizer, OwnConfig)
     stage = max(2, config.parallel.zero_stage)
     if isinstance(optimizer, MatrixConfig) and PRESETS[optimizer.name].needs == "projected":
         yield {"optimizer.accumulators": "host"}

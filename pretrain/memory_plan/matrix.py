@@ -8,8 +8,8 @@ from pretrain.memory_plan.projector import basis_bytes, new_basis
 from pretrain.memory_plan.rule import RULE_MEMORY, project, read_basis, store_codes
 from pretrain.memory_plan.setting import Setting
 from pretrain.memory_plan.sharded import META, Owned, ShardedGradients, ShardedMemory, state_bytes
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.exchange import BUCKET_BYTES
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.refresh import FIRST_STEPS, is_due
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.target import Target

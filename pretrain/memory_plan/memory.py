@@ -19,8 +19,7 @@ from pretrain.memory_plan.setting import Setting
 from pretrain.memory_plan.sharded import ShardedMemory
 from pretrain.memory_plan.update import Update
 from pretrain.memory_plan.walk import Model
-from pretrain.optim.element_config import ElementConfig
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig, OwnConfig
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def plan_stage(
     clips = config.train.grad_clip > 0
     if isinstance(config.optimizer, MatrixConfig):
         update = MatrixMemory(config.optimizer, shape, setting, world_size, clips)
-    elif isinstance(config.optimizer, ElementConfig):
+    elif isinstance(config.optimizer, OwnConfig):
         update = ShardedMemory(config.optimizer, shape, setting, world_size, clips)
     else:
         update = element_memory(config, shape, setting, world_size)

@@ -1,8 +1,8 @@
 """What finding a new basis takes, beside the gradient (m, n) fp32 and the old basis."""
 
-from pretrain.optim.basis import BITS, GROUP
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.projector.subspace_iteration import OVERSAMPLING
+from pretrain.optim.target import BITS, GROUP
 
 
 def basis_bytes(matrix: Matrix, projection: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from model.linear.int8 import GROUP
 from pretrain.memory_plan.setting import Setting
-from pretrain.optim.element import SMALLEST_8BIT
+from pretrain.optim.adamw_part import SMALLEST_8BIT
 from pretrain.optim.matrix import Matrix
 
 Size = Callable[[Any, Matrix, Setting], int]
@@ -77,7 +77,7 @@ def _new_weight(config: Any, numel: int) -> int:
     return numel * (32 if config.weights == "bf16_stochastic" else 12)
 
 
-def element_step(config: Any, numel: int, setting: Setting) -> int:
+def adamw_step(config: Any, numel: int, setting: Setting) -> int:
     """AdamW of one parameter of `numel` numbers: on a GPU one kernel in 8 bits, else a chain of operations in fp32."""
     wide = setting.param == 4
     if config.moments == "8bit" and numel >= SMALLEST_8BIT:

@@ -8,14 +8,14 @@ import torch
 from model.transformer import Transformer
 from pretrain.memory_plan.gradients import Gradients
 from pretrain.memory_plan.ledger import Ledger
-from pretrain.memory_plan.rule import element_step
+from pretrain.memory_plan.rule import adamw_step
 from pretrain.memory_plan.setting import Setting
 from pretrain.memory_plan.update import Update
-from pretrain.optim.element import Element
-from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.adamw_part import AdamWPart
+from pretrain.optim.config import OwnConfig
 from pretrain.optim.exchange import BUCKET_BYTES, share_out
+from pretrain.optim.own_optimizer import Part
 from pretrain.optim.rules.base import State
-from pretrain.optim.sharded_optimizer import Part
 
 META = torch.device("meta")
 
@@ -33,7 +33,7 @@ class ShardedMemory(Update):
 
     def __init__(
         self,
-        config: ElementConfig,
+        config: OwnConfig,
         model: Transformer,
         setting: Setting,
         world_size: int,
@@ -42,7 +42,7 @@ class ShardedMemory(Update):
     ):
         self.config, self.setting, self.world_size, self.clips = config, setting, world_size, clips
         parameters, names = dict(model.named_parameters()), {part.name for part in apart}
-        self.elements = [Element(name, p) for name, p in parameters.items() if name not in names]
+        self.elements = [AdamWPart(name, p) for name, p in parameters.items() if name not in names]
         parts: list[Part] = [*apart, *self.elements]
         for part, owner in zip(parts, share_out([part.cost(config) for part in parts], world_size), strict=True):
             part.owner = owner
@@ -88,11 +88,11 @@ class ShardedMemory(Update):
         for element in self.elements:
             numel = element.parameter.numel()
             clipped = 4 * numel if self.narrow and self.clips else 0
-            ledger.touch(clipped + element_step(self.config, numel, self.setting))
+            ledger.touch(clipped + adamw_step(self.config, numel, self.setting))
 
     def step_now(self, name: str, numel: int, gradients: Gradients, ledger: Ledger) -> None:
         """per_layer: the whole step of parameter `name`, beside its gradient."""
-        ledger.touch(element_step(self.config, numel, self.setting))
+        ledger.touch(adamw_step(self.config, numel, self.setting))
 
 
 class ShardedGradients(Gradients):

@@ -9,14 +9,12 @@ from pydantic import Field
 
 from model.linear.int8 import Int8Linear
 from model.transformer import Transformer
-from pretrain.optim.adamw import AdamW
-from pretrain.optim.adamw8bit import AdamW8bit
-from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.adamw import AdamW, AdamW8bit
+from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.exchange import Exchange
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.own_optimizer import OwnOptimizer
 from pretrain.optim.rules import PRESETS
-from pretrain.optim.sharded_optimizer import ShardedOptimizer
 from pretrain.optim.targets import find_targets
 
 OPTIMIZERS: dict[str, type[Any]] = {"adamw": AdamW, "adamw8bit": AdamW8bit, **PRESETS}
@@ -47,6 +45,6 @@ def build_optimizer(
         targets = find_targets(model, config)
         int8 = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
         return MatrixOptimizer(named, targets, config, seed, grad_clip, model.compute_dtype, exchange, int8)
-    if isinstance(config, ElementConfig):
-        return ShardedOptimizer(named, config, seed, grad_clip, exchange)
+    if isinstance(config, OwnConfig):
+        return OwnOptimizer(named, config, seed, grad_clip, exchange)
     return AdamW.build(config, model)

@@ -1,4 +1,4 @@
-"""AdamW on every parameter, element by element (arXiv 1711.05101)."""
+"""AdamW on every parameter, element by element (arXiv 1711.05101), under ZeRO, or with 8-bit moments."""
 
 from typing import Annotated, Literal
 
@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from model.schema import Frozen
+from pretrain.optim.config import OwnConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,3 +41,19 @@ class AdamW:
         if config.weight_decay == 0:
             groups = [{"params": decay + keep, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+class AdamW8bit:
+    """AdamW on every parameter, with choices of moments, weights and time."""
+
+    class Config(OwnConfig):
+        """AdamW with 8-bit moments; the defaults are those of the SLTrain paper's runs."""
+
+        name: Literal["adamw8bit"] = "adamw8bit"
+        lr: float = Field(3e-3, gt=0)
+        eps: float = Field(1e-8, gt=0)
+        eps_mode: Literal["galore", "torch"] = "torch"
+        moments: Literal["fp32", "8bit"] = "8bit"
+        """How moments are kept. 8bit: in codes that blocks of 256 share a scale for."""
+        weights: Literal["fp32_master", "bf16", "bf16_stochastic"] = "fp32_master"
+        """fp32_master: weights in fp32. bf16: in bf16, rounded to nearest. bf16_stochastic: right on average."""

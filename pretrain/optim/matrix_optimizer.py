@@ -29,22 +29,21 @@ import torch
 from torch import Tensor, nn
 
 from model.linear.int8 import Int8Linear
-from pretrain.optim.accumulator import Accumulator
-from pretrain.optim.element import Element
+from pretrain.optim.adamw_part import AdamWPart
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.exchange import BUCKET_BYTES, Exchange
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.own_optimizer import OwnOptimizer, entries, norms_of, scaled
 from pretrain.optim.projector import is_late
 from pretrain.optim.refresher import Refresher
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.adam import project
-from pretrain.optim.rules.base import State, Step
-from pretrain.optim.sharded_optimizer import ShardedOptimizer, entries, norms_of, scaled
-from pretrain.optim.target import Target
+from pretrain.optim.rules.base import State, Step, WeightUpdate
+from pretrain.optim.target import Accumulator, Target
 from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
 
 
-class MatrixOptimizer(ShardedOptimizer):
+class MatrixOptimizer(OwnOptimizer):
     """Steps the matrices of `targets` (by parameter name) with config's rule, everything else with AdamW.
 
     A target is one of `named_parameters`, or the codes of one of `int8_linears` (by the name that its weight would have
@@ -137,7 +136,7 @@ class MatrixOptimizer(ShardedOptimizer):
             "comm/reduced_bytes": self.exchange.reduced_bytes,
         }
 
-    def _parts(self) -> list[Target | Element]:
+    def _parts(self) -> list[Target | AdamWPart]:
         return [*self.targets, *self.elements]
 
     def _init_state(self) -> None:
@@ -265,12 +264,10 @@ class MatrixOptimizer(ShardedOptimizer):
         return self.products if name in ("R", "N") else torch.float32
 
     def _change(self, target: Target, gradient: Tensor | None, message: State, lr: float) -> None:
-        step, P = self._step(target, lr), target.P
-
-        def rule(weight: Tensor, key: int | None) -> None:
-            self.rule.apply(target.matrix, weight, target.shared, P, gradient, message, replace(step, key=key))
-
-        target.weight.change(step.key, rule)
+        step = self._step(target, lr)
+        with target.weight.changing(step.key) as (weight, key):
+            step = replace(step, key=key)
+            self.rule.apply(weight, WeightUpdate(target.matrix, message, target.shared, step, target.P, gradient))
         self._stepped += 1
 
     def _step(self, target: Target, lr: float) -> Step:

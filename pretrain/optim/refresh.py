@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig
 
 FIRST_STEPS = 20
 """Random first bases are replaced within so many steps."""

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from model.seeding import generator
-from pretrain.optim.basis import Basis
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.exchange import Exchange
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of
 from pretrain.optim.rules.base import Rule
-from pretrain.optim.target import Target
+from pretrain.optim.target import Basis, Target
 
 
 class Refresher:

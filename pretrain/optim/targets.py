@@ -6,8 +6,8 @@ from torch import nn
 
 from model.errors import UserError
 from model.linear.base import BaseLinear
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix, projected_side
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.rules import PRESETS
 
 

@@ -1,7 +1,8 @@
 """Where a matrix that is projected is stored: what the optimizer reads, changes, and gets gradients from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class Weight(ABC):
         """The matrix in fp32 or bf16; not to be written to."""
 
     @abstractmethod
-    def change(self, key: int | None, rule: Callable[[Tensor, int | None], None]) -> None:
-        """Let `rule` change a matrix in place and round it by the key it is given."""
+    def changing(self, key: int | None) -> AbstractContextManager[tuple[Tensor, int | None]]:
+        """Open the matrix for a change in place, with the key to round by: `key`, or None where closing it rounds."""
 
 
 class FloatWeight(Weight):
@@ -62,8 +63,9 @@ class FloatWeight(Weight):
     def read(self) -> Tensor:
         return self.parameter.detach()
 
-    def change(self, key: int | None, rule: Callable[[Tensor, int | None], None]) -> None:
-        rule(self.parameter, key)
+    @contextmanager
+    def changing(self, key: int | None) -> Iterator[tuple[Tensor, int | None]]:
+        yield self.parameter, key
 
 
 class Int8Weight(Weight):
@@ -90,9 +92,10 @@ class Int8Weight(Weight):
     def read(self) -> Tensor:
         return self.linear.dense_weight()
 
-    def change(self, key: int | None, rule: Callable[[Tensor, int | None], None]) -> None:
+    @contextmanager
+    def changing(self, key: int | None) -> Iterator[tuple[Tensor, int | None]]:
         weight = self.linear.dense_weight()
-        rule(weight, None)
+        yield weight, None
         self.linear.store(weight, key)
 
     def _take(self, gradient: Tensor) -> None:

@@ -9,7 +9,7 @@ from pretrain.checkpoint.load import tokenizer_of
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import load_manifest
-from pretrain.data.tokens import Tokens, document_starts
+from pretrain.data.shards import Tokens, document_starts
 
 FRAGMENTS = (
     " ", "  ", "     ", "\t", "\n", "\r\n", "\r", "\n\n\n", "\t \t", "\u00a0", "\u3000", "\u2009", "\u200b", "\ufeff",

@@ -108,10 +108,10 @@ def test_recomputed_activations_change_nothing(tiny, tmp_path):
 def test_rounding_to_nearest_learns_less(tiny, tmp_path, monkeypatch):
     """At a rate whose steps are below half a code, weights that are rounded to nearest stay where they are."""
     final = {}
-    change = Int8Weight.change
+    changing = Int8Weight.changing
     for kind in ("stochastic", "nearest"):
         if kind == "nearest":
-            monkeypatch.setattr(Int8Weight, "change", lambda weight, key, rule: change(weight, None, rule))
+            monkeypatch.setattr(Int8Weight, "changing", lambda weight, key: changing(weight, None))
         options = [f"--run.dir={tmp_path}/{kind}", "--optimizer.lr=2e-3", "--optimizer.scale=0.05"]
         train_here(tiny, *Q_GALORE, *options, "--train.max_steps=60")
         final[kind] = float(logged(tmp_path / kind)[60])

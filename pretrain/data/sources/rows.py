@@ -1,4 +1,4 @@
-"""Rows of tables: JSON values, CSV and Parquet, one document each."""
+"""Lines of text, and rows of tables (JSON values, CSV, Parquet), one document each, in bounded memory."""
 
 import codecs
 import csv
@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 from pretrain.data.documents import BOM, MAX_LINE, Document, Skipped, score
 from pretrain.data.sources.files import shortened
-from pretrain.data.sources.lines import lines
 
 NO_TEXT = "no text under the key"
 CHUNK_BYTES = 1 << 16
@@ -109,3 +108,42 @@ def csv_rows(name: str, stream: BinaryIO, key: str, delimiter: str) -> Iterator[
             columns = {str(column): cell for column, cell in value.items() if column is not None}
             yield keyed_document(name, row, columns, key, f"{name}:{row + 1}")
         row += 1
+
+
+LINE_CHUNK_BYTES = 1 << 20
+
+
+def lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """Lines with their ends; None stands for one that is too long.
+
+    A line ends with LF, or with CR in a file without LF (one that an old Macintosh wrote).
+    """
+    line = stream.readline(MAX_LINE + 1)
+    if not line.endswith(b"\n") and b"\r" in line:
+        yield from _carriage_returns(line, stream)
+        return
+    while line:
+        if len(line) <= MAX_LINE:
+            yield line
+        else:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE)
+            yield None
+        line = stream.readline(MAX_LINE + 1)
+
+
+def _carriage_returns(rest: bytes, stream: BinaryIO) -> Iterator[bytes | None]:
+    long = False
+    while True:
+        *whole, rest = rest.split(b"\r")
+        for line in whole:
+            yield None if long or len(line) >= MAX_LINE else line + b"\r"
+            long = False
+        if len(rest) > MAX_LINE:
+            long, rest = True, b""
+        chunk = stream.read(LINE_CHUNK_BYTES)
+        if not chunk:
+            break
+        rest += chunk
+    if rest or long:
+        yield None if long else rest

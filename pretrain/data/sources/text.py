@@ -10,8 +10,7 @@ from model.lfs import POINTER, is_pointer
 from pretrain.data.documents import Document, Skipped, score
 from pretrain.data.sources.columns import arrow_rows, parquet_rows
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
-from pretrain.data.sources.lines import lines
-from pretrain.data.sources.rows import csv_rows, json_rows
+from pretrain.data.sources.rows import csv_rows, json_rows, lines
 
 PLAIN = (".txt", ".md", ".py")
 PACKED = ("", ".gz", ".zst")

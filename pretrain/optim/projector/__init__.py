@@ -1,12 +1,10 @@
 """Projectors by name. A projector is one file and one line here."""
 
-from pretrain.optim.matrix_config import MatrixConfig
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.projector.base import Projector
-from pretrain.optim.projector.gaussian import Gaussian
-from pretrain.optim.projector.random_orthogonal import RandomOrthogonal
-from pretrain.optim.projector.sampled_svd import SampledSVD
+from pretrain.optim.projector.random import Gaussian, RandomOrthogonal
 from pretrain.optim.projector.subspace_iteration import SubspaceIteration
-from pretrain.optim.projector.svd import ExactSVD
+from pretrain.optim.projector.svd import ExactSVD, SampledSVD
 
 PROJECTORS: dict[str, type[Projector]] = {
     "subspace_iteration": SubspaceIteration,

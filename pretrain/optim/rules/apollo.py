@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import limit_growth_, scaled_update_
+from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import correction, direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 
 
 class Apollo(ProjectedAdam):
@@ -53,24 +53,15 @@ class Apollo(ProjectedAdam):
         norm, size = (torch.linalg.vector_norm(X, dim=dim, keepdim=True) for X in (N, R))
         return {"scaling": norm / size.add_(1e-8)}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        assert gradient is not None
-        G, scaling = matrix.left_form(gradient).contiguous(), matrix.left_form(message["scaling"])
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        matrix, step = update.matrix, update.step
+        G, scaling = matrix.left_form(update.G).contiguous(), matrix.left_form(update.message["scaling"])
         factor = correction(self.config, step.number)
         if self.config.scale_front:
             scaling = scaling * self.config.scale**0.5
         else:
             factor *= self.config.scale**0.5
-        scaling = limit_growth_(shared["limiter"], G, scaling)
+        scaling = limit_growth_(update.shared["limiter"], G, scaling)
         decay = self.config.weight_decay / factor
         scaled_update_(weight, G, scaling, step.lr * factor, decay, key=step.key, decay_after=True)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.low_rank_update import low_rank_update_
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix, Side
-from pretrain.optim.matrix_config import MatrixConfig
 
 State = dict[str, Tensor]
 """A matrix's own tensors, by name: what a checkpoint holds of it."""
@@ -33,6 +33,34 @@ class Step:
     """Reads the matrix as it is before this step, for `direct`."""
     run_lr: float
     """The run's learning rate, where `lr` is this matrix's: `factor_lr_ratio` tells them apart."""
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """What every rank is given to change one weight, besides the weight itself."""
+
+    matrix: Matrix
+    message: State
+    """What the owner's `direct` made."""
+    shared: State
+    """The state that every rank keeps."""
+    step: Step
+    basis: Tensor | None
+    """(m, rank) fp32, where the optimizer keeps one."""
+    gradient: Tensor | None
+    """(m, n) fp32 in left form, for a rule with `gradient_everywhere`."""
+
+    @property
+    def P(self) -> Tensor:
+        """The basis of a rule that has one."""
+        assert self.basis is not None
+        return self.basis
+
+    @property
+    def G(self) -> Tensor:
+        """The gradient of a rule that asks for it on every rank."""
+        assert self.gradient is not None
+        return self.gradient
 
 
 class Rule(ABC):
@@ -76,20 +104,8 @@ class Rule(ABC):
         """Shapes of what `direct` returns, so that the other ranks can receive it."""
 
     @abstractmethod
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        """Change `weight` (fp32 or bf16, contiguous) in place.
-
-        `gradient`: G (m, n) fp32 in left form where `gradient_everywhere`, else None.
-        """
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        """Change `weight` (fp32 or bf16, contiguous) in place."""
 
     def change_basis(  # noqa: B027
         self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int
@@ -97,12 +113,12 @@ class Rule(ABC):
         """The basis was refreshed at `step` (1, 2, ...): `rotate_moments` asks to carry the moments over."""
 
 
-def apply_low_rank(matrix: Matrix, weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, step: Step) -> None:
+def apply_low_rank(weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, update: WeightUpdate) -> None:
     """weight -= lr scale P N in left form, then decoupled decay, in one pass over the weight.
 
     With Adafactor's moments the decay comes before the update, as in the GaLore release.
     """
-    after = config.moments != "adafactor"
+    step, after = update.step, config.moments != "adafactor"
     P, N = P.to(step.products), N.to(step.products)
-    left, right = (P, N) if matrix.side == "left" else (N.t().contiguous(), P.t().contiguous())
+    left, right = (P, N) if update.matrix.side == "left" else (N.t().contiguous(), P.t().contiguous())
     low_rank_update_(weight, left, right, step.lr, config.scale, config.weight_decay, key=step.key, decay_after=after)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kernels.fira_update import fira_update_
+from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import correction, direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 
 
 class Fira(ProjectedAdam):
@@ -49,28 +49,18 @@ class Fira(ProjectedAdam):
         R = project(P, gradient, step.products)
         return {"R": R, "N": direction(self.config, state, R, step.number, matrix.name)[0]}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        assert P is not None
-        assert gradient is not None
-        low_rank = (factor.to(step.products) for factor in (P, message["R"], message["N"]))
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        matrix, step, last = update.matrix, update.step, update.shared["limiter"]
+        low_rank = (factor.to(step.products) for factor in (update.P, update.message["R"], update.message["N"]))
         P, R, N = (matrix.left_form(factor).contiguous() for factor in low_rank)
         factor, scale = correction(self.config, step.number), self.config.scale
         if self.config.residual == "paper":
             factor, scale = factor * scale, 1.0
         limiter = fira_update_(
-            weight, matrix.left_form(gradient).contiguous(), P, R, N, shared["limiter"], step.lr * factor, scale,
+            weight, matrix.left_form(update.G).contiguous(), P, R, N, last, step.lr * factor, scale,
             self.config.weight_decay / factor, side=matrix.side, key=step.key, decay_after=True,
         )  # fmt: skip
-        keep_limiter(shared["limiter"], limiter)
+        keep_limiter(last, limiter)
 
 
 def keep_limiter(state: Tensor, new: Tensor) -> None:

@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import scaled_update_
+from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction, init_moments
 from pretrain.optim.rules.adam import ProjectedAdam, project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 
 
 class Frugal(ProjectedAdam):
@@ -59,26 +59,16 @@ class Frugal(ProjectedAdam):
         N, correction = direction(self.config, state, R, step.number, matrix.name)
         return {"R": R, "N": N.mul_(correction)}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        assert P is not None
-        assert gradient is not None
-        P, R, N = (factor.to(step.products) for factor in (P, message["R"], message["N"]))
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        matrix, step = update.matrix, update.step
+        P, R, N = (factor.to(step.products) for factor in (update.P, update.message["R"], update.message["N"]))
 
         def back(low_rank: Tensor) -> tuple[Tensor, Tensor]:
             return (P, low_rank) if matrix.side == "left" else (low_rank.t(), P.t())
 
         # G is rounded like R, so that what P selects exactly leaves exactly nothing, which has no sign.
-        outside = torch.addmm(matrix.left_form(gradient).to(step.products), *back(R), alpha=-1).sign_()
+        outside = torch.addmm(matrix.left_form(update.G).to(step.products), *back(R), alpha=-1).sign_()
         inactive = self.config.inactive_lr_scale if matrix.rank < matrix.m else 0.0
-        update = torch.addmm(outside, *back(N), beta=inactive, alpha=self.config.scale)
+        both = torch.addmm(outside, *back(N), beta=inactive, alpha=self.config.scale)
         one = torch.ones(1, 1, device=weight.device)
-        scaled_update_(weight, update, one, step.lr, self.config.weight_decay, key=step.key)
+        scaled_update_(weight, both, one, step.lr, self.config.weight_decay, key=step.key)

@@ -5,11 +5,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import ProjectedAdam
-from pretrain.optim.rules.base import State, Step, apply_low_rank
+from pretrain.optim.rules.base import State, Step, WeightUpdate, apply_low_rank
 
 
 class GaLore(ProjectedAdam):
@@ -29,18 +29,8 @@ class GaLore(ProjectedAdam):
         N, correction = direction(self.config, state, gradient, step.number, matrix.name)
         return {"N": N.mul_(correction)}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        assert P is not None
-        apply_low_rank(matrix, weight, P, message["N"], self.config, step)
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        apply_low_rank(weight, update.P, update.message["N"], self.config, update)
 
 
 class GaLore8bit(GaLore):

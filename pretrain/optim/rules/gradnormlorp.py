@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kernels.rounding import round_to
+from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_SUMS, MatrixConfig
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import ProjectedAdam, project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 
 
 class GradNormLoRP(ProjectedAdam):
@@ -74,18 +74,10 @@ class GradNormLoRP(ProjectedAdam):
         state["norm"].copy_(new_norm)
         return {"N": N, "keep": keep, "move": move}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        assert P is not None
-        new = message["keep"] * matrix.left_form(weight) - message["move"] * back(P, message["N"], step.products)
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        matrix, message, step = update.matrix, update.message, update.step
+        moved = message["move"] * back(update.P, message["N"], step.products)
+        new = message["keep"] * matrix.left_form(weight) - moved
         weight.copy_(round_to(matrix.left_form(new), weight.dtype, step.key))
 
 

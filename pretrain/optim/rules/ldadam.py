@@ -7,14 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.low_rank_update import low_rank_update_
-from pretrain.optim.element_config import Beta
+from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
-from pretrain.optim.moments import direction, load
-from pretrain.optim.rotation import rotate_moments
-from pretrain.optim.rules.adam import project
-from pretrain.optim.rules.base import State, Step
-from pretrain.optim.rules.own_basis import OwnBasis, first_basis
+from pretrain.optim.moments import direction, load, rotate_moments
+from pretrain.optim.rules.adam import OwnBasis, first_basis, project
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 
 
 class LDAdam(OwnBasis):
@@ -72,18 +69,10 @@ class LDAdam(OwnBasis):
         N, correction = direction(config, state, R, step.number, matrix.name)
         return {"P": P, "N": N * correction}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        factors = (message["P"].to(step.products), message["N"].to(step.products))
-        left, right = factors if matrix.side == "left" else (factors[1].t().contiguous(), factors[0].t().contiguous())
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        step = update.step
+        P, N = (update.message[name].to(step.products) for name in ("P", "N"))
+        left, right = (P, N) if update.matrix.side == "left" else (N.t().contiguous(), P.t().contiguous())
         low_rank_update_(weight, left, right, step.lr, self.config.scale, self.config.weight_decay, key=step.key)
 
 

@@ -7,11 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.scaled_update import scaled_update_
-from pretrain.optim.element_config import Beta
+from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.moments import cautious
-from pretrain.optim.rules.base import Rule, State, Step
+from pretrain.optim.rules.base import Rule, State, Step, WeightUpdate
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: the steepest at 0 that still ends near 1."""
@@ -59,21 +58,12 @@ class Muon(Rule):
         N = orthogonalise(gradient.lerp(buffer, momentum) if self.config.nesterov else buffer, self.config.ns_steps)
         return {"N": cautious(N, gradient) if self.config.cautious else N}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        rows, cols = matrix.shape
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        (rows, cols), step = update.matrix.shape, update.step
         original = self.config.adjust_lr_fn == "original"
         ratio = max(1, rows / cols) ** 0.5 if original else 0.2 * max(rows, cols) ** 0.5
         scaling = torch.full((1, 1), ratio, device=weight.device)
-        scaled_update_(weight, message["N"], scaling, step.lr, self.config.weight_decay, key=step.key)
+        scaled_update_(weight, update.message["N"], scaling, step.lr, self.config.weight_decay, key=step.key)
 
 
 def orthogonalise(matrix: Tensor, steps: int) -> Tensor:

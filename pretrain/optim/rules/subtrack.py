@@ -1,18 +1,18 @@
 """SubTrack++ (arXiv 2502.01586): the basis follows the gradient along geodesics, its moments and residual with it."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pretrain.optim.config import OF_BASES, OF_SUMS
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.matrix_config import OF_BASES, OF_SUMS
-from pretrain.optim.rotation import rotate_moments
-from pretrain.optim.rules.adam import project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.moments import rotate_moments
+from pretrain.optim.rules.adam import empty_basis, first_basis, project
+from pretrain.optim.rules.base import State, Step, WeightUpdate
 from pretrain.optim.rules.fira import Fira
-from pretrain.optim.rules.own_basis import empty_basis, first_basis
 
 
 class SubTrack(Fira):
@@ -53,17 +53,8 @@ class SubTrack(Fira):
             state["P"] = P
         return super().direct(matrix, state, state["P"], gradient, step) | {"P": state["P"]}
 
-    def apply(
-        self,
-        matrix: Matrix,
-        weight: Tensor,
-        shared: State,
-        P: Tensor | None,
-        gradient: Tensor | None,
-        message: State,
-        step: Step,
-    ) -> None:
-        super().apply(matrix, weight, shared, message["P"], gradient, message, step)
+    def apply(self, weight: Tensor, update: WeightUpdate) -> None:
+        super().apply(weight, replace(update, basis=update.message["P"]))
 
 
 def geodesic(P: Tensor, G: Tensor, size: float, products: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretrain.data.order import permute
+from pretrain.data.dataset import permute
 
 
 @pytest.mark.parametrize("n", [*range(1, 301), 4096, 65_537, 1_000_003])

@@ -8,8 +8,7 @@ import pytest
 
 from pretrain.data.documents import Document, Skipped
 from pretrain.data.sources import rows
-from pretrain.data.sources.lines import lines
-from pretrain.data.sources.rows import csv_rows, json_rows
+from pretrain.data.sources.rows import csv_rows, json_rows, lines
 
 
 def read(found) -> tuple[list[str], list[str]]:

@@ -147,11 +147,11 @@ STOPS = {"a step before": GROWS - 1, "at the growth step": GROWS, "during the gr
 @pytest.mark.parametrize(("when", "stops_at"), STOPS.items())
 def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
     """Stops before the growth, or with the first step after it where the signal comes during the growth."""
-    from pretrain.growth import between
+    from pretrain.growth import grow
     from pretrain.loop import train
 
     run = tmp_path / "run"
-    module, name = (between, "write_grown") if when == "during the growth" else (train, "train_step")
+    module, name = (grow, "write_grown") if when == "during the growth" else (train, "train_step")
     original = getattr(module, name)
 
     def struck(*arguments):

@@ -8,8 +8,8 @@ from toy_problem import remaining_error
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.basis import Basis
 from pretrain.optim.rules import PRESETS
+from pretrain.optim.target import Basis
 
 FEW_BITS = ["bf16", "int8", "int4"]
 EXACT = {"fira", "frugal"}

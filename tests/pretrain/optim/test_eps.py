@@ -6,8 +6,8 @@ import pytest
 import torch
 from optim_drive import drive
 
-from pretrain.optim.adamw8bit import AdamW8bit
-from pretrain.optim.element import element_step, init_element
+from pretrain.optim.adamw import AdamW8bit
+from pretrain.optim.adamw_part import adamw_step, init_adamw
 from pretrain.optim.rules import PRESETS
 
 SIDE, STEPS = 64, (1, 10, 100)
@@ -95,10 +95,10 @@ def test_updates_at_small_gradients_are_the_releases(name, choices, size):
 @pytest.mark.parametrize(("name", "choices"), QUANTISED)
 def test_so_are_those_of_what_is_not_projected(name, choices, size):
     config = PRESETS[name].Config(**choices)
-    weight, state = torch.zeros(SIDE, SIDE), init_element(config, torch.zeros(SIDE, SIDE))
+    weight, state = torch.zeros(SIDE, SIDE), init_adamw(config, torch.zeros(SIDE, SIDE))
     for step in range(1, max(STEPS) + 1):
         before = weight.clone()
-        element_step(config, weight, torch.full_like(weight, size), state, step, 1.0, 0.0, None)
+        adamw_step(config, weight, torch.full_like(weight, size), state, step, 1.0, 0.0, None)
         if step in STEPS:
             found = (weight - before).abs().mean().item()
             assert found == pytest.approx(size_of_update(size, step, config.eps_mode), rel=0.01), step

@@ -118,8 +118,8 @@ def test_a_gradient_that_is_not_finite_changes_no_code():
 def test_steps_below_half_a_code_need_stochastic_rounding(rounding, monkeypatch):
     """400 steps of a fiftieth of a code towards a target two codes away arrive, or do not move at all."""
     if rounding == "nearest":
-        change = Int8Weight.change
-        monkeypatch.setattr(Int8Weight, "change", lambda weight, key, rule: change(weight, None, rule))
+        changing = Int8Weight.changing
+        monkeypatch.setattr(Int8Weight, "changing", lambda weight, key: changing(weight, None))
     start = gradients((32, 32), 1, seed=1)[0]
     linear = int8_linear(start)
     step = linear.scales.mean().item()

@@ -6,8 +6,7 @@ from optim_drive import drive, gradients
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.moments import direction, init_moments, load
-from pretrain.optim.rotation import rotate_moments
+from pretrain.optim.moments import direction, init_moments, load, rotate_moments
 from pretrain.optim.rules.galore import GaLore
 
 CPU, STEPS = torch.device("cpu"), 6

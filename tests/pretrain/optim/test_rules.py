@@ -6,7 +6,7 @@ from optim_drive import SHAPES, drive, gradients, optimizer_of
 from torch import nn
 
 from model.seeding import derive_seed
-from pretrain.optim import moments, rotation
+from pretrain.optim import moments
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.rules import PRESETS
@@ -153,7 +153,6 @@ def test_no_rounding_of_bf16_moments_has_the_numbers_of_another(name, monkeypatc
         return seeds[-1]
 
     monkeypatch.setattr(moments, "derive_seed", record)
-    monkeypatch.setattr(rotation, "derive_seed", record)
     shape, (start, *grads) = (16, 24), gradients((16, 24), 6)
     config = small(name, shape, moments="bf16", rotate_moments=True, update_proj_gap=1)
     named, optimizer = twins(config, shape, start)

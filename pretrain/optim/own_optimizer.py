@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from model.seeding import derive_seed
-from pretrain.optim.element import Element, State
-from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.adamw_part import AdamWPart, State
+from pretrain.optim.config import OwnConfig
 from pretrain.optim.exchange import Exchange, share_out
 
 
@@ -29,7 +29,7 @@ class Part(Protocol):
         """Cost of its steps to its owner."""
 
 
-class ShardedOptimizer(torch.optim.Optimizer):
+class OwnOptimizer(torch.optim.Optimizer):
     """Steps `named_parameters` with AdamW; those named in `apart` are a subclass's own affair.
 
     Each part has one owner among the ranks of `exchange`, which keeps its moments. Gradients come as means over
@@ -47,7 +47,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         named_parameters: list[tuple[str, nn.Parameter]],
-        config: ElementConfig,
+        config: OwnConfig,
         seed: int,
         grad_clip: float = 0.0,
         exchange: Exchange | None = None,
@@ -62,7 +62,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """L2 norm of the last step's gradient, before clipping."""
         self.applied = False
         """Whether the last step was; it is not when a gradient is not finite."""
-        self.elements = [Element(name, parameter) for name, parameter in named_parameters if name not in apart]
+        self.elements = [AdamWPart(name, parameter) for name, parameter in named_parameters if name not in apart]
         self._squares: list[Tensor] = []
         self._hooks: list[RemovableHandle] = []
         parts = self._parts()
@@ -160,7 +160,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.exchange.send((element.owner, element.parameter.data) for element in self.elements)
 
     @torch.no_grad()
-    def _step_element_now(self, element: Element) -> None:
+    def _step_element_now(self, element: AdamWPart) -> None:
         """per_layer: the whole step of one parameter, inside of the backward pass."""
         gradient = self._finite(element.gradient)
         element.step(self.config, gradient, self.updates + 1, self.param_groups[0]["lr"], self._key(element))
@@ -203,7 +203,7 @@ def scaled(gradient: Tensor, factor: float) -> Tensor:
 def entries(
     name: str, owner: int, like: State, state: State
 ) -> Iterator[tuple[str, int, Tensor, Callable[[Tensor], None]]]:
-    """What `ShardedOptimizer.tensors` yields, of one state."""
+    """What `OwnOptimizer.tensors` yields, of one state."""
     for key, tensor in like.items():
         yield f"{name}.{key}", owner, tensor, partial(state.__setitem__, key)
 

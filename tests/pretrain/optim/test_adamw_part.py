@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pretrain.optim.adamw8bit import AdamW8bit
-from pretrain.optim.element import element_step, init_element
+from pretrain.optim.adamw import AdamW8bit
+from pretrain.optim.adamw_part import adamw_step, init_adamw
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.galore import GaLore, GaLore8bit
 
@@ -35,9 +35,9 @@ def test_equals_the_equations(eps_mode, weight_decay, cautious):
     grads = [torch.randn(7, 9, generator=random) for _ in range(12)]
     weight = torch.randn(7, 9, generator=random)
     expected = reference(weight, grads, config, weight_decay, cautious)
-    state = init_element(config, weight)
+    state = init_adamw(config, weight)
     for step, gradient in enumerate(grads, 1):
-        element_step(config, weight, gradient.clone(), state, step, config.lr, weight_decay, None)
+        adamw_step(config, weight, gradient.clone(), state, step, config.lr, weight_decay, None)
     torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -45,13 +45,13 @@ def test_equals_the_equations(eps_mode, weight_decay, cautious):
 def test_large_tensors_keep_8_bit_moments_and_small_ones_do_not(cautious):
     config = GaLore8bit.Config(cautious=cautious)
     large, small = torch.ones(64, 64), torch.ones(63, 65)
-    assert init_element(config, large)["exp_avg"].dtype == torch.uint8
-    assert init_element(config, small)["exp_avg"].dtype == torch.float32
-    state = init_element(config, large)
+    assert init_adamw(config, large)["exp_avg"].dtype == torch.uint8
+    assert init_adamw(config, small)["exp_avg"].dtype == torch.float32
+    state = init_adamw(config, large)
     grads = [torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
     expected = reference(large, grads, config, 0.0, cautious)
     for step, gradient in enumerate(grads, 1):
-        element_step(config, large, gradient, state, step, config.lr, 0.0, None)
+        adamw_step(config, large, gradient, state, step, config.lr, 0.0, None)
     difference = (large.double() - expected).norm() / (expected - 1).norm()
     assert difference < 0.1
 
@@ -60,9 +60,9 @@ DECAYS = 20
 
 
 def steps_of(config, start, grads, weight_decay=0.1, lr=3e-3):
-    weight, state = start.clone(), init_element(config, start)
+    weight, state = start.clone(), init_adamw(config, start)
     for step, gradient in enumerate(grads, 1):
-        element_step(config, weight, gradient.clone(), state, step, lr, weight_decay, None)
+        adamw_step(config, weight, gradient.clone(), state, step, lr, weight_decay, None)
     return weight
 
 

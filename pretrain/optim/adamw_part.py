@@ -9,7 +9,7 @@ from torch.optim.adamw import adamw
 
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
 from kernels.rounding import round_to
-from pretrain.optim.element_config import ElementConfig
+from pretrain.optim.config import OwnConfig
 from pretrain.optim.moments import cautious
 
 State = dict[str, Tensor]
@@ -22,7 +22,7 @@ EMBEDDINGS = ("tok_embeddings.weight", "lm_head.weight")
 
 
 @dataclass
-class Element:
+class AdamWPart:
     """A parameter that takes AdamW. `state` is filled on its owner alone."""
 
     name: str
@@ -41,32 +41,32 @@ class Element:
         assert self.parameter.grad is not None, f"{self.name} received no gradient"
         return self.parameter.grad
 
-    def cost(self, config: ElementConfig) -> float:
+    def cost(self, config: OwnConfig) -> float:
         """Cost of its steps to its owner."""
         return float(self.parameter.numel())
 
-    def step(self, config: ElementConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:
+    def step(self, config: OwnConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:
         """One step in place; `number` counts from 1."""
         decay = 0.0 if self.name.endswith("norm.weight") else config.weight_decay
         rate = lr * config.lr_ratio(self.name)
-        element_step(config, self.parameter, gradient, self.state, number, rate, decay, key)
+        adamw_step(config, self.parameter, gradient, self.state, number, rate, decay, key)
 
-    def fresh_state(self, config: ElementConfig, device: torch.device) -> State:
+    def fresh_state(self, config: OwnConfig, device: torch.device) -> State:
         """Zero moments."""
         like = torch.empty(self.parameter.shape, dtype=self.parameter.dtype, device=device)
         wide = self.name in EMBEDDINGS and config.embedding_moments == "fp32"
-        return init_element(config.model_copy(update={"moments": "fp32"}) if wide else config, like)
+        return init_adamw(config.model_copy(update={"moments": "fp32"}) if wide else config, like)
 
 
-def init_element(config: ElementConfig, parameter: Tensor) -> State:
+def init_adamw(config: OwnConfig, parameter: Tensor) -> State:
     """Zero moments."""
     if config.moments == "8bit" and parameter.numel() >= SMALLEST_8BIT:
         return dict(vars(Adam8bitState.zeros_for(parameter)))
     return {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
 
 
-def element_step(
-    config: ElementConfig,
+def adamw_step(
+    config: OwnConfig,
     parameter: Tensor,
     gradient: Tensor,
     state: State,
@@ -99,7 +99,7 @@ def element_step(
 
 
 def _fused(
-    config: ElementConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float, decay: float
+    config: OwnConfig, parameter: Tensor, gradient: Tensor, state: State, step: int, lr: float, decay: float
 ) -> None:
     """PyTorch's kernel, one pass, decay first.
 
@@ -114,7 +114,7 @@ def _fused(
     )  # fmt: skip
 
 
-def _direction(config: ElementConfig, gradient: Tensor, state: State, step: int) -> Tensor:
+def _direction(config: OwnConfig, gradient: Tensor, state: State, step: int) -> Tensor:
     if state["exp_avg"].dtype == torch.uint8:
         N = torch.empty_like(gradient)
         kept = Adam8bitState(**state)

@@ -6,12 +6,12 @@ from torch import nn
 
 from model.errors import UserError
 from pretrain.config.checks import check_optimizer
-from pretrain.optim.adamw8bit import AdamW8bit
+from pretrain.optim.adamw import AdamW8bit
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
+from pretrain.optim.own_optimizer import OwnOptimizer
 from pretrain.optim.rules.fira import Fira
 from pretrain.optim.rules.galore import GaLore, GaLore8bit
-from pretrain.optim.sharded_optimizer import ShardedOptimizer
 
 SIZE = 80
 """Of a matrix: 6,400 elements, above what keeps fp32 moments under 8 bits."""
@@ -37,7 +37,7 @@ def train(model, optimizer, steps=6, micro_steps=1):
 
 
 def sharded(model, config, **options):
-    return ShardedOptimizer(list(model.named_parameters()), config, seed=0, **options)
+    return OwnOptimizer(list(model.named_parameters()), config, seed=0, **options)
 
 
 def test_with_fp32_moments_it_is_adamw():
@@ -114,7 +114,7 @@ def test_inside_of_the_backward_pass_it_moves_nothing_of_its_own(moments):
 def test_moments_of_the_embedding_and_the_head_can_be_wide():
     named = [(name, nn.Parameter(torch.zeros(64, 80))) for name in ("tok_embeddings.weight", "x.A", "lm_head.weight")]
     for choice, expected in (("same", torch.uint8), ("fp32", torch.float32)):
-        optimizer = ShardedOptimizer(named, AdamW8bit.Config(embedding_moments=choice), seed=0)
+        optimizer = OwnOptimizer(named, AdamW8bit.Config(embedding_moments=choice), seed=0)
         kinds = {name: tensor.dtype for name, _, tensor, _ in optimizer.tensors() if name.endswith("exp_avg")}
         assert kinds["x.A.exp_avg"] == torch.uint8
         assert {kinds["tok_embeddings.weight.exp_avg"], kinds["lm_head.weight.exp_avg"]} == {expected}
