@@ -6,7 +6,9 @@ would, and leaves the interpreter as it would. What decides something during an 
 `torchrun` is the real launcher, for the tests that need it.
 """
 
+import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -192,6 +194,9 @@ def _become(message: dict[str, Any], stdout: int, stderr: int, telling: int) -> 
 def _main() -> None:
     for name in TRAINING if os.environ["TRITON_INTERPRET"] == "0" else INTERPRETING:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what the imports made, in all later collections but the one at the end
+    atexit.register(gc.unfreeze)
     arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
     if arguments is None:
         return
