@@ -5,10 +5,11 @@ PyTorch. The environment variable SPARLOW_KERNELS overrides what `configure` was
 Triton's interpreter (TRITON_INTERPRET=1, set before anything imports triton), which is for tests: it is slow.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -29,6 +30,17 @@ def configure(backend: Backend) -> None:
     """Choose for this process; SPARLOW_KERNELS still wins."""
     global _configured
     _configured = backend
+
+
+@contextlib.contextmanager
+def configured(backend: Backend) -> Iterator[None]:
+    """Inside, the choice is `backend`, as `configure` makes it."""
+    before = _configured
+    configure(backend)
+    try:
+        yield
+    finally:
+        configure(before)
 
 
 def backend() -> Backend:

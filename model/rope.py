@@ -1,7 +1,5 @@
 """Rotary position encoding (arXiv 2104.09864) in the half-split layout of Hugging Face LLaMA weights."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -9,11 +7,10 @@ from torch.autograd.function import once_differentiable
 import kernels.liger as liger
 
 
-@lru_cache(maxsize=8)
 def rotary_tables(seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """cos and sin [2, T, E/2] of position * theta^(-2i/head_dim), computed in fp32 (fp64 for fp64) and cast.
 
-    Cached instead of kept as a buffer: a cast of the model would round a buffer, and sharding would have to skip it.
+    No buffer of a model: its cast would round a buffer, and sharding would have to skip it.
     """
     with torch.inference_mode(False), torch.no_grad():
         wide = torch.promote_types(dtype, torch.float32)

@@ -94,6 +94,7 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.checkpoint_every = checkpoint_every
+        self._tables: Tensor | None = None
         self.tok_embeddings = Embedding(config.vocab_size, config.dim, "tok_embeddings", config.init_std)
         self.layers = nn.ModuleList(TransformerBlock(config, linear, f"layers.{i}") for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -104,11 +105,8 @@ class Transformer(nn.Module):
 
         Targets are the next tokens; -100 marks positions that do not count.
         """
-        config, seq_len = self.config, tokens.shape[1]
-        tables = rotary_tables(
-            config.max_seq_len, config.head_width, config.rope_theta, tokens.device, self.compute_dtype
-        )
-        rope = tables[:, :seq_len]
+        config = self.config
+        rope = self._rotary_tables(tokens.device)[:, : tokens.shape[1]]
         x = self.tok_embeddings(tokens).to(self.compute_dtype)  # [B, T, D]
         for i, layer in enumerate(self.layers):
             if self.training and self.checkpoint_every and i % self.checkpoint_every == 0:
@@ -117,3 +115,11 @@ class Transformer(nn.Module):
                 x = layer(x, rope)
         tied_weight = self.tok_embeddings.weight if config.tie_embeddings else None
         return self.lm_head(self.norm(x), targets, tied_weight)
+
+    def _rotary_tables(self, device: torch.device) -> Tensor:
+        """Made on first use and kept."""
+        tables, dtype, config = self._tables, self.compute_dtype, self.config
+        if tables is None or tables.device != device or tables.dtype != dtype:
+            tables = rotary_tables(config.max_seq_len, config.head_width, config.rope_theta, device, dtype)
+            self._tables = tables
+        return tables

@@ -1,4 +1,4 @@
-"""Memory of the real engine at ZeRO stages 1 to 3, beside the plan: every live tensor of two steps on a CPU.
+"""Memory of the real engine, beside the plan: every live tensor of two steps on a CPU.
 
 Driven by tests/pretrain/memory_plan/test_zero_truth.py, and run by it under torchrun. Arguments: a folder, then one set
 of overrides per engine, each joined by commas; `RANK.json` in the folder gets the phases of each.
@@ -8,6 +8,8 @@ import contextlib
 import gc
 import json
 import sys
+import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,22 @@ import torch
 from deepspeed.comm.torch import TorchBackend
 from deepspeed.runtime.comm import coalesced_collectives
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pretrain.engine.base as engine_module
+from model.build import shape_of_model
 from pretrain.config import load_config
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.build import build_engine
 from pretrain.engine.deepspeed import deepspeed_settings
-from pretrain.loop.build import build
+from pretrain.engine.kernel_choices import apply, decide
+from pretrain.loop.build import build, computed_in
 from pretrain.machine import distributed
 from pretrain.machine.distributed import World
-from pretrain.memory_plan import element, offload, zero
+from pretrain.memory_plan import observe, offload, zero
 from pretrain.memory_plan.memory import MemoryPlan, plan_memory
-from tests.fake_step import Trace
 
 CONFIG = Path(__file__).parents[1] / "configs" / "llama_60m_dense.toml"
 
@@ -55,18 +59,62 @@ Phases = dict[str, tuple[int, dict[str, int]]]
 """(total, by item) of the worst moment of forward, backward and update."""
 
 
-class RealTrace(Trace):
-    """Of tensors that have values."""
+class RealTrace(TorchDispatchMode):
+    """Bytes of live storages by item, and the worst moment of each phase, of tensors that have values."""
 
     paused = False
     """While gloo sends: it copies what NCCL does not, and its threads let go of tensors when they like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = "build"
+        self.total = 0
+        self.items: Counter[str] = Counter()
+        self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
+        self._live: dict[int, tuple[str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and not self.paused:
-                self._see(tensor, "working")
+                sparse = tensor.layout == torch.sparse_csr
+                for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()) if sparse else (tensor,):
+                    self._see(part)
         return out
+
+    def mark(self, tensors: Iterable[Tensor], item: str) -> None:
+        """These are `item`."""
+        for tensor in tensors:
+            self._see(tensor)
+            key = tensor.untyped_storage()._cdata
+            old, size = self._live[key]
+            self._live[key] = (item, size)
+            self.items[old] -= size
+            self.items[item] += size
+
+    def begin(self, phase: str) -> None:
+        self.phase = phase
+        self.peaks[phase] = max(self.peaks.get(phase, (0, {})), (self.total, dict(self.items)), key=lambda p: p[0])
+
+    def forget(self) -> None:
+        self.peaks.clear()
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._live:
+            return
+        self._live[key] = ("working", size)
+        self.items["working"] += size
+        self.total += size
+        weakref.finalize(storage, self._free, key)
+        if self.total > self.peaks.get(self.phase, (0,))[0]:
+            self.peaks[self.phase] = (self.total, dict(self.items))
+
+    def _free(self, key: int) -> None:
+        item, size = self._live.pop(key)
+        self.items[item] -= size
+        self.total -= size
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -80,7 +128,7 @@ class RealTrace(Trace):
         """Mark what has no name yet: a gradient may lie in a bucket."""
         for tensor in tensors:
             if tensor is not None and tensor.numel():
-                self._see(tensor, "working")
+                self._see(tensor)
                 if self._live[tensor.untyped_storage()._cdata][0] == "working":
                     self.mark([tensor], item)
 
@@ -104,7 +152,7 @@ def small_messages() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(engine_module, "deepspeed_settings", settings))
-        for module in (zero, offload, element):
+        for module in (zero, offload, observe):
             for name in SIZES.keys() & vars(module).keys():
                 stack.enter_context(mock.patch.object(module, name, SIZES[name]))
         yield
@@ -116,8 +164,11 @@ def configuration(overrides: Iterable[str], world_size: int) -> Config:
 
 
 def planned(overrides: Iterable[str], world_size: int) -> MemoryPlan:
+    config = configuration(overrides, world_size)
+    shape = shape_of_model(config.model, config.linear, computed_in(config))
+    kernels = decide(shape, config, {}, config.train.global_batch_size // world_size, torch.device("cpu"))
     with small_messages():
-        return plan_memory(configuration(overrides, world_size), world_size, cuda=False)
+        return plan_memory(config, world_size, cuda=False, kernels=kernels)
 
 
 def measured(overrides: Iterable[str], world: World) -> Phases:
@@ -127,14 +178,17 @@ def measured(overrides: Iterable[str], world: World) -> Phases:
     size = (config.train.micro_batch_size, config.train.seq_len)
     trace = RealTrace()
     with small_messages(), trace:
-        engine = build_engine(build(config, world.device), config, world, 2)
+        model = build(config, world.device)
+        micro_steps = config.train.global_batch_size // world.size
+        apply(model, decide(model, config, {}, micro_steps, world.device))
+        engine = build_engine(model, config, world, micro_steps)
         with _phases(trace, engine):
             for _ in range(2):
                 gc.collect()
                 _mark(trace, engine)
                 trace.forget()
                 engine.begin(1e-3)
-                for _ in range(2):
+                for _ in range(micro_steps):
                     trace.begin("forward")
                     tokens, targets = (torch.randint(config.model.vocab_size, size, generator=random) for _ in "ab")
                     engine.micro_step(Batch(tokens, targets), config.train.global_batch_size * config.train.seq_len)
@@ -149,6 +203,8 @@ def measured(overrides: Iterable[str], world: World) -> Phases:
 
 def _mark(trace: RealTrace, engine: Any) -> None:
     """Name what there is between two micro-steps."""
+    if engine.stage == 0:
+        return
     optimizer, inner = engine.deepspeed.optimizer, engine.deepspeed.basic_optimizer
     parameters = list(engine.model.parameters())
     trace.mark_new((getattr(p, "ds_tensor", p).data for p in parameters), "weights")

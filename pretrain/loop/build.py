@@ -21,16 +21,26 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
         raise UserError(str(error)) from None
     if compute_dtype is None:
         assert config.train.dtype != "auto"
-        compute_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
-    weights = config.optimizer.weights
-    half = weights.startswith("bf16") or (weights == "int8" and config.train.dtype == "bf16")
+        compute_dtype = computed_in(config)
     return build_model(
         config.model,
         config.linear,
         seed=config.run.seed,
         device=device,
-        param_dtype=torch.bfloat16 if half else torch.float32,
+        param_dtype=stored_in(config),
         compute_dtype=compute_dtype,
         checkpoint_every=config.train.checkpoint_every_layers,
-        int8=weights == "int8",
+        int8=config.optimizer.weights == "int8",
     )
+
+
+def computed_in(config: Config) -> torch.dtype:
+    """The dtype of activations and products; bf16 where that is still open."""
+    return torch.float32 if config.train.dtype == "fp32" else torch.bfloat16
+
+
+def stored_in(config: Config) -> torch.dtype:
+    """The dtype of the parameters as the model is built; under ZeRO, DeepSpeed casts them to `computed_in`."""
+    weights = config.optimizer.weights
+    half = weights.startswith("bf16") or (weights == "int8" and computed_in(config) == torch.bfloat16)
+    return torch.bfloat16 if half else torch.float32

@@ -4,7 +4,7 @@ import re
 
 from model.errors import UserError
 from pretrain.config.schema import Config
-from pretrain.memory_plan.memory import MemoryPlan, plan_memory
+from pretrain.memory_plan.memory import at_least, plan_memory
 
 GIB = 1024**3
 
@@ -34,19 +34,24 @@ def reserve(total: int, lost: float = FRAGMENTATION) -> int:
 
 def fits(config: Config, world_size: int, card_bytes: int) -> bool:
     """Whether the run's peak and its reserve fit the card, with kernels chosen as they would be there."""
-    return _needed(config, plan_memory(config, world_size, card_bytes=card_bytes)) <= card_bytes
+    return _needed(config, plan_memory(config, world_size, card_bytes=card_bytes).total) <= card_bytes
+
+
+def may_fit(config: Config, world_size: int, card_bytes: int) -> bool:
+    """Whether `fits` is worth asking."""
+    return _needed(config, at_least(config, world_size, card_bytes)) <= card_bytes
 
 
 def fitting(config: Config, world_size: int) -> dict[int, bool]:
     """`fits` of every size in CARDS, in GiB. A card decides only how long a built W and its gradient are kept."""
     if config.linear.name == "sparse_low_rank":
         return {size: fits(config, world_size, size * GIB) for size in CARDS}
-    needed = _needed(config, plan_memory(config, world_size))
+    needed = _needed(config, plan_memory(config, world_size).total)
     return {size: needed <= size * GIB for size in CARDS}
 
 
-def _needed(config: Config, plan: MemoryPlan) -> int:
-    return plan.total + reserve(plan.total, fragmentation(config))
+def _needed(config: Config, total: int) -> int:
+    return total + reserve(total, fragmentation(config))
 
 
 def parse_memory(text: str) -> int:

@@ -1,5 +1,6 @@
 """What to change so that a run fits a GPU."""
 
+import json
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -8,13 +9,16 @@ from pydantic import ValidationError
 
 from model.errors import UserError
 from pretrain.config.schema import Config
-from pretrain.memory_plan.cards import fits
+from pretrain.memory_plan.cards import fits, may_fit
 from pretrain.optim import OPTIMIZERS
 from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.rules import PRESETS
 
 MOST = 3
 """Proposals."""
+
+BATCH = "train.micro_batch_size"
+BATCHES = (BATCH, "train.global_batch_size")
 
 Change = dict[str, Any]
 """Values by dotted key; "--world-size" is the number of processes."""
@@ -25,17 +29,30 @@ def proposals(config: Config, world_size: int, card_bytes: int) -> list[Change]:
 
     The order is a judgement, not a measurement: what leaves the arithmetic alone comes before what adds work, that
     before what adds processes, and another optimizer or rounding, which changes what is trained, comes last. Each
-    proposal is a valid configuration.
+    proposal is a valid configuration. Few are planned: where the least that a change needs is too much, with the
+    smallest micro-batch, it is left at that.
     """
     found: list[Change] = []
     levers = list(_levers(config, world_size))
+    smallest = min((change.get(BATCH, 1 << 62) for change in levers), default=0)
+    hopeful: dict[str, bool] = {}
+
+    def may(change: Change) -> bool:
+        key = json.dumps(change)
+        if key not in hopeful:
+            changed = _changed(config, change)
+            hopeful[key] = changed is not None and may_fit(changed, change.get("--world-size", world_size), card_bytes)
+        return hopeful[key]
+
     for changes in (levers, [one | other for one, other in combinations(levers, 2) if _agree(one, other)]):
         for change in changes:
             if len(found) == MOST:
                 return found
             if any(set(earlier) <= set(change) for earlier in found):  # the same, and more of it
                 continue
-            changed = _changed(config, change)
+            if not may(change | {key: smallest for key in BATCHES if key in change and BATCH in change}):
+                continue
+            changed = _changed(config, change) if may(change) else None
             if changed is not None and fits(changed, change.get("--world-size", world_size), card_bytes):
                 found.append(change)
     return found

@@ -1,25 +1,23 @@
 """The peak of a run's memory in one process, and what it is made of."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from kernels.sparse_low_rank_linear.choice import Choice
 from model.build import shape_of_model
-from model.linear.int8 import Int8Linear
+from model.config import ModelConfig
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.engine.kernel_choices import recorded
-from pretrain.memory_plan.choices import choices
-from pretrain.memory_plan.element import element_memory
-from pretrain.memory_plan.ledger import Ledger, Moment, Phase
-from pretrain.memory_plan.matrix import MatrixMemory
-from pretrain.memory_plan.setting import Setting
-from pretrain.memory_plan.sharded import ShardedMemory
-from pretrain.memory_plan.update import Update
-from pretrain.memory_plan.walk import Model
-from pretrain.optim.config import MatrixConfig, OwnConfig
+from pretrain.engine.kernel_choices import choosing_linears, how_long, shape_name
+from pretrain.loop.build import computed_in
+from pretrain.memory_plan.ledger import Moment, Phase
+from pretrain.memory_plan.observe import Observation, observe
+from pretrain.memory_plan.rest import at_rest, with_layers
 
 
 @dataclass(frozen=True)
@@ -83,52 +81,79 @@ def plan_stage(
     kernels: dict[str, Any] | None = None,
 ) -> MemoryPlan:
     """The same of one stage, whose configuration `config` is."""
-    # The rest of a model with 8-bit linears is in the precision of the computation.
-    compute = 4 if config.train.dtype == "fp32" else 2
-    sharded = config.parallel.zero_stage > 0
-    narrow = config.optimizer.weights != "fp32_master" or sharded
-    dtype = torch.bfloat16 if compute == 2 else torch.float32
-    int8 = config.optimizer.weights == "int8"
-    shape = shape_of_model(config.model, config.linear, dtype, config.train.checkpoint_every_layers, int8)
-    shape = shape.to(dtype if narrow else torch.float32)
-    setting = Setting(
-        config.model,
-        config.train.micro_batch_size,
-        config.train.seq_len,
-        compute=compute,
-        param=compute if narrow else 4,
-        cuda=cuda,
-        liger=cuda and config.kernels.backend != "torch",
-        checkpoint_every=config.train.checkpoint_every_layers,
-        int8=int8,
-    )
-    micro_steps = max(1, config.train.global_batch_size // (config.train.micro_batch_size * world_size))
-    update: Update
-    clips = config.train.grad_clip > 0
-    if isinstance(config.optimizer, MatrixConfig):
-        update = MatrixMemory(config.optimizer, shape, setting, world_size, clips)
-    elif isinstance(config.optimizer, OwnConfig):
-        update = ShardedMemory(config.optimizer, shape, setting, world_size, clips)
+    record = kernels if kernels and kernels.get("shapes") else _kernels(config, world_size, cuda, card_bytes)
+    observed = _observed(_Case.of(config, world_size, cuda, record))
+    return MemoryPlan(observed.phases, config.model.n_layers, observed.host, record)
+
+
+def at_least(config: Config, world_size: int, card_bytes: int) -> int:
+    """Bytes that a plan on GPUs cannot be below, found at a fraction of its cost.
+
+    At stage 0 each moment of a step is linear in the number of layers, so the worst one is convex, and the line through
+    the worst moments of two shallow models lies below that of a deep one. Refreshes, of which each step has its share
+    in whole matrices, are left out.
+    """
+    most = 0
+    for stage in config.stages:
+        whole, every = stage.config, max(1, stage.config.train.checkpoint_every_layers)
+        n, one, two = whole.model.n_layers, 2 * every, 3 * every
+        if whole.parallel.zero_stage > 0 or world_size > 1 or n <= two or n % every:
+            most = max(most, at_rest(whole, world_size, True))
+            continue
+        record = _kernels(whole, world_size, True, card_bytes)
+        cases = [_Case.of(with_layers(whole, k), world_size, True, record, refreshes=False) for k in (one, two)]
+        below, above = (_observed(case).phases for case in cases)
+        slopes = {phase: (above[phase].total - below[phase].total) / (two - one) for phase in below}
+        most = max(most, *(int(below[phase].total + (n - one) * slope) for phase, slope in slopes.items()))
+    return most
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What decides a step's memory; other parts of a configuration do not."""
+
+    parts: tuple[Any, ...]
+    world_size: int
+    cuda: bool
+    refreshes: bool
+    record: str
+    config: Config = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, config: Config, world_size: int, cuda: bool, record: dict[str, Any], refreshes: bool = True) -> "_Case":
+        optimizer = config.optimizer.model_copy(update={"lr": 1.0})
+        parts = (config.model, config.linear, optimizer, config.train, config.parallel, config.kernels.backend)
+        return cls(parts, world_size, cuda, refreshes, json.dumps(record), config)
+
+
+@lru_cache(maxsize=256)
+def _observed(case: _Case) -> Observation:
+    return observe(case.config, case.world_size, case.cuda, json.loads(case.record), case.refreshes)
+
+
+@lru_cache(maxsize=64)
+def _shape_of(model: ModelConfig, linear: Any, compute: torch.dtype, every: int) -> tuple[Transformer, Any]:
+    """The model on meta, and those of its linears that choose how they compute; to be read only."""
+    shape = shape_of_model(model, linear, compute, every)
+    return shape, choosing_linears(shape)
+
+
+def _kernels(config: Config, world_size: int, cuda: bool, card_bytes: int) -> dict[str, Any]:
+    """The record of what a run's linears would choose (`pretrain.engine.kernel_choices.decide`) on the card.
+
+    Where W is built in one kernel or two makes no difference here, and neither does a choice by measurements: the CSR
+    path is planned where the configuration names it.
+    """
+    every = config.train.checkpoint_every_layers
+    shape, linears = _shape_of(config.model, config.linear, computed_in(config), every)
+    if not linears:
+        return {}
+    if config.kernels.path == "csr":
+        choice = Choice(path="csr")
     else:
-        update = element_memory(config, shape, setting, world_size)
-    free = max(0, card_bytes - update.before)
-    record = choices(config, shape, cuda, micro_steps, free, kernels)
-    setting = replace(setting, choice=recorded(record))
-    model, ledger = Model(config.linear, setting), Ledger()
-    update.begin(ledger)
-    ledger.take("support", support_bytes(shape) + model.derived())
-    ledger.take("activations", model.tables)
-    ledger.take("kept_weights", model.scratch())
-    gradients = update.gradients(ledger)
-    for micro_step in range(min(2, micro_steps)):
-        gradients.last_micro_step = micro_step == min(2, micro_steps) - 1
-        ledger.take("kept_weights", 0 if micro_step else model.kept())
-        model.micro_step(ledger, gradients)
-    update.update(ledger, gradients)
-    return MemoryPlan(ledger.peaks, config.model.n_layers, update.host, record)
-
-
-def support_bytes(shape: Transformer) -> int:
-    """Buffers, but for codes, which are weights."""
-    modules = (module for module in shape.modules() if not isinstance(module, Int8Linear))
-    return sum(buffer.nbytes for module in modules for buffer in module.buffers(recurse=False))
+        micro_steps = max(1, config.train.global_batch_size // (config.train.micro_batch_size * world_size))
+        free = max(0, card_bytes - at_rest(config, world_size, cuda)) if card_bytes else 0
+        keep, accumulate = how_long(linears, shape, config, micro_steps, free)
+        choice = Choice(keep=keep, accumulate=accumulate)
+    shapes = {shape_name(linear): choice.to_json() for linear in linears}
+    return {"device": "cuda" if cuda else "cpu", "shapes": shapes}

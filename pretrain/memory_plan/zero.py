@@ -12,11 +12,9 @@ one micro-step, stage 0 in several processes, and stage 1 in bf16 with weight de
 whose two groups are copied into one message on top.
 """
 
-from model.transformer import Transformer
-from pretrain.memory_plan.gradients import Gradients
+from collections.abc import Sequence
+
 from pretrain.memory_plan.ledger import Ledger
-from pretrain.memory_plan.setting import Setting
-from pretrain.memory_plan.update import Update
 
 BUCKET = 500_000_000
 """Numbers in one message (reduce_bucket_size, and the engine's own at stage 0)."""
@@ -31,27 +29,30 @@ NORM_PART = 250_000_000
 """Numbers whose norm stage 3 takes at once, in fp64, where the state is in host memory."""
 
 
-class Sharded(Update):
-    """Of one of `world_size` ranks, at stage 1 to 3: the one that has most."""
+class Sharded:
+    """What the rank of `world_size` that has most keeps at stage 1 to 3, of parameters of `numels` numbers of `stored`
+    bytes each."""
 
-    def __init__(self, stage: int, shape: Transformer, setting: Setting, world_size: int):
-        numels = [p.numel() for p in shape.parameters()]
-        self.stage, self.setting, self.world_size = stage, setting, world_size
+    host = 0
+    """Bytes that are in the host's memory instead; no item of the ledger."""
+
+    def __init__(self, stage: int, numels: Sequence[int], stored: int, world_size: int):
+        self.stage, self.stored, self.world_size = stage, stored, world_size
         self.numel, self.largest = sum(numels), max(numels)
         self.share = -(-self.numel // world_size)
         self.sub_group = _largest_sub_group([-(-n // world_size) for n in numels])
-        self.whole_sums = stage == 1 and setting.param == 2
+        self.whole_sums = stage == 1 and stored == 2
         """Whether gradients of all parameters are summed in fp32."""
 
     @property
     def narrow(self) -> bool:
         """Whether messages are in bf16."""
-        return self.setting.param == 2
+        return self.stored == 2
 
     @property
     def bucket(self) -> int:
         """Bytes of the bucket that a backward pass takes."""
-        return 0 if self.stage == 3 else BUCKET * self.setting.param
+        return 0 if self.stage == 3 else BUCKET * self.stored
 
     @property
     def sums(self) -> int:
@@ -65,11 +66,13 @@ class Sharded(Update):
 
     @property
     def before(self) -> int:
+        """Bytes before the first step: weights and all state."""
         stored = self.share if self.stage == 3 else self.numel
-        return stored * self.setting.param + 12 * self.share
+        return stored * self.stored + 12 * self.share
 
     def begin(self, ledger: Ledger) -> None:
-        b = self.setting.param
+        """Take them."""
+        b = self.stored
         ledger.take("weights", (self.share if self.stage == 3 else self.numel) * b)
         ledger.take("masters", 4 * self.share)
         ledger.take("moments", 8 * self.share)
@@ -79,15 +82,16 @@ class Sharded(Update):
             ledger.take("accumulators", 4 * self.share)
             ledger.take("reduction", BUCKET * b)
 
-    def gradients(self, ledger: Ledger) -> Gradients:
+    def gradients(self, ledger: Ledger) -> "Gradients":
+        """Where gradients go."""
         if self.whole_sums:
-            return Gradients(ledger, self.setting.param)
+            return Gradients(ledger, self.stored)
         return Late(ledger, self) if self.stage == 1 else Bucketed(ledger, self)
 
     def message(self, sent: int, filled: list[int]) -> int:
         """Bytes of the copy that the bucket is sent from, with parameters of these sizes in it and `sent` numbers sent
         before, and of the largest rank's part that is added to the sums."""
-        b, numel = self.setting.param, sum(filled)
+        b, numel = self.stored, sum(filled)
         if self.stage == 3:
             return numel * b + (self.received(numel) if self.narrow else 0)
         if self.narrow:
@@ -104,7 +108,8 @@ class Sharded(Update):
     def take_in(self, ledger: Ledger, largest: int, last_micro_step: bool) -> None:
         """What a rank's part of a message takes, in which the largest parameter has `largest` numbers."""
 
-    def update(self, ledger: Ledger, gradients: Gradients) -> None:
+    def update(self, ledger: Ledger, gradients: "Gradients") -> None:
+        """After the last micro-step: enter the phase, take and free."""
         if self.whole_sums:
             ledger.touch(2 * self.numel, "reduction")
         ledger.begin("update")
@@ -116,16 +121,47 @@ class Sharded(Update):
         gradients.clear()
 
 
+class Gradients:
+    """Kept on the parameter until the update, summed over micro-steps."""
+
+    def __init__(self, ledger: Ledger, stored: int):
+        self.ledger, self.stored = ledger, stored
+        self.last_micro_step = True
+        """Whether the present backward pass ends the step."""
+        self._held: dict[str, int] = {}
+
+    def begin_forward(self) -> None:
+        """Begin a micro-step."""
+
+    def end_backward(self) -> None:
+        """End a micro-step."""
+
+    def receive(self, name: str, numel: int) -> None:
+        """A fresh gradient of `numel` numbers in the parameter's precision; added in place to one that is there."""
+        size = numel * self.stored
+        if name in self._held:
+            self.ledger.touch(size, "gradients")
+        else:
+            self.ledger.take("gradients", size)
+            self._held[name] = size
+
+    def clear(self) -> None:
+        """Let go of all gradients."""
+        for size in self._held.values():
+            self.ledger.free("gradients", size)
+        self._held.clear()
+
+
 class Bucketed(Gradients):
     """Copied into the bucket as soon as they are there; a full one is sent."""
 
     def __init__(self, ledger: Ledger, optimizer: Sharded):
-        super().__init__(ledger, optimizer.setting.param)
+        super().__init__(ledger, optimizer.stored)
         self.optimizer = optimizer
         self._open = self._summing = False
         self._passes = self._sent = self._copied = 0
         self._filled: list[int] = []
-        gathered = min(MOST_GATHERED, optimizer.numel) * optimizer.setting.param
+        gathered = min(MOST_GATHERED, optimizer.numel) * optimizer.stored
         self._gathered = gathered if optimizer.stage == 3 and optimizer.world_size > 1 else 0
 
     def begin_forward(self) -> None:
@@ -140,7 +176,7 @@ class Bucketed(Gradients):
         self.ledger.free("weights", self._gathered)
 
     def receive(self, name: str, numel: int) -> None:
-        with self.ledger.during(numel * self.param, "gradients"):
+        with self.ledger.during(numel * self.stored, "gradients"):
             self.open_bucket()
             self.fill(numel)
 

@@ -33,7 +33,7 @@ class Exchange:
         """Each tensor on its owner becomes the mean over all ranks; elsewhere its contents are lost."""
         for owner, bucket, flat in self._buckets(tensors, self.wire):
             self.reduced_bytes += flat.nbytes if count else 0
-            dist.reduce(flat, dst=owner)
+            self._reduce(flat, owner)
             if owner == self.rank:
                 self._unpack_mean(flat, bucket)
 
@@ -41,21 +41,30 @@ class Exchange:
         """Each tensor becomes the mean over all ranks, on all of them."""
         for _, bucket, flat in self._buckets(((0, tensor) for tensor in tensors), self.wire):
             self.reduced_bytes += flat.nbytes
-            dist.all_reduce(flat)
+            self._sum(flat)
             self._unpack_mean(flat, bucket)
 
     def send(self, tensors: Iterable[Owned]) -> None:
         """Each tensor gets its owner's contents on every rank."""
         for owner, bucket, flat in self._buckets(tensors):
-            dist.broadcast(flat, src=owner)
+            self._broadcast(flat, owner)
             if owner != self.rank:
                 _unpack(flat, bucket)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a small tensor over all ranks."""
         if self.size > 1:
-            dist.all_reduce(value)
+            self._sum(value)
         return value
+
+    def _reduce(self, flat: Tensor, owner: int) -> None:
+        dist.reduce(flat, dst=owner)
+
+    def _sum(self, flat: Tensor) -> None:
+        dist.all_reduce(flat)
+
+    def _broadcast(self, flat: Tensor, owner: int) -> None:
+        dist.broadcast(flat, src=owner)
 
     def _unpack_mean(self, flat: Tensor, bucket: list[Tensor]) -> None:
         _unpack(flat, bucket)

@@ -135,7 +135,6 @@ def test_rope_gradient():
 
 
 def test_rope_tables_made_in_inference_mode_serve_training_later():
-    rotary_tables.cache_clear()
     model, (tokens, targets) = build(), batch()
     with torch.inference_mode():
         model(tokens)

@@ -1,0 +1,50 @@
+"""The plan against real tensors: every live one of two steps of the real engine, on a CPU at a small size.
+
+At ZeRO stage 0, where the optimizer is Sparlow's or PyTorch's. What ZeRO does is in test_zero_truth.py.
+"""
+
+import pytest
+from zero_steps import measured, planned
+
+from pretrain.machine import distributed
+
+TOTAL = 0.01
+"""Tolerance of a phase's worst moment."""
+
+STAGE = ["--parallel.zero_stage=0"]
+
+SPARSE = ["--linear.name=sparse_low_rank", "--linear.rank=32", "--linear.density=0.03"]
+
+PER_LAYER = ["--optimizer.update=per_layer", "--train.grad_clip=0.0", "--train.global_batch_size=1"]
+
+
+def optimizer(name: str, *overrides: str) -> list[str]:
+    return [f"--optimizer.name={name}", *(f"--optimizer.{override}" for override in overrides)]
+
+
+KINDS = {
+    "adamw": [],
+    "bf16": ["--train.dtype=bf16", "--optimizer.weights=bf16"],
+    "masters": ["--train.dtype=bf16"],
+    "recomputed": ["--train.checkpoint_every_layers=2"],
+    "grouped and tied": ["--model.n_kv_heads=2", "--model.tie_embeddings=true"],
+    "low rank": ["--linear.name=low_rank", "--linear.rank=32"],
+    "sparse": SPARSE,
+    "sparse, kept": [*SPARSE, "--kernels.keep_weight=step", "--kernels.sum_gradients=dense"],
+    "8 bits": optimizer("adamw8bit"),
+    "8 bits, per layer": [*optimizer("adamw8bit", "weights=bf16_stochastic"), "--train.dtype=bf16", *PER_LAYER],
+    "galore": optimizer("galore_adamw", "rank=64"),
+    "q_galore": [*optimizer("q_galore", "rank=64"), "--train.dtype=bf16"],
+    "q_galore, per layer": [*optimizer("q_galore", "rank=64"), "--train.dtype=bf16", *PER_LAYER],
+    "fira": optimizer("fira", "rank=64"),
+    "apollo": optimizer("apollo", "rank=64"),
+    "muon": optimizer("muon"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plan(kind: str) -> None:
+    overrides = [*STAGE, "--train.dtype=fp32", *KINDS[kind]]
+    plan, real = planned(overrides, 1), measured(overrides, distributed.start())
+    for phase, moment in plan.phases.items():
+        assert moment.total == pytest.approx(real[phase][0], rel=TOTAL), phase
