@@ -20,7 +20,7 @@ from pretrain.memory_plan import memory
 from pretrain.memory_plan.ledger import Ledger
 from pretrain.memory_plan.memory import at_least, plan_memory
 from pretrain.memory_plan.trace import tracing
-from pretrain.optim.rules import RULES
+from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.galore import GaLore
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -85,7 +85,7 @@ class Greedy(GaLore):
 def test_a_new_rule_needs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load("llama_60m_galore", *SMALL)
     galore = plan_memory(config).phases["update"]
-    monkeypatch.setitem(RULES, "galore", Greedy)
+    monkeypatch.setitem(PRESETS, "galore_adamw", Greedy)
     memory._observed.cache_clear()
     greedy = plan_memory(config).phases["update"]
     memory._observed.cache_clear()
