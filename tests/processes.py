@@ -6,9 +6,7 @@ would, and leaves the interpreter as it would. What decides something during an 
 `torchrun` is the real launcher, for the tests that need it.
 """
 
-import atexit
 import functools
-import gc
 import importlib
 import json
 import os
@@ -25,7 +23,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from support import ROOT, freeze_imports
+
 WIDTH = 16
 """Digits of a number that a process is told by."""
 WORLD = str(Path(__file__).with_name("world.py"))
@@ -194,9 +193,7 @@ def _become(message: dict[str, Any], stdout: int, stderr: int, telling: int) -> 
 def _main() -> None:
     for name in TRAINING if os.environ["TRITON_INTERPRET"] == "0" else INTERPRETING:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # what the imports made, in all later collections but the one at the end
-    atexit.register(gc.unfreeze)
+    freeze_imports()
     arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
     if arguments is None:
         return

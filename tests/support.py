@@ -1,5 +1,6 @@
 """What several tests of runs share: starting one here, and comparing what it left."""
 
+import atexit
 import functools
 import gc
 import json
@@ -64,6 +65,7 @@ def freeze_imports() -> None:
     """Leave what there is by now out of all later collections: each run makes some, half the cost of a tiny one."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or extension modules complain of leaks
 
 
 def train_here(path: Path, *overrides: str, start: "Start | None" = None) -> int:
