@@ -203,7 +203,7 @@ def measured(overrides: Iterable[str], world: World) -> Phases:
 
 def _mark(trace: RealTrace, engine: Any) -> None:
     """Name what there is between two micro-steps."""
-    if engine.stage == 0:
+    if not getattr(engine, "zero_stage", 0):
         return
     optimizer, inner = engine.deepspeed.optimizer, engine.deepspeed.basic_optimizer
     parameters = list(engine.model.parameters())
