@@ -21,8 +21,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether the functions below take `tensor`. Imports nothing."""
-    return tensor.is_cuda and tensor.dtype in DTYPES and backend() != "torch" and _installed()
+    """Whether the functions below take `tensor`. Imports nothing.
+
+    Tensors without data (device meta) that pass for a GPU's need no Liger Kernel: they get its outputs' memory.
+    """
+    if not tensor.is_cuda or tensor.dtype not in DTYPES or backend() == "torch":
+        return False
+    return _installed() or tensor.is_meta
 
 
 @cache
@@ -43,6 +48,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):
+        if gate.is_meta:
+            ctx.save_for_backward(gate, up)
+            return torch.empty_like(gate)
         from liger_kernel.ops.swiglu import swiglu_forward
 
         ctx.save_for_backward(gate, up)
@@ -51,6 +59,9 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if grad.is_meta:
+            grad.contiguous()
+            return ctx.saved_tensors
         from liger_kernel.ops.swiglu import swiglu_backward
 
         gate, up = ctx.saved_tensors
@@ -88,9 +99,12 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        if q.is_meta:
+            increment_version((q, k))
+            return q.view_as(q), k.view_as(k)
         from liger_kernel.ops.rope import rope_forward
 
-        ctx.save_for_backward(cos, sin)
         turned_q, turned_k, *_ = rope_forward(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
         increment_version((q, k))
         return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
@@ -98,6 +112,8 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_q, grad_k):
+        if grad_q.is_meta:
+            return grad_q, grad_k, None, None
         from liger_kernel.ops.rope import rope_backward
 
         cos, sin = ctx.saved_tensors

@@ -125,6 +125,7 @@ class _Step:
             self._name_what_is_kept()
             if isinstance(optimizer, OwnOptimizer):
                 optimizer.unhook()
+        del self.model  # its parameters hold this step by their hooks: what linears share shall not outlive it
         return Observation(ledger.moments(), sum(pinned(size) for size in ledger.alive("host")))
 
     def _stored(self) -> int:

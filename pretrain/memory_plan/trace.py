@@ -5,6 +5,7 @@ threads compute on.
 """
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
@@ -199,8 +200,21 @@ def _tolist(tensor: Tensor) -> Any:
 def tracing(ledger: Ledger, cuda: bool, backend: Backend = "auto") -> Iterator[Trace]:
     """Inside, there is no data, and memory goes into `ledger`, by the paths of a CPU or a GPU with these kernels."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_no_collections())
         stack.enter_context(configured(backend))
         if cuda:
             stack.enter_context(gpu.launches_left_out())
         stack.enter_context(Paths(ledger, cuda))
         yield stack.enter_context(Trace(ledger))
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Inside, memory goes when its last user does: collections at odd moments take time, and would change the count."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -14,7 +14,7 @@ from model.linear import Dense
 from model.rope import apply_rope
 
 CONFIG = ModelConfig(dim=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=37, vocab_size=50, max_seq_len=16)
-ON_A_GPU = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+ON_A_GPU = SimpleNamespace(is_cuda=True, is_meta=False, dtype=torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)

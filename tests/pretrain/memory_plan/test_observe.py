@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import triton.runtime.jit
 from torch import Tensor, nn
 
+import kernels.liger as liger
+import model.linear.int8 as int8
 from model.linear import LINEARS
 from model.linear.dense import Dense
 from model.rope import rotary_tables
@@ -129,7 +131,12 @@ def test_a_plan_leaves_nothing_behind() -> None:
     config = load("llama_7b_12gb_apollo_mini", "--model.n_layers=1", "--train.seq_len=64")
     gc.collect()
     before = sum(issubclass(type(thing), nn.Module) for thing in gc.get_objects())
-    first = plan_memory(config).total
+    gc.disable()
+    try:
+        first = plan_memory(config).total
+        assert not any(device.type == "meta" for _, device in int8._scratch)
+    finally:
+        gc.enable()
     memory._observed.cache_clear()
     assert plan_memory(config).total == first
     memory._shape_of.cache_clear()
@@ -145,6 +152,15 @@ def test_the_least_of_a_plan_is_just_below_it(name: str) -> None:
     config = load(name)
     total = plan_memory(config).total
     assert 0.85 * total <= at_least(config, 1, 0) <= total
+
+
+def test_a_gpus_plan_needs_no_liger_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load("llama_60m_dense", *SMALL)
+    memory._observed.cache_clear()
+    there = plan_memory(config).total
+    monkeypatch.setattr(liger, "_installed", lambda: False)
+    memory._observed.cache_clear()
+    assert plan_memory(config).total == there < plan_memory(config, cuda=False).total
 
 
 def test_host_memory_is_not_the_devices() -> None:

@@ -3,15 +3,19 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.errors import UserError
 from pretrain.cli import main
 from pretrain.config import load_config
+from pretrain.config.schema import Config
+from pretrain.memory_plan import memory
 from pretrain.memory_plan.cards import CARDS, GIB, fits, fitting, parse_memory, reserve
 from pretrain.memory_plan.levers import _changed, proposals
 from pretrain.memory_plan.memory import plan_memory
+from pretrain.memory_plan.observe import Observation, observe
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
 
@@ -61,12 +65,23 @@ def test_time_at_a_given_utilisation(capsys: pytest.CaptureFixture[str]) -> None
         ("llama_7b_24gb_q_galore", 16),
     ],
 )
-def test_proposals_fit_and_are_valid(name: str, size: int) -> None:
+def test_proposals_fit_and_are_valid(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And take few plans of the whole model, which are what takes time."""
     path = next(path for path in CONFIGS if path.stem == name)
     config, card = load_config(str(path), []), size * GIB
     assert not fits(config, 1, card)
+    depths: list[int] = []
+
+    def counted(changed: Config, *arguments: Any) -> Observation:
+        depths.append(changed.model.n_layers)
+        return observe(changed, *arguments)
+
+    monkeypatch.setattr(memory, "observe", counted)
+    memory._observed.cache_clear()
     changes = proposals(config, 1, card)
     assert changes
+    assert depths.count(config.model.n_layers) <= 15
+    assert len(depths) <= 45
     for change in changes:
         changed = _changed(config, change)
         assert changed is not None
