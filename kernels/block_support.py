@@ -105,7 +105,7 @@ class BlockSupport:
         return BlockIndex(*self._derived[name])
 
     def padded(self, transposed: bool = False) -> tuple[Tensor, Tensor]:
-        """The same as two matrices (output blocks, most entries of one): places among the values, and input blocks.
+        """The blocks as two matrices (output blocks, most entries of one): places among the values, and input blocks.
 
         The place n_blocks fills up; the input block beside it repeats one that is there.
         """

@@ -2,6 +2,7 @@
 
 import ast
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_files_stay_small():
     lines = sorted(len(path.read_text().splitlines()) for package in MAY_IMPORT for path in sources(package))
     assert lines[-1] <= 400
     assert lines[len(lines) // 2] <= 150
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    """Those of a module, its classes, functions and attributes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        body = getattr(node, "body", [])
+        for i, child in enumerate(body if isinstance(body, list) else []):
+            value = getattr(child, "value", None)
+            first = i == 0 and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            attribute = i > 0 and isinstance(body[i - 1], ast.Assign | ast.AnnAssign)
+            text = isinstance(child, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str)
+            if text and (first or attribute):
+                yield value.value
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_docstrings_begin_with_what_they_define(package):
+    """With a verb or a noun, that is, not with a word that hangs on something before it."""
+    hanging = ("Of ", "Those ", "That ", "These ", "The same", "Under which", "By which")
+    found = [(path, text) for path in sources(package) for text in docstrings(path) if text.startswith(hanging)]
+    assert not found
 
 
 def test_no_test_folder_is_a_package():

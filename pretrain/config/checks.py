@@ -65,7 +65,7 @@ def _go_through(rows: Rows) -> None:
 
 
 def _changed(table: Frozen, keys: tuple[str, ...]) -> list[str]:
-    """Those of `keys` that do not have their default value."""
+    """List the `keys` that do not have their default value."""
     return [key for key in keys if getattr(table, key) != type(table).model_fields[key].default]
 
 

@@ -22,7 +22,7 @@ EXPANDABLE_FRAGMENTATION = 0.02
 
 
 def fragmentation(config: Config) -> float:
-    """Of the two, the run's."""
+    """The one of the two that the run has."""
     return EXPANDABLE_FRAGMENTATION if config.train.expandable_segments else FRAGMENTATION
 
 

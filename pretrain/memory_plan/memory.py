@@ -27,7 +27,7 @@ class MemoryPlan:
     phases: dict[Phase, Moment]
     """The worst moment of each part of an optimizer step."""
     n_layers: int
-    """Of the growth stage that takes most."""
+    """Layers of the growth stage that takes most."""
     host: int = 0
     """Bytes of the process that are kept in the host's memory instead of a GPU's; not part of `total`."""
     kernels: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def plan_stage(
     card_bytes: int = 0,
     kernels: dict[str, Any] | None = None,
 ) -> MemoryPlan:
-    """The same of one stage, whose configuration `config` is."""
+    """Plan one stage, whose configuration `config` is, as `plan_memory` plans a run."""
     record = kernels if kernels and kernels.get("shapes") else _kernels(config, world_size, cuda, card_bytes)
     observed = _observed(_Case.of(config, world_size, cuda, record))
     return MemoryPlan(observed.phases, config.model.n_layers, observed.host, record)
