@@ -32,7 +32,7 @@ class TrainState:
     flops: float = 0.0
     """FLOPs executed in training."""
     flops_dense_equivalent: float = 0.0
-    """The same if every linear were dense."""
+    """FLOPs so far if every linear were dense."""
     evaluation_due: bool = False
     """An evaluation at this step was interrupted; a resume makes it before the next step."""
     stage: int = 0

@@ -18,11 +18,11 @@ FRAGMENTATION = 0.05
 """Assumed part of the tensors' peak that the allocator cannot use."""
 
 EXPANDABLE_FRAGMENTATION = 0.02
-"""The same with train.expandable_segments; as much an assumption."""
+"""Assumed part with train.expandable_segments."""
 
 
 def fragmentation(config: Config) -> float:
-    """The one of the two that the run has."""
+    """Part of the peak that is assumed lost to fragmentation in this run."""
     return EXPANDABLE_FRAGMENTATION if config.train.expandable_segments else FRAGMENTATION
 
 
