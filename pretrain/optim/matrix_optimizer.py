@@ -37,8 +37,7 @@ from pretrain.optim.own_optimizer import OwnOptimizer, entries, norms_of, scaled
 from pretrain.optim.projector import is_late
 from pretrain.optim.refresher import Refresher
 from pretrain.optim.rules import PRESETS
-from pretrain.optim.rules.adam import project
-from pretrain.optim.rules.base import State, Step, WeightUpdate
+from pretrain.optim.rules.base import State, Step, WeightUpdate, project
 from pretrain.optim.target import Accumulator, Target
 from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
 

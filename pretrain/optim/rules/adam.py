@@ -19,11 +19,6 @@ class ProjectedAdam(Rule):
             rotate_moments(self.config, state, old, new, matrix.name, step)
 
 
-def project(P: Tensor, G: Tensor, products: torch.dtype) -> Tensor:
-    """R = P^T G (rank, n), multiplied in `products`, as fp32."""
-    return (P.to(products).t() @ G.to(products)).float()
-
-
 class OwnBasis(ProjectedAdam):
     """The owner alone keeps P (m, rank); each message carries it with the step N, so no other rank stores it."""
 

@@ -113,6 +113,11 @@ class Rule(ABC):
         """The basis was refreshed at `step` (1, 2, ...): `rotate_moments` asks to carry the moments over."""
 
 
+def project(P: Tensor, G: Tensor, products: torch.dtype) -> Tensor:
+    """R = P^T G (rank, n), multiplied in `products`, as fp32."""
+    return (P.to(products).t() @ G.to(products)).float()
+
+
 def apply_low_rank(weight: Tensor, P: Tensor, N: Tensor, config: MatrixConfig, update: WeightUpdate) -> None:
     """weight -= lr scale P N in left form, then decoupled decay, in one pass over the weight.
 

@@ -10,8 +10,8 @@ from kernels.scaled_update import scaled_update_
 from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import direction, init_moments
-from pretrain.optim.rules.adam import ProjectedAdam, project
-from pretrain.optim.rules.base import State, Step, WeightUpdate
+from pretrain.optim.rules.adam import ProjectedAdam
+from pretrain.optim.rules.base import State, Step, WeightUpdate, project
 
 
 class Frugal(ProjectedAdam):

@@ -9,8 +9,8 @@ from kernels.rounding import round_to
 from pretrain.optim.config import OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import direction
-from pretrain.optim.rules.adam import ProjectedAdam, project
-from pretrain.optim.rules.base import State, Step, WeightUpdate
+from pretrain.optim.rules.adam import ProjectedAdam
+from pretrain.optim.rules.base import State, Step, WeightUpdate, project
 
 
 class GradNormLoRP(ProjectedAdam):

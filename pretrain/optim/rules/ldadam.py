@@ -10,8 +10,8 @@ from kernels.low_rank_update import low_rank_update_
 from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import direction, load, rotate_moments
-from pretrain.optim.rules.adam import OwnBasis, first_basis, project
-from pretrain.optim.rules.base import State, Step, WeightUpdate
+from pretrain.optim.rules.adam import OwnBasis, first_basis
+from pretrain.optim.rules.base import State, Step, WeightUpdate, project
 
 
 class LDAdam(OwnBasis):

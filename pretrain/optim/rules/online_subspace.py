@@ -9,8 +9,8 @@ from torch import Tensor
 from pretrain.optim.config import OF_BASES, OF_SUMS, MatrixConfig
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import direction
-from pretrain.optim.rules.adam import OwnBasis, first_basis, project
-from pretrain.optim.rules.base import State, Step
+from pretrain.optim.rules.adam import OwnBasis, first_basis
+from pretrain.optim.rules.base import State, Step, project
 
 EPS, DECAY, ADAM_BETAS, LION_BETAS = 1e-8, 0.01, (0.9, 0.999), (0.9, 0.99)
 """Constants of the basis's optimizer, as released: PyTorch's defaults of AdamW, weight decay included, and Lion's."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from pretrain.optim.config import OF_BASES, OF_SUMS
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import rotate_moments
-from pretrain.optim.rules.adam import empty_basis, first_basis, project
-from pretrain.optim.rules.base import State, Step, WeightUpdate
+from pretrain.optim.rules.adam import empty_basis, first_basis
+from pretrain.optim.rules.base import State, Step, WeightUpdate, project
 from pretrain.optim.rules.fira import Fira
 
 
