@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.bench.gpu_training import QUIET, corpus
+from pretrain.bench.gpu_training import QUIET, corpus, losses
 from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
 from pretrain.machine.memory import CAP
 
@@ -114,17 +114,13 @@ def _figures(run: Path, card: int) -> dict[str, Any]:
     from pretrain.memory_plan.cards import CONTEXT
 
     summary = json.loads((run / "summary.json").read_text())
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    keys = (
-        *("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "peak_resident_bytes"),
-        *("planned_memory_bytes", "skipped_steps"),
-    )
+    keys = "tokens_per_second peak_memory_bytes peak_reserved_bytes peak_resident_bytes planned_memory_bytes"
     peak, reserved = summary["peak_memory_bytes"], summary["peak_reserved_bytes"]
     return {
         "card_gib": card,
         "steps": summary["step"],
-        **{key: summary[key] for key in keys},
+        **{key: summary[key] for key in [*keys.split(), "skipped_steps"]},
         "plan_error": None if peak is None else peak / summary["planned_memory_bytes"] - 1,
         "fits_card": None if reserved is None else reserved + CONTEXT <= card * 2**30,
-        "losses": [math.nan if line["train/loss"] is None else line["train/loss"] for line in lines],
+        "losses": list(losses(run).values()),
     }

@@ -43,8 +43,8 @@ def resume(check: Check) -> dict[str, Any]:
     straight = _train(check, config, "straight", data, *options, whole)
     _train(check, config, "resumed", data, *options, half)
     resumed = _train(check, config, "resumed", data, *options, whole)
-    losses, again = _losses(straight), _losses(resumed)
-    largest = max(abs(losses[step] - again[step]) for step in losses)
+    first, again = losses(straight), losses(resumed)
+    largest = max(abs(first[step] - again[step]) for step in first)
     found = {
         "steps": check.steps,
         "largest_loss_difference": largest,
@@ -81,14 +81,11 @@ def _train(check: Check, config: str, name: str, data: Path, *overrides: str, ke
 
 def _figures(run: Path, steps: int) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
-    keys = (
-        *("tokens_per_second", "peak_memory_bytes", "peak_resident_bytes"),
-        *("val_loss", "dtype", "skipped_steps", "parameters"),
-    )
-    return {"loss": _losses(run)[steps], **{key: summary[key] for key in keys}}
+    keys = "tokens_per_second peak_memory_bytes peak_resident_bytes val_loss dtype skipped_steps parameters"
+    return {"loss": losses(run)[steps], **{key: summary[key] for key in keys.split()}}
 
 
-def _losses(run: Path) -> dict[int, float]:
+def losses(run: Path) -> dict[int, float]:
     """Losses by step; one that is not finite is logged as null."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: math.nan if line["train/loss"] is None else line["train/loss"] for line in lines}

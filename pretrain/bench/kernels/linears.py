@@ -101,16 +101,16 @@ class _SparseLinear:
         return self._from_zero(step)
 
     def dense(self, micro_steps: int) -> Callable[[], None]:
-        def step() -> None:
-            for _ in range(micro_steps):
-                self._backward(F.linear(self.x, self.weight))
-
-        return self._from_zero(step)
+        return self._repeated(micro_steps, F.linear, self.x, self.weight)
 
     def published(self, micro_steps: int) -> Callable[[], None]:
+        inputs = (self.x, self.A, self.B, self.values, self.index, self.scale)
+        return self._repeated(micro_steps, paper.linear, *inputs)
+
+    def _repeated(self, micro_steps: int, linear: Callable[..., Tensor], *inputs: object) -> Callable[[], None]:
         def step() -> None:
             for _ in range(micro_steps):
-                self._backward(paper.linear(self.x, self.A, self.B, self.values, self.index, self.scale))
+                self._backward(linear(*inputs))
 
         return self._from_zero(step)
 
@@ -160,13 +160,8 @@ def block_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         linears = [_BlockLinear(shape, layer, tokens, device, dtype) for shape in layer.projections]
         blocks = ", ".join(dict.fromkeys(f"{one.support.k} of {one.support.block}" for one in linears))
         name = f"seven linears {layer.dim}/{layer.ffn_dim} rank {layer.rank} blocks {blocks}, {tokens} tokens"
-        yield Case(
-            "block_low_rank_linear",
-            name,
-            dtype,
-            _each([linear.factored for linear in linears]),
-            {DENSE: _each([linear.dense for linear in linears])},
-        )
+        ours, dense = _each([linear.factored for linear in linears]), _each([linear.dense for linear in linears])
+        yield Case("block_low_rank_linear", name, dtype, ours, {DENSE: dense})
 
 
 def _each(works: list[Callable[[], None]]) -> Callable[[], None]:
@@ -181,11 +176,7 @@ class _BlockLinear:
     """One linear's tensors, and its forward and backward pass over them, gradients starting from nothing."""
 
     def __init__(self, shape: tuple[int, int], layer: Layer, tokens: int, device: torch.device, dtype: torch.dtype):
-        random = torch.Generator(device).manual_seed(0)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=random, device=device, dtype=dtype)
-
+        normal = Inputs(device, dtype).normal
         n_out, n_in = shape
         block, k = choose_block(shape, layer.density)
         columns = BlockSupport.draw(shape, block, k, torch.Generator().manual_seed(0)).columns
