@@ -79,10 +79,18 @@ def _corpus(config: Config | None) -> tuple[Manifest | None, str | None]:
         return None, None
 
 
+def json_object(text: str) -> dict[str, Any] | None:
+    """A JSON object, or None where `text` is anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is missing or anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
