@@ -17,7 +17,6 @@ from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
 from pretrain.machine.memory import CAP
 
 NAME = "7B recipes"
-PATTERN = "llama_7b_*gb_*.toml"
 STEPS = 20
 MICRO_STEPS = 4
 STORED = ("weights", "support", "moments", "projections")
@@ -29,7 +28,7 @@ LATER_SECONDS = 60.0
 
 def recipes() -> dict[str, Path]:
     """Shipped recipes by what follows llama_7b_ in their name, the smallest card first."""
-    paths = sorted((ROOT / "configs").glob(PATTERN))
+    paths = sorted((ROOT / "configs").glob("llama_7b_*gb_*.toml"))
     return {path.stem.removeprefix("llama_7b_"): path for path in paths}
 
 

@@ -27,7 +27,7 @@ from pretrain.optim.targets import find_targets
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LR = 1e-6
-"""So small that hundreds of calls leave the weights as they are."""
+"""A step so small that hundreds of calls leave the weights as they are."""
 
 ADAMW = "fused AdamW, fp32"
 QUIET = 10_000

@@ -22,7 +22,7 @@ OURS = "ours"
 WARM_UP = 3
 
 FLUSH_BYTES = 256 << 20
-"""More than the L2 cache of any GPU."""
+"""A size beyond the L2 cache of any GPU."""
 
 COPY_BYTES = 1 << 30
 

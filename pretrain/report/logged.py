@@ -50,7 +50,7 @@ class LoggedRun:
         return [cost for cost, _ in both], [value for _, value in both]
 
     def growth(self, kind: str) -> list[tuple[float, str]]:
-        """After what cost of `kind` the model has grown, and from how many layers to how many."""
+        """List after what cost of `kind` the model has grown, and from how many layers to how many."""
         stages = self.summary.get("stages") or []
         spent, found = 0.0, []
         for before, after in itertools.pairwise(stages):

@@ -31,7 +31,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Independent of the tokenizer: every nat counts, end-of-document tokens included."""
+        """A figure independent of the tokenizer: every nat counts, end-of-document tokens included."""
         return self.nll / math.log(2) / self.bytes
 
     def __str__(self) -> str:

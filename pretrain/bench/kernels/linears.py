@@ -53,7 +53,9 @@ def sparse_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     inputs = Inputs(device, dtype)
     for shape, tokens in shapes(device):
         layer = _SparseLinear(inputs, shape, tokens)
-        yield from _sparse_cases(layer, f"{shape}, {tokens} tokens", choices(device, dtype), dtype)
+        for name, choice in choices(device, dtype).items():
+            peers = {DENSE: layer.dense(_micro_steps(choice)), paper.NAME: layer.published(_micro_steps(choice))}
+            yield Case(name, f"{shape}, {tokens} tokens", dtype, layer.ours(choice), peers)
 
 
 def alternatives(device: torch.device, dtype: torch.dtype) -> Iterator[Alternatives]:
@@ -66,12 +68,6 @@ def alternatives(device: torch.device, dtype: torch.dtype) -> Iterator[Alternati
         sizes = (shape.n_out, shape.n_in, shape.rank, layer.support.nnz, tokens)
         ways = {"dense": layer.ours(Choice()), "csr": layer.ours(Choice(path="csr"))}
         yield Alternatives("sparse_low_rank_linear", sizes, dtype, ways)
-
-
-def _sparse_cases(layer: "_SparseLinear", shape: str, choices: dict[str, Choice], dtype: torch.dtype) -> Iterator[Case]:
-    for name, choice in choices.items():
-        peers = {DENSE: layer.dense(_micro_steps(choice)), paper.NAME: layer.published(_micro_steps(choice))}
-        yield Case(name, shape, dtype, layer.ours(choice), peers)
 
 
 def _micro_steps(choice: Choice) -> int:
