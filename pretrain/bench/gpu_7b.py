@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.bench.gpu_training import QUIET, corpus
+from pretrain.bench.gpu_training import QUIET, corpus, losses
 from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
 from pretrain.machine.memory import CAP
 
 NAME = "7B recipes"
-PATTERN = "llama_7b_*gb_*.toml"
 STEPS = 20
 MICRO_STEPS = 4
 STORED = ("weights", "support", "moments", "projections")
@@ -29,7 +28,7 @@ LATER_SECONDS = 60.0
 
 def recipes() -> dict[str, Path]:
     """Shipped recipes by what follows llama_7b_ in their name, the smallest card first."""
-    paths = sorted((ROOT / "configs").glob(PATTERN))
+    paths = sorted((ROOT / "configs").glob("llama_7b_*gb_*.toml"))
     return {path.stem.removeprefix("llama_7b_"): path for path in paths}
 
 
@@ -114,17 +113,13 @@ def _figures(run: Path, card: int) -> dict[str, Any]:
     from pretrain.memory_plan.cards import CONTEXT
 
     summary = json.loads((run / "summary.json").read_text())
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    keys = (
-        *("tokens_per_second", "peak_memory_bytes", "peak_reserved_bytes", "peak_resident_bytes"),
-        *("planned_memory_bytes", "skipped_steps"),
-    )
+    keys = "tokens_per_second peak_memory_bytes peak_reserved_bytes peak_resident_bytes planned_memory_bytes"
     peak, reserved = summary["peak_memory_bytes"], summary["peak_reserved_bytes"]
     return {
         "card_gib": card,
         "steps": summary["step"],
-        **{key: summary[key] for key in keys},
+        **{key: summary[key] for key in [*keys.split(), "skipped_steps"]},
         "plan_error": None if peak is None else peak / summary["planned_memory_bytes"] - 1,
         "fits_card": None if reserved is None else reserved + CONTEXT <= card * 2**30,
-        "losses": [math.nan if line["train/loss"] is None else line["train/loss"] for line in lines],
+        "losses": list(losses(run).values()),
     }

@@ -58,7 +58,8 @@ def run_parts(check: Check, parts: list[Part], results: Path, *, asked_for: bool
         if why:
             record["failures" if outcome == "failed" else "skipped"][name] = why
         record["seconds"] = round(time.monotonic() - started, 1)
-        _write(path, record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(record, indent=1) + "\n")
         print(f"== {name}: {outcome} after {seconds} s" + (f": {why}" if why else ""), flush=True)
     print(f"written to {path}")
     return 1 if record["failures"] or (asked_for and len(record["skipped"]) == len(parts)) else 0
@@ -76,11 +77,6 @@ def _attempt(part: Part, check: Check) -> tuple[str, str, dict[str, Any]]:
         return "failed", str(error), error.figures
     except Exception as error:
         return "failed", f"{type(error).__name__}: {error}", {"output": traceback.format_exc()}
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

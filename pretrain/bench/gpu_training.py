@@ -19,13 +19,12 @@ RESUME_TOLERANCE = 1e-3
 
 def parity(check: Check) -> dict[str, Any]:
     """The 60M model with kernels, without, and with dense linears: losses, tokens/s and peak memory."""
-    data = corpus(check)
-    length = [f"--train.max_steps={check.steps}", "--metrics.every=1"]
+    options = [*BATCH, f"--train.max_steps={check.steps}", "--metrics.every=1"]
     small = [text for text in check.small if not text.startswith("--linear.")]
     runs = {
-        "kernels": _train(check, CONFIG_60M, "kernels", data, *BATCH, *length, *check.small),
-        "reference": _train(check, CONFIG_60M, "reference", data, *BATCH, *length, *check.small, kernels="torch"),
-        "dense": _train(check, CONFIG_60M, "dense", data, *BATCH, *length, *small, "--linear.name=dense"),
+        "kernels": _train(check, CONFIG_60M, "kernels", *options, *check.small),
+        "reference": _train(check, CONFIG_60M, "reference", *options, *check.small, kernels="torch"),
+        "dense": _train(check, CONFIG_60M, "dense", *options, *small, "--linear.name=dense"),
     }
     figures = {name: _figures(run, check.steps) for name, run in runs.items()}
     difference = abs(figures["kernels"]["loss"] - figures["reference"]["loss"])
@@ -37,14 +36,14 @@ def parity(check: Check) -> dict[str, Any]:
 
 def resume(check: Check) -> dict[str, Any]:
     """configs/quickstart.toml straight, and with a stop and a resume in the middle."""
-    data, config = corpus(check), "configs/quickstart.toml"
+    config = "configs/quickstart.toml"
     options = ["--train.deterministic=true", "--metrics.every=1", *check.small]
     half, whole = f"--train.max_steps={check.steps // 2}", f"--train.max_steps={check.steps}"
-    straight = _train(check, config, "straight", data, *options, whole)
-    _train(check, config, "resumed", data, *options, half)
-    resumed = _train(check, config, "resumed", data, *options, whole)
-    losses, again = _losses(straight), _losses(resumed)
-    largest = max(abs(losses[step] - again[step]) for step in losses)
+    straight = _train(check, config, "straight", *options, whole)
+    _train(check, config, "resumed", *options, half)
+    resumed = _train(check, config, "resumed", *options, whole)
+    first, again = losses(straight), losses(resumed)
+    largest = max(abs(first[step] - again[step]) for step in first)
     found = {
         "steps": check.steps,
         "largest_loss_difference": largest,
@@ -68,10 +67,10 @@ def corpus(check: Check) -> Path:
     return check.data
 
 
-def _train(check: Check, config: str, name: str, data: Path, *overrides: str, kernels: str = "auto") -> Path:
+def _train(check: Check, config: str, name: str, *overrides: str, kernels: str = "auto") -> Path:
     """Train to the end; the run's folder."""
     run = check.work / name
-    where = [f"--run.dir={run}", f"--data.path={data}"]
+    where = [f"--run.dir={run}", f"--data.path={corpus(check)}"]
     environment = {"SPARLOW_KERNELS": kernels, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "HF_HUB_OFFLINE": "1"}
     check.python(
         "-m", "pretrain", "train", str(ROOT / config), *where, *QUIET, *overrides, limit=120, **environment
@@ -81,14 +80,11 @@ def _train(check: Check, config: str, name: str, data: Path, *overrides: str, ke
 
 def _figures(run: Path, steps: int) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
-    keys = (
-        *("tokens_per_second", "peak_memory_bytes", "peak_resident_bytes"),
-        *("val_loss", "dtype", "skipped_steps", "parameters"),
-    )
-    return {"loss": _losses(run)[steps], **{key: summary[key] for key in keys}}
+    keys = "tokens_per_second peak_memory_bytes peak_resident_bytes val_loss dtype skipped_steps parameters"
+    return {"loss": losses(run)[steps], **{key: summary[key] for key in keys.split()}}
 
 
-def _losses(run: Path) -> dict[int, float]:
+def losses(run: Path) -> dict[int, float]:
     """Losses by step; one that is not finite is logged as null."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: math.nan if line["train/loss"] is None else line["train/loss"] for line in lines}

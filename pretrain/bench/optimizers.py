@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.measured import device_name
 from model.build import shape_of_model
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.bench.released import RELEASED, Released
-from pretrain.bench.timing import DTYPES, OURS, Clock, clock_for, take_turns
+from pretrain.bench.timing import DTYPES, OURS, Clock, Work, clock_for, ratio_row, take_turns
 from pretrain.config import load_config
+from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.projector.base import initial_basis
 from pretrain.optim.refresh import is_due
@@ -27,7 +27,7 @@ from pretrain.optim.targets import find_targets
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LR = 1e-6
-"""So small that hundreds of calls leave the weights as they are."""
+"""A step so small that hundreds of calls leave the weights as they are."""
 
 ADAMW = "fused AdamW, fp32"
 QUIET = 10_000
@@ -92,7 +92,8 @@ class _Method:
         targets = find_targets(model, self.config)
         self.ours = MatrixOptimizer(named, targets, self.config, seed=0, products=products)
         self.ours.updates = QUIET - 1
-        self._step_until_quiet()
+        while self._due(self.ours.updates):  # go on to a step at which no matrix is due
+            self._our_step(self.ours.updates)
         self.released = {"released, fp32": self._released(torch.float32)}
         if products == torch.bfloat16:
             self.released["released, bf16 throughout"] = self._released(torch.bfloat16)
@@ -100,48 +101,35 @@ class _Method:
 
     def rows(self, turns: int, dtype: str) -> list[dict[str, Any]]:
         quiet = self.ours.updates
-        contestants: dict[str, Callable[[], object]] = {OURS: partial(self._our_step, quiet)}
-        contestants |= {name: peer.step for name, peer in self.released.items()} | {ADAMW: self._adamw_step}
+        contestants: dict[str, Work] = {OURS: partial(self._our_step, quiet)}
+        contestants |= {name: peer.step for name, peer in self.released.items()}
+        contestants[ADAMW] = partial(self._step, self.adamw)
         seconds = take_turns(contestants, self.clock, turns, cold=False)
         ordinary = {name: statistics.median(taken) for name, taken in seconds.items()}
         refresh = self._our_refresh(turns)
-        mean = {OURS: ordinary[OURS] + refresh, ADAMW: ordinary[ADAMW]}
-        slowest = {OURS: self._our_slowest(turns, ordinary[OURS]), ADAMW: ordinary[ADAMW]}
+        mean = {OURS: [ordinary[OURS] + refresh], ADAMW: [ordinary[ADAMW]]}
+        slowest = {OURS: [self._our_slowest(turns, ordinary[OURS])], ADAMW: [ordinary[ADAMW]]}
         for name, peer in self.released.items():
             bases = self._released_bases(peer)
-            mean[name] = ordinary[name] + bases / self.config.update_proj_gap
-            slowest[name] = ordinary[name] + bases
-        kinds = {"ordinary step": ordinary, f"mean of {self.config.update_proj_gap} steps": mean}
+            mean[name] = [ordinary[name] + bases / self.config.update_proj_gap]
+            slowest[name] = [ordinary[name] + bases]
+        kinds = {"ordinary step": seconds, f"mean of {self.config.update_proj_gap} steps": mean}
         kinds["slowest step"] = slowest
+        shape = f"{self.size}, {len(self.ours.targets)} matrices, rank {self.config.rank}"
         return [
-            {
-                "name": f"{self.method}, {kind}",
-                "shape": f"{self.size}, {len(self.ours.targets)} matrices, rank {self.config.rank}",
-                "dtype": dtype,
-                "device": device_name(self.clock.device),
-                "ours_ms": 1000 * times[OURS],
-                "reference": peer,
-                "reference_ms": 1000 * times[peer],
-                "ratio": self._ratio(seconds, peer) if kind == "ordinary step" else times[OURS] / times[peer],
-            }
+            ratio_row(f"{self.method}, {kind}", shape, dtype, self.clock.device, times[OURS], peer, times[peer])
             for kind, times in kinds.items()
-            for peer in ordinary
-            if peer != OURS
+            for peer in [*self.released, ADAMW]
         ]
-
-    def _ratio(self, seconds: dict[str, list[float]], peer: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[OURS], seconds[peer], strict=True))
 
     def _our_step(self, updates: int) -> None:
         self.ours.updates = updates
+        self._step(self.ours)
+
+    def _step(self, optimizer: torch.optim.Optimizer | MatrixOptimizer) -> None:
         for (_, parameter), gradient in zip(self.named, self.gradients, strict=True):
             parameter.grad = gradient
-        self.ours.step()
-
-    def _step_until_quiet(self) -> None:
-        """Go on to a step at which no matrix is due."""
-        while self._due(self.ours.updates):
-            self._our_step(self.ours.updates)
+        optimizer.step()
 
     def _due(self, updates: int) -> list[int]:
         count = len(self.ours.targets) if self.ours.rule.uses_basis else 0
@@ -151,21 +139,20 @@ class _Method:
         """Seconds per step that finding all bases anew, each from a random one, comes to."""
         if not self.ours.rule.uses_basis:
             return 0.0
+        gradients = {name: gradient for (name, _), gradient in zip(self.named, self.gradients, strict=True)}
         targets = {target.matrix.shape: target for target in self.ours.targets}
         count = Counter(target.matrix.shape for target in self.ours.targets)
         total = 0.0
         for shape, target in targets.items():
-            taken = [self.clock.seconds(partial(self._find, target.name), 1, cold=False) for _ in range(turns)]
-            total += count[shape] * statistics.median(taken)
+            find = partial(self._find, target.matrix, gradients[target.name])
+            total += count[shape] * statistics.median(self.clock.seconds(find, 1, cold=False) for _ in range(turns))
         return total / self.config.update_proj_gap
 
-    def _find(self, name: str) -> None:
-        target = next(target for target in self.ours.targets if target.name == name)
-        gradient = self.gradients[[name for name, _ in self.named].index(name)]
-        start = self._start(target.matrix)
-        self.ours.refresher.projector.basis(target.matrix, target.matrix.left_form(gradient), start, torch.Generator())
+    def _find(self, matrix: Matrix, gradient: Tensor) -> None:
+        start = self._start(matrix)
+        self.ours.refresher.projector.basis(matrix, matrix.left_form(gradient), start, torch.Generator())
 
-    def _start(self, matrix: Any) -> Tensor:
+    def _start(self, matrix: Matrix) -> Tensor:
         return initial_basis(matrix, torch.Generator().manual_seed(1), self.clock.device)
 
     def _our_slowest(self, turns: int, ordinary: float) -> float:
@@ -190,12 +177,10 @@ class _Method:
     def _released(self, dtype: torch.dtype) -> Released:
         """The released algorithm with random bases, as finding them is timed by itself."""
         targets = {target.name for target in self.ours.targets}
-        pairs = [
-            (name, (p.detach().to(dtype), gradient.to(dtype)))
-            for (name, p), gradient in zip(self.named, self.gradients, strict=True)
-        ]
-        projected = [pair for name, pair in pairs if name in targets]
-        others = [pair for name, pair in pairs if name not in targets]
+        projected: list[tuple[Tensor, Tensor]] = []
+        others: list[tuple[Tensor, Tensor]] = []
+        for (name, p), gradient in zip(self.named, self.gradients, strict=True):
+            (projected if name in targets else others).append((p.detach().to(dtype), gradient.to(dtype)))
         peer = RELEASED[self.method](projected, others, self.config.rank, self.config.scale, LR)
         for W, _ in projected:
             rows, cols = W.shape
@@ -209,16 +194,10 @@ class _Method:
             return 0.0  # but for the first step
         shapes = {W.shape: G for W, G in peer.projected}
         count = Counter(W.shape for W, _ in peer.projected)
-        once = {
-            shape: min(self.clock.seconds(partial(peer.find_basis, G), 1, cold=False) for _ in range(2))
+        return sum(
+            count[shape] * min(self.clock.seconds(partial(peer.find_basis, G), 1, cold=False) for _ in range(2))
             for shape, G in shapes.items()
-        }
-        return sum(count[shape] * taken for shape, taken in once.items())
-
-    def _adamw_step(self) -> None:
-        for (_, parameter), gradient in zip(self.named, self.gradients, strict=True):
-            parameter.grad = gradient
-        self.adamw.step()
+        )
 
 
 def _shape(size: str) -> Transformer:

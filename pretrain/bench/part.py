@@ -39,12 +39,12 @@ class Done:
     stdout: str
     stderr: str
 
-    def require(self, what: str) -> str:
-        """Return the output; Failed unless the status is 0."""
+    def require(self, what: str, **figures: Any) -> str:
+        """Return the output; Failed, with `figures`, unless the status is 0."""
         if self.status == 0:
             return self.stdout
         why = "did not finish in time" if self.status is None else f"ended with status {self.status}"
-        raise Failed(f"{what} {why}", output=(self.stdout + self.stderr)[-TAIL:])
+        raise Failed(f"{what} {why}", **figures, output=(self.stdout + self.stderr)[-TAIL:])
 
 
 @dataclass(frozen=True)

@@ -151,4 +151,4 @@ RELEASED: dict[str, type[Released]] = {
     "apollo_mini": ApolloMini,
     "online_subspace": OnlineSubspace,
 }
-"""Each by the name of the preset that does the same."""
+"""Algorithms by the name of the preset that does the same."""

@@ -4,7 +4,6 @@ A contestant is a command that prints "ready", then for every line `n` on its st
 prints the seconds they took.
 """
 
-import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +19,8 @@ class Contestant:
         self.name = name
         command = [sys.executable, "-m", module, *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._expect_ready()
+        while self._read() != "ready":
+            pass
 
     def seconds(self, units: int) -> float:
         """Seconds for `units` units of work."""
@@ -33,10 +33,6 @@ class Contestant:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-
-    def _expect_ready(self) -> None:
-        while self._read() != "ready":
-            pass
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -66,8 +62,3 @@ def take_turns(contestants: list[Contestant], turns: int, units: int) -> dict[st
             if turn:
                 seconds[contestant.name].append(taken)
     return seconds
-
-
-def median_ratio(ours: list[float], reference: list[float]) -> float:
-    """Median over turns of ours / reference."""
-    return statistics.median(a / b for a, b in zip(ours, reference, strict=True))

@@ -15,17 +15,16 @@ import torch
 
 from kernels.measured import device_name
 
+Work = Callable[[], object]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 OURS = "ours"
 WARM_UP = 3
 
 FLUSH_BYTES = 256 << 20
-"""More than the L2 cache of any GPU."""
+"""A size beyond the L2 cache of any GPU."""
 
 COPY_BYTES = 1 << 30
-
-Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Case:
     shape: str
     """E.g. "1376x512 rank 128 density 0.03, 1024 tokens"."""
     dtype: torch.dtype
-    ours: Callable[[], object]
-    peers: Mapping[str, Callable[[], object]]
+    ours: Work
+    peers: Mapping[str, Work]
     floor_bytes: int = 0
     """Bytes that any implementation must read and write: bounds what is possible. 0 where arithmetic is the bound."""
 
@@ -50,7 +49,7 @@ class Alternatives:
     op: str
     sizes: tuple[int, ...]
     dtype: torch.dtype
-    ways: Mapping[str, Callable[[], object]]
+    ways: Mapping[str, Work]
 
 
 class Clock(ABC):
@@ -133,27 +132,30 @@ def measure(case: Case, clock: Clock, turns: int) -> list[dict[str, Any]]:
     copy / our time, so 1 is the best possible.
     """
     seconds = take_turns({OURS: case.ours, **case.peers}, clock, turns, cold=case.floor_bytes > 0)
-    ours = statistics.median(seconds[OURS])
-    row: dict[str, Any] = {
-        "name": case.name,
-        "shape": case.shape,
-        "dtype": NAMES.get(case.dtype, str(case.dtype).removeprefix("torch.")),
-        "device": device_name(clock.device),
-        "ours_ms": 1000 * ours,
-    }
-    floor = (
-        {"floor_fraction": case.floor_bytes / clock.bandwidth / ours} if case.floor_bytes and clock.bandwidth else {}
-    )
+    ours = seconds[OURS]
+    dtype = NAMES.get(case.dtype, str(case.dtype).removeprefix("torch."))
+    floor = {}
+    if case.floor_bytes and clock.bandwidth:
+        floor["floor_fraction"] = case.floor_bytes / clock.bandwidth / statistics.median(ours)
     return [
-        row
-        | {
-            "reference": peer,
-            "reference_ms": 1000 * statistics.median(seconds[peer]),
-            "ratio": statistics.median(a / b for a, b in zip(seconds[OURS], seconds[peer], strict=True)),
-        }
-        | floor
-        for peer in case.peers
+        ratio_row(case.name, case.shape, dtype, clock.device, ours, peer, seconds[peer]) | floor for peer in case.peers
     ]
+
+
+def ratio_row(
+    name: str, shape: str, dtype: str, device: torch.device, ours: list[float], reference: str, theirs: list[float]
+) -> dict[str, Any]:
+    """What every benchmark reports of one peer, `reference`: medians over turns, of the ratio too."""
+    return {
+        "name": name,
+        "shape": shape,
+        "dtype": dtype,
+        "device": device_name(device),
+        "ours_ms": 1000 * statistics.median(ours),
+        "reference": reference,
+        "reference_ms": 1000 * statistics.median(theirs),
+        "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+    }
 
 
 def measure_alternatives(alternatives: Alternatives, clock: Clock, turns: int) -> dict[str, Any]:

@@ -6,13 +6,12 @@ over, the second what is left when both have the setting. Where Sparlow computes
 the processor has no bf16 instructions or by configuration, the peer also runs in fp32.
 """
 
-import statistics
 from typing import Any
 
 import torch
 
-from kernels.measured import device_name
-from pretrain.bench.slices import Contestant, median_ratio, take_turns
+from pretrain.bench.slices import Contestant, take_turns
+from pretrain.bench.timing import ratio_row
 from pretrain.config.schema import Config
 from pretrain.loop.resume import resolve_dtype
 
@@ -43,16 +42,7 @@ def bench_train(config_path: str, overrides: list[str], config: Config, turns: i
     network = f"d{model.dim} L{model.n_layers} ffn{model.ffn_dim} V{model.vocab_size}"
     shape = f"{network} B{train.micro_batch_size} T{train.seq_len}"
     return [
-        {
-            "name": ours.name,
-            "shape": shape,
-            "dtype": dtype,
-            "device": device_name(device),
-            "ours_ms": 1000 * statistics.median(seconds[ours.name]),
-            "reference": peer.name,
-            "reference_ms": 1000 * statistics.median(seconds[peer.name]),
-            "ratio": median_ratio(seconds[ours.name], seconds[peer.name]),
-        }
+        ratio_row(ours.name, shape, dtype, device, seconds[ours.name], peer.name, seconds[peer.name])
         for ours in own
         for peer in peers
     ]

@@ -31,7 +31,7 @@ STEP_COUNTS = ("updates", "count")
 
 @dataclass(frozen=True)
 class Growth:
-    """From the model of a checkpoint to another one."""
+    """The way from the model of a checkpoint to another one."""
 
     source: Checkpoint
     plan: GrowthPlan

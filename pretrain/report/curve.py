@@ -4,6 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+COST_KEYS = {
+    "tokens": "train/tokens_seen",
+    "flops": "train/flops",
+    "flops_dense_equivalent": "train/flops_dense_equivalent",
+}
+"""Kinds of cost, and where the logged steps have them."""
 FEWEST_POINTS = 8
 """Logged steps in a default window, at least."""
 DEFAULT_FRACTION = 0.02

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,8 @@ class Data:
 
 def data_of(config: Config | None, checkpoints: list[Path]) -> Data:
     """What the newest readable one of `checkpoints`, newest first, says; without one, the corpus at data.path."""
-    found = next(_fingerprints(checkpoints), None)
+    recorded = (read_json(folder / "manifest.json").get("data_fingerprint") for folder in checkpoints)
+    found = next((fingerprint for fingerprint in recorded if isinstance(fingerprint, str)), None)
     manifest, own = _corpus(config)
     if found is None:
         return Data(own, manifest)
@@ -62,13 +62,6 @@ def run_config(run: Path) -> Config | None:
         return None
 
 
-def _fingerprints(checkpoints: list[Path]) -> Iterator[str]:
-    for folder in checkpoints:
-        fingerprint = read_json(folder / "manifest.json").get("data_fingerprint")
-        if isinstance(fingerprint, str):
-            yield fingerprint
-
-
 def _corpus(config: Config | None) -> tuple[Manifest | None, str | None]:
     if config is None:
         return None, None
@@ -79,10 +72,18 @@ def _corpus(config: Config | None) -> tuple[Manifest | None, str | None]:
         return None, None
 
 
+def json_object(text: str) -> dict[str, Any] | None:
+    """A JSON object, or None where `text` is anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is missing or anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -1,7 +1,6 @@
 """What a run's folder says about it: the logged steps and the summary."""
 
 import itertools
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,9 @@ from typing import Any
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.report.curve import Curve
-from pretrain.report.data import Data, data_of, run_config
+from pretrain.report.curve import COST_KEYS, Curve
+from pretrain.report.data import Data, data_of, json_object, run_config
 from pretrain.report.unfinished import partial_summary
-
-COST_KEYS = {
-    "tokens": "train/tokens_seen",
-    "flops": "train/flops",
-    "flops_dense_equivalent": "train/flops_dense_equivalent",
-}
 
 
 @dataclass(frozen=True)
@@ -49,15 +42,15 @@ class LoggedRun:
 
         `kind` "bytes", of text, is there where `data` knows how many a token is on average.
         """
-        scale = 1.0
+        scale: float = 1  # an int, which leaves the costs as they are logged
         if kind == "bytes":
             kind, scale = "tokens", self.data.bytes_per_token or math.nan
-        points = [(_scaled(_number(record, COST_KEYS[kind]), scale), _number(record, key)) for record in self.records]
-        both = [(cost, value) for cost, value in points if cost is not None and value is not None]
+        points = [(_number(record, COST_KEYS[kind]), _number(record, key)) for record in self.records]
+        both = [(cost * scale, value) for cost, value in points if cost is not None and value is not None]
         return [cost for cost, _ in both], [value for _, value in both]
 
     def growth(self, kind: str) -> list[tuple[float, str]]:
-        """After what cost of `kind` the model has grown, and from how many layers to how many."""
+        """List after what cost of `kind` the model has grown, and from how many layers to how many."""
         stages = self.summary.get("stages") or []
         spent, found = 0.0, []
         for before, after in itertools.pairwise(stages):
@@ -109,7 +102,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
         raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run") from None
     records = []
     for number, line in enumerate(lines, 1):
-        record = _object(line)
+        record = json_object(line)
         if record is not None:
             records.append(record)
         elif number < len(lines):
@@ -121,7 +114,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
 def _summary(run: Path) -> dict[str, Any] | None:
     """None for a run that is still going, or was killed."""
     try:
-        summary = _object((run / "summary.json").read_text(encoding="utf-8"))
+        summary = json_object((run / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -132,24 +125,11 @@ def _summary(run: Path) -> dict[str, Any] | None:
     return summary
 
 
-def _object(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None where `text` is anything else."""
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _training_curve(records: list[dict[str, Any]]) -> Curve:
     """The training loss wherever it is logged and finite. A cost that one of these steps lacks is left out entirely."""
     steps = [r for r in records if _number(r, "train/loss") is not None and _number(r, COST_KEYS["tokens"])]
     costs = {kind: [r[key] for r in steps] for kind, key in COST_KEYS.items() if all(_number(r, key) for r in steps)}
     return Curve([r["train/loss"] for r in steps], costs)
-
-
-def _scaled(value: float | None, scale: float) -> float | None:
-    return value if value is None or scale == 1.0 else value * scale
 
 
 def _number(record: dict[str, Any], key: str) -> float | None:

@@ -5,13 +5,14 @@ from typing import Any
 
 from model.counts import count_parameters
 from pretrain.config.schema import Config
+from pretrain.report.curve import COST_KEYS
 from pretrain.report.data import read_json
 
 FIGURES = {
     "step": "step",
-    "tokens_seen": "train/tokens_seen",
-    "flops": "train/flops",
-    "flops_dense_equivalent": "train/flops_dense_equivalent",
+    "tokens_seen": COST_KEYS["tokens"],
+    "flops": COST_KEYS["flops"],
+    "flops_dense_equivalent": COST_KEYS["flops_dense_equivalent"],
     "val_loss": "val/loss",
     "bits_per_byte": "val/bits_per_byte",
     "tokens_per_second": "perf/tokens_per_s",
@@ -42,9 +43,8 @@ def _stages(records: list[dict[str, Any]], grown: list[dict[str, Any]], config: 
     layers = _last(records, LAYERS) or (config.model.n_layers if config else None)
     if not grown or layers is None:
         return []
-    costs = {"tokens": "train/tokens_seen", "flops": "train/flops"}
-    costs["flops_dense_equivalent"] = "train/flops_dense_equivalent"
-    reached = {key: _last(records, tag) for key, tag in costs.items()}  # a step may have logged its evaluation alone
+    # The last step may have logged its evaluation alone.
+    reached = {key: _last(records, tag) for key, tag in COST_KEYS.items()}
     spent = {key: at - sum(stage[key] for stage in grown) for key, at in reached.items() if at is not None}
     steps = records[-1]["step"] - sum(stage["steps"] for stage in grown)
     return [*grown, {"n_layers": layers, "steps": steps, **spent}]

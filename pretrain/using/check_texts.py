@@ -44,7 +44,7 @@ def hard_strings(count: int) -> Iterator[str]:
 
 
 DOCUMENTS, CHARACTERS = 1000, 2_000_000
-"""At most so many documents are read, and none after so many characters."""
+"""Most documents that are read, and the characters after which none is."""
 
 
 def held_out_split(checkpoint: Checkpoint) -> TokenDataset | None:

@@ -31,7 +31,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Independent of the tokenizer: every nat counts, end-of-document tokens included."""
+        """A figure independent of the tokenizer: every nat counts, end-of-document tokens included."""
         return self.nll / math.log(2) / self.bytes
 
     def __str__(self) -> str:
@@ -65,10 +65,10 @@ def evaluate(
                         break
                 if failure is None:
                     try:
-                        batch = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
+                        batch, spelled = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)
                         nll += model(batch.tokens.to(world.device), batch.targets.to(world.device)).item()
                         targets += int((batch.targets != IGNORE).sum())
-                        n_bytes += _bytes(dataset, starts, first + world.rank, micro_batch_size)
+                        n_bytes += spelled
                     except Exception as error:
                         failure = error
     finally:
@@ -89,21 +89,10 @@ def _starts(dataset: TokenDataset, size: int, max_tokens: int | None) -> list[in
     return [index * rows // batches for index in range(batches)]
 
 
-def _micro_batch(dataset: TokenDataset, starts: list[int], index: int, size: int) -> Batch:
-    """Micro-batch `index`; past the last one a row with nothing to predict."""
-    if index < len(starts):
-        return dataset.batch(starts[index], _rows(dataset, starts[index], size))
-    batch = dataset.batch(0, 1)
-    return Batch(batch.tokens, torch.full_like(batch.targets, IGNORE))
-
-
-def _bytes(dataset: TokenDataset, starts: list[int], index: int, size: int) -> int:
-    """Bytes of text that the targets of micro-batch `index` spell."""
+def _micro_batch(dataset: TokenDataset, starts: list[int], index: int, size: int) -> tuple[Batch, int]:
+    """Micro-batch `index` and the bytes of text that its targets spell; past the last one a row without targets."""
     if index >= len(starts):
-        return 0
-    return dataset.target_bytes(starts[index], _rows(dataset, starts[index], size))
-
-
-def _rows(dataset: TokenDataset, start: int, size: int) -> int:
-    """How many of `size` rows from `start` the split still has."""
-    return min(size, dataset.n_samples - start)
+        batch = dataset.batch(0, 1)
+        return Batch(batch.tokens, torch.full_like(batch.targets, IGNORE)), 0
+    rows = min(size, dataset.n_samples - starts[index])  # the split may end before
+    return dataset.batch(starts[index], rows), dataset.target_bytes(starts[index], rows)

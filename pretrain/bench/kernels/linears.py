@@ -53,7 +53,9 @@ def sparse_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     inputs = Inputs(device, dtype)
     for shape, tokens in shapes(device):
         layer = _SparseLinear(inputs, shape, tokens)
-        yield from _sparse_cases(layer, f"{shape}, {tokens} tokens", choices(device, dtype), dtype)
+        for name, choice in choices(device, dtype).items():
+            peers = {DENSE: layer.dense(_micro_steps(choice)), paper.NAME: layer.published(_micro_steps(choice))}
+            yield Case(name, f"{shape}, {tokens} tokens", dtype, layer.ours(choice), peers)
 
 
 def alternatives(device: torch.device, dtype: torch.dtype) -> Iterator[Alternatives]:
@@ -66,12 +68,6 @@ def alternatives(device: torch.device, dtype: torch.dtype) -> Iterator[Alternati
         sizes = (shape.n_out, shape.n_in, shape.rank, layer.support.nnz, tokens)
         ways = {"dense": layer.ours(Choice()), "csr": layer.ours(Choice(path="csr"))}
         yield Alternatives("sparse_low_rank_linear", sizes, dtype, ways)
-
-
-def _sparse_cases(layer: "_SparseLinear", shape: str, choices: dict[str, Choice], dtype: torch.dtype) -> Iterator[Case]:
-    for name, choice in choices.items():
-        peers = {DENSE: layer.dense(_micro_steps(choice)), paper.NAME: layer.published(_micro_steps(choice))}
-        yield Case(name, shape, dtype, layer.ours(choice), peers)
 
 
 def _micro_steps(choice: Choice) -> int:
@@ -101,16 +97,16 @@ class _SparseLinear:
         return self._from_zero(step)
 
     def dense(self, micro_steps: int) -> Callable[[], None]:
-        def step() -> None:
-            for _ in range(micro_steps):
-                self._backward(F.linear(self.x, self.weight))
-
-        return self._from_zero(step)
+        return self._repeated(micro_steps, F.linear, self.x, self.weight)
 
     def published(self, micro_steps: int) -> Callable[[], None]:
+        inputs = (self.x, self.A, self.B, self.values, self.index, self.scale)
+        return self._repeated(micro_steps, paper.linear, *inputs)
+
+    def _repeated(self, micro_steps: int, linear: Callable[..., Tensor], *inputs: object) -> Callable[[], None]:
         def step() -> None:
             for _ in range(micro_steps):
-                self._backward(paper.linear(self.x, self.A, self.B, self.values, self.index, self.scale))
+                self._backward(linear(*inputs))
 
         return self._from_zero(step)
 
@@ -160,13 +156,8 @@ def block_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         linears = [_BlockLinear(shape, layer, tokens, device, dtype) for shape in layer.projections]
         blocks = ", ".join(dict.fromkeys(f"{one.support.k} of {one.support.block}" for one in linears))
         name = f"seven linears {layer.dim}/{layer.ffn_dim} rank {layer.rank} blocks {blocks}, {tokens} tokens"
-        yield Case(
-            "block_low_rank_linear",
-            name,
-            dtype,
-            _each([linear.factored for linear in linears]),
-            {DENSE: _each([linear.dense for linear in linears])},
-        )
+        ours, dense = _each([linear.factored for linear in linears]), _each([linear.dense for linear in linears])
+        yield Case("block_low_rank_linear", name, dtype, ours, {DENSE: dense})
 
 
 def _each(works: list[Callable[[], None]]) -> Callable[[], None]:
@@ -181,11 +172,7 @@ class _BlockLinear:
     """One linear's tensors, and its forward and backward pass over them, gradients starting from nothing."""
 
     def __init__(self, shape: tuple[int, int], layer: Layer, tokens: int, device: torch.device, dtype: torch.dtype):
-        random = torch.Generator(device).manual_seed(0)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=random, device=device, dtype=dtype)
-
+        normal = Inputs(device, dtype).normal
         n_out, n_in = shape
         block, k = choose_block(shape, layer.density)
         columns = BlockSupport.draw(shape, block, k, torch.Generator().manual_seed(0)).columns

@@ -12,7 +12,7 @@ from pretrain.bench.kernels.inputs import Inputs, Projection, projections
 from pretrain.bench.timing import Alternatives, Case
 
 BYTES_BOUND_BELOW = 256
-"""Below this rank writing W takes a GPU longer than the product: rank FLOPs per byte in bf16."""
+"""The rank below which writing W takes a GPU longer than the product: rank FLOPs per byte in bf16."""
 
 SECTOR = 32
 """Bytes that a GPU reads at least."""

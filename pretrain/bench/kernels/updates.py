@@ -20,7 +20,7 @@ from pretrain.bench.timing import Case
 RELEASED = "passes of the released code"
 
 LR, SCALE, DECAY = 1e-6, 0.25, 0.1
-"""So small that thousands of calls leave W as it is."""
+"""Steps so small that thousands of calls leave W as it is."""
 
 ADAM_LR, BETAS, EPS, STEP = 1e-3, (0.9, 0.999), 1e-8, 10
 
