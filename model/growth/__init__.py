@@ -17,7 +17,7 @@ GROWTH: dict[str, Operator] = {
 
 
 def plan_growth(operator: str, small: int, large: int, options: GrowthOptions | None = None) -> GrowthPlan:
-    """How `operator` grows a model of `small` layers to `large`; UserError when it cannot."""
+    """Plan how `operator` grows a model of `small` layers to `large`; UserError when it cannot."""
     if operator not in GROWTH:
         raise UserError(f"growth.operator {operator!r} is none of {', '.join(GROWTH)}")
     return GROWTH[operator](small, large, options or GrowthOptions())

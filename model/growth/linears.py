@@ -24,28 +24,25 @@ State = dict[str, Tensor]
 def grow_linears(
     tensors: Iterable[GrownTensor], old: LinearConfig, new: LinearConfig, seed: int
 ) -> Iterator[GrownTensor]:
-    """The state of a model with linears `old` as that of one with `new`, the function unchanged.
+    """Turn the state of a model with linears `old` into that of one with `new`, the function unchanged.
 
     `tensors` as `grow_tensors` gives them: those of one linear follow each other. One linear is in memory at a time.
     UserError where the change is no growth.
     """
     require_linears_growable(old, new)
-    for name, group in groupby(tensors, key=lambda item: _linear_of(item.name)):
+    for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None or old == new:
             yield from group
             continue
         items = {item.name.removeprefix(f"{name}."): item for item in group}
         state = {part: item.tensor for part, item in items.items()}
         for part, tensor in grow_linear(state, old, new, seed, name).items():
-            more = tensor.nbytes - state[part].nbytes
+            more, before = tensor.nbytes - state[part].nbytes, items[part]
             # New rows of A and new positions are drawn; new columns of B and new values are zero.
-            drawn = part == "A" or part.startswith("support.")
-            before = items[part]
-            yield before._replace(
-                tensor=tensor,
-                zeroed=before.zeroed + (0 if drawn else more),
-                drawn=before.drawn + (more if drawn else 0),
-            )
+            if part == "A" or part.startswith("support."):
+                yield before._replace(tensor=tensor, drawn=before.drawn + more)
+            else:
+                yield before._replace(tensor=tensor, zeroed=before.zeroed + more)
         del items, state, before, tensor
 
 
@@ -62,7 +59,7 @@ def require_linears_growable(old: LinearConfig, new: LinearConfig) -> None:
 
 
 def grow_linear(state: State, old: LinearConfig, new: LinearConfig, seed: int, name: str) -> State:
-    """The state of one linear, `name` its full name; what is drawn comes from (seed, name)."""
+    """Grow the state of one linear, `name` its full name; what is drawn comes from (seed, name)."""
     if old == new or "A" not in state:
         return state
     A, B = state["A"], state["B"]
@@ -79,13 +76,8 @@ def grow_linear(state: State, old: LinearConfig, new: LinearConfig, seed: int, n
     return grown
 
 
-def _linear_of(name: str) -> str | None:
-    match = LINEAR.match(name)
-    return match[1] if match else None
-
-
 def grow_rank(A: Tensor, B: Tensor, rank: int, ratio: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """A (rank, in) and B (out, rank) with ratio * B_old A_old = B A, of the rank given.
+    """Return A (rank, in) and B (out, rank) with ratio * B_old A_old = B A, of the rank given.
 
     B gets columns of zeros, A gets rows as a fresh linear has them: uniform in +-1/sqrt(in), from (seed, name). The new
     columns of B receive gradient in the first step, the new rows of A from the second. `ratio` = old scale / new scale
@@ -102,7 +94,7 @@ def grow_rank(A: Tensor, B: Tensor, rank: int, ratio: float, seed: int, name: st
 
 
 def grow_density(support: TileSupport, values: Tensor, size: int, seed: int, name: str) -> tuple[TileSupport, Tensor]:
-    """A support of `size` entries that holds the old one, and its values: the old ones, and 0 at new positions.
+    """Return a support of `size` entries that holds the old one, and its values: the old ones, and 0 at new positions.
 
     New positions are drawn uniformly from the free ones, from (seed, name): if every set was equally likely before, it
     is so after. UserError when the support would shrink.

@@ -17,7 +17,7 @@ Operator = Callable[[int, int, GrowthOptions], GrowthPlan]
 
 
 def in_order(order: str) -> Operator:
-    """The operator that copies layers in an order of ORDERS: for `stack` G_stack (arXiv 2405.15319).
+    """Make the operator that copies layers in an order of ORDERS: for `stack` G_stack (arXiv 2405.15319).
 
     With function_preserving, B and the sparse values (or the dense weight) of o_proj and down_proj are zero in every
     copy of a layer but its first: for `stack`, in layers small and above.
@@ -31,7 +31,7 @@ def in_order(order: str) -> Operator:
 
 
 def source_layers(small: int, large: int, options: GrowthOptions) -> GrowthPlan:
-    """Layers from an explicit list, in any order and any number; function_preserving as in `in_order`."""
+    """Copy layers from an explicit list, in any order and any number; function_preserving as in `in_order`."""
     _refuse_unused("source_layers", options, "order")
     sources, key = options.source_layers, "growth.source_layers"
     require_no_fewer(small, large)
@@ -46,7 +46,7 @@ def source_layers(small: int, large: int, options: GrowthOptions) -> GrowthPlan:
 
 
 def zero(small: int, large: int, options: GrowthOptions) -> GrowthPlan:
-    """New layers whose o_proj and down_proj are the zero map, all else copied (LEMON's depth growth, arXiv 2310.07999).
+    """Add layers whose o_proj and down_proj are the zero map, all else copied (LEMON's depth growth, arXiv 2310.07999).
 
     Always function preserving. In the order interleave, as in LEMON, unless the options name another.
     """

@@ -32,7 +32,7 @@ class GrowthPlan:
 
 
 def small_layers(n_layers: int, factor: int) -> int:
-    """Layers of the model that grows by `factor` to `n_layers`; UserError when there is no such model."""
+    """Count the layers of the model that grows by `factor` to `n_layers`; UserError when there is no such model."""
     if factor < 1 or n_layers % factor:
         raise UserError(f"growth.factor {factor} does not divide model.n_layers {n_layers}; set one that does")
     return n_layers // factor

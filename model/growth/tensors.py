@@ -32,7 +32,7 @@ class GrownTensor(NamedTuple):
 def grow_tensors(
     names: Iterable[str], read: Callable[[str], Tensor], plan: GrowthPlan, linear: LinearConfig
 ) -> Iterator[GrownTensor]:
-    """The grown model's state: every tensor of every block from its source, the rest copied once.
+    """Yield the grown model's state: every tensor of every block from its source, the rest copied once.
 
     `names` are those of the small model's state_dict, supports included, or of its optimizer's state
     (<parameter>.<state>), and `read` returns one of the tensors. Each is read once: those of one linear are held until
@@ -57,7 +57,7 @@ def grow_tensors(
     zeroed = {f"{projection}.{parameter}" for projection in OUTPUTS for parameter in silent_at_zero}
     copies = {source: [i for i, origin in enumerate(plan.source) if origin == source] for source in range(plan.small)}
     for source, layers in copies.items():
-        for _, parts in groupby(sorted(blocks[source]) if layers else (), key=_module):
+        for _, parts in groupby(sorted(blocks[source]) if layers else (), key=lambda part: part.split(".")[:2]):
             held = {part: read(f"layers.{source}.{part}") for part in parts}
             for layer in layers:
                 for part, tensor in held.items():
@@ -70,7 +70,7 @@ def grow_tensors(
 
 
 def fitting(tensors: Iterable[GrownTensor], state: dict[str, Tensor]) -> Iterator[GrownTensor]:
-    """`tensors` as they are; UserError unless their names and shapes are those of `state`, the grown model's."""
+    """Yield `tensors` as they are; UserError unless their names and shapes are those of `state`, the grown model's."""
     missing = dict(state)
     for item in tensors:
         wanted = missing.pop(item.name, None)
@@ -83,11 +83,6 @@ def fitting(tensors: Iterable[GrownTensor], state: dict[str, Tensor]) -> Iterato
         del item
     if missing:
         raise UserError(f"growth: the small model has nothing for {_short(list(missing))}")
-
-
-def _module(part: str) -> str:
-    """`attention.q_proj` of `attention.q_proj.support.loc`."""
-    return ".".join(part.split(".")[:2])
 
 
 def _short(items: list) -> str:

@@ -19,7 +19,7 @@ class GrowthTime:
 
 
 def grow_after(parameters: int, tokens: int, max_fraction: float = 0.1) -> GrowthTime:
-    """log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74 with C = 6 N D (arXiv 2405.15319), d in tokens.
+    """Solve log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74 with C = 6 N D (arXiv 2405.15319), d in tokens.
 
     N = `parameters` of the grown model; for factored linears its dense equivalent, as the fit was made on dense models.
     D = `tokens` of the whole run. The formula falls with C: at budgets of a few billion tokens it

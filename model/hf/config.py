@@ -12,11 +12,9 @@ from model.errors import UserError
 from model.lfs import refuse_pointer
 from model.schema import expected
 
-DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-
-def to_hf(config: ModelConfig, dtype: torch.dtype, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
-    """The content of config.json for weights stored in `dtype`."""
+def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json for weights stored in `dtype`, but for the ids of special tokens."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -35,9 +33,7 @@ def to_hf(config: ModelConfig, dtype: torch.dtype, bos_id: int | None, eos_id: i
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": DTYPE_NAMES[dtype],
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -73,7 +69,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _rope(hf: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes `rope_parameters`, transformers 4 `rope_scaling` beside `rope_theta`."""
+    """Rotary settings: transformers 5 writes `rope_parameters`, transformers 4 `rope_scaling` beside `rope_theta`."""
     return hf.get("rope_parameters") or hf.get("rope_scaling") or {}
 
 

@@ -42,9 +42,9 @@ def write_folder(
 ) -> None:
     """Write the files into `folder`; at most `shard_bytes` of merged weights are in memory beside the model."""
     config, facts = model.config, read_facts(tokenizer_file)
-    bos_id, eos_id, pad_id = (special[0] if special else None for special in (facts.bos, facts.eos, facts.pad))
-    ids = {"bos_token_id": bos_id, "eos_token_id": eos_id} | ({} if pad_id is None else {"pad_token_id": pad_id})
-    _write_json(folder / "config.json", to_hf(config, dtype, bos_id, eos_id) | ids)
+    bos, eos, pad = (facts.special[f"{role}_token"] for role in ("bos", "eos", "pad"))
+    ids = {"bos_token_id": bos and bos[0], "eos_token_id": eos and eos[0]} | ({"pad_token_id": pad[0]} if pad else {})
+    _write_json(folder / "config.json", to_hf(config, dtype) | ids)
     _write_json(folder / "generation_config.json", ids)
     _write_json(folder / "tokenizer_config.json", tokenizer_config(facts, config.max_seq_len))
     _write_json(folder / "tokenizer.json", facts.tokenizer_json)
@@ -57,8 +57,7 @@ def _write_weights(folder: Path, model: Transformer, dtype: torch.dtype, shard_b
     shards = _plan_shards(model, dtype, shard_bytes)
     weight_map = {}
     for number, shard in enumerate(shards, 1):
-        many = len(shards) > 1
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         weight_map.update({tensor.theirs: file for tensor in shard})
         merged = {tensor.theirs: merged_weight(model, tensor, dtype) for tensor in shard}
         save_file(merged, folder / file, metadata={"format": "pt"})

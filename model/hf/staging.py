@@ -50,7 +50,7 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writing(out: Path | str) -> Iterator[None]:
     """Turn an OSError of the body into a UserError that names `out`."""
     try:
         yield

@@ -8,12 +8,10 @@ from model.hf.tokenizer_json import obstacle, tokenizer_json
 
 
 class TokenizerFacts(NamedTuple):
-    """What the other files of the folder must say about the tokenizer; a missing special token is None."""
+    """What the other files of the folder must say about the tokenizer."""
 
-    bos: tuple[int, str] | None
-    eos: tuple[int, str] | None
-    unk: tuple[int, str] | None
-    pad: tuple[int, str] | None
+    special: dict[str, tuple[int, str] | None]
+    """Id and piece of each special token by its role; None for one that is missing."""
     add_dummy_prefix: bool
     """Whether the model puts a space before the text."""
     tokenizer_json: dict[str, Any]
@@ -26,9 +24,9 @@ def read_facts(path: Path) -> TokenizerFacts:
     if reason := obstacle(proto):
         raise UserError(f"{path}: cannot be exported, since {reason}; train with another tokenizer")
     trainer = proto.trainer_spec
-    ids = (trainer.bos_id, trainer.eos_id, trainer.unk_id, trainer.pad_id)
-    bos, eos, unk, pad = (None if i < 0 else (i, proto.pieces[i].piece) for i in ids)
-    return TokenizerFacts(bos, eos, unk, pad, proto.normalizer_spec.add_dummy_prefix, tokenizer_json(proto))
+    ids = {role: getattr(trainer, f"{role}_id") for role in ("bos", "eos", "unk", "pad")}
+    special = {f"{role}_token": None if i < 0 else (i, proto.pieces[i].piece) for role, i in ids.items()}
+    return TokenizerFacts(special, proto.normalizer_spec.add_dummy_prefix, tokenizer_json(proto))
 
 
 def export_obstacle(path: Path) -> str | None:
@@ -54,22 +52,17 @@ def tokenizer_config(facts: TokenizerFacts, max_seq_len: int) -> dict[str, Any]:
         "legacy": False,
         # A missing or wrong value changes the ids of almost every text.
         "add_prefix_space": facts.add_dummy_prefix,
-        "add_bos_token": facts.bos is not None,
+        "add_bos_token": facts.special["bos_token"] is not None,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_seq_len,
         # Up to transformers 4, that class adds token_type_ids, which a LLaMA's generate refuses.
         "model_input_names": ["input_ids", "attention_mask"],
-        **_special_tokens(facts),
+        # A null says that there is none; left out, transformers would add its default as a new token.
+        **{role: token and token[1] for role, token in facts.special.items()},
     }
 
 
 def special_tokens_map(facts: TokenizerFacts) -> dict[str, str]:
     """The content of special_tokens_map.json."""
-    return {role: piece for role, piece in _special_tokens(facts).items() if piece is not None}
-
-
-def _special_tokens(facts: TokenizerFacts) -> dict[str, str | None]:
-    """A null says that there is none; left out, transformers would add its default as a new token."""
-    roles = {"bos_token": facts.bos, "eos_token": facts.eos, "unk_token": facts.unk, "pad_token": facts.pad}
-    return {role: special[1] if special else None for role, special in roles.items()}
+    return {role: token[1] for role, token in facts.special.items() if token}

@@ -37,7 +37,7 @@ def obstacle(proto: Any) -> str | None:
 
 def tokenizer_json(proto: Any) -> dict[str, Any]:
     """The content of tokenizer.json for a model without an `obstacle`."""
-    trainer = proto.trainer_spec
+    trainer, bos = proto.trainer_spec, proto.trainer_spec.bos_id
     return {
         "version": "1.0",
         "truncation": None,
@@ -45,9 +45,7 @@ def tokenizer_json(proto: Any) -> dict[str, Any]:
         "added_tokens": _added_tokens(proto),
         "normalizer": _normalizer(proto.normalizer_spec),
         "pre_tokenizer": None,
-        "post_processor": _bos_first(trainer.bos_id, proto.pieces[trainer.bos_id].piece)
-        if trainer.bos_id >= 0
-        else None,
+        "post_processor": None if bos < 0 else _bos_first(bos, proto.pieces[bos].piece),
         "decoder": _decoder(proto.normalizer_spec),
         "model": {
             "type": "BPE",
@@ -84,10 +82,8 @@ def _normalizer(spec: Any) -> dict[str, Any]:
     steps: list[dict[str, Any]] = charsmap_steps(spec.precompiled_charsmap) if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         # \A and \z: ^ and $ would match at every line.
-        steps.append(_replace({"Regex": r"\A +"}, ""))
-        steps.append(_replace({"Regex": rf"[ {SPACE}]+\z"}, ""))
-        steps.append(_replace({"Regex": " {2,}"}, " "))
-        steps += prefix
+        steps += [_replace({"Regex": pattern}, "") for pattern in (r"\A +", rf"[ {SPACE}]+\z")]
+        steps += [_replace({"Regex": " {2,}"}, " "), *prefix]
     else:  # a text of which the rules leave nothing gets its prefix all the same
         steps = prefix + steps
     steps.append(_replace({"String": " "}, SPACE))

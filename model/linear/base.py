@@ -31,7 +31,7 @@ class BaseLinear(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """y (..., out) for x (..., in), in the dtype of x."""
+        """Map x (..., in) to y (..., out), in the dtype of x."""
 
     @abstractmethod
     def reset_parameters(self, seed: int) -> None:
@@ -42,17 +42,17 @@ class BaseLinear(nn.Module, ABC):
         """Return the map as one fp32 matrix (out, in)."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that train, by own name."""
+        """Return the shapes of the tensors that train, by own name."""
         return {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
 
     @staticmethod
     @abstractmethod
     def count_parameters(config: Any, in_features: int, out_features: int) -> int:
-        """Parameters of such a linear."""
+        """Count the parameters of such a linear."""
 
-    @staticmethod
-    @abstractmethod
+    @classmethod
     def training_flops(
+        cls,
         config: Any,
         in_features: int,
         out_features: int,
@@ -62,8 +62,10 @@ class BaseLinear(nn.Module, ABC):
     ) -> int:
         """FLOPs of `micro_steps` forward and backward passes over `tokens` tokens each; a multiply-add is two.
 
+        Each parameter is multiplied with for the output and the input's gradient, and has a gradient of its own.
         `choice` is how the linear computes where there is something to choose; None is a Choice's default.
         """
+        return 6 * micro_steps * tokens * cls.count_parameters(config, in_features, out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}"

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.sparse_low_rank_linear.choice import Choice
 from model.linear.base import BaseLinear
 from model.schema import Frozen
 from model.seeding import fill_normal
@@ -39,14 +38,3 @@ class Dense(BaseLinear):
     @staticmethod
     def count_parameters(config: Config, in_features: int, out_features: int) -> int:
         return out_features * in_features
-
-    @staticmethod
-    def training_flops(
-        config: Config,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        return 6 * micro_steps * tokens * out_features * in_features

@@ -78,7 +78,6 @@ class Int8Linear(BaseLinear):
         return {"weight": (self.out_features, self.in_features)}
 
     count_parameters = staticmethod(Dense.count_parameters)
-    training_flops = staticmethod(Dense.training_flops)
 
     def scratch_weight(self, dtype: torch.dtype) -> Tensor:
         """W in memory that the next call of any linear overwrites."""

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
 from model.linear.base import BaseLinear
 from model.schema import Frozen
@@ -50,7 +49,7 @@ class LowRank(BaseLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """A uniform in +-1/sqrt(in), B normal, so that the product's entries have standard deviation init_std.
+        """Draw A uniform in +-1/sqrt(in), B normal, so that the product's entries have standard deviation init_std.
 
         B cannot start at zero, as beside a sparse part: with every projection the zero map, attention and feed-forward
         put out zeros, and no factor would ever receive a gradient.
@@ -67,14 +66,3 @@ class LowRank(BaseLinear):
     @staticmethod
     def count_parameters(config: Config, in_features: int, out_features: int) -> int:
         return config.rank * (out_features + in_features)
-
-    @staticmethod
-    def training_flops(
-        config: Config,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        return 6 * micro_steps * tokens * config.rank * (out_features + in_features)

@@ -48,7 +48,7 @@ class SparseLowRank(BaseLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """A and values uniform in +-1/sqrt(in), B zero, a fresh support."""
+        """Draw A and values uniform in +-1/sqrt(in) and a fresh support; B is zero."""
         self.support.reset_parameters(seed)
         bound = self.in_features**-0.5
         fill_uniform(self.A, bound, seed, f"{self.name}.A")
@@ -64,8 +64,9 @@ class SparseLowRank(BaseLinear):
         entries = SUPPORTS[config.support].count(config.density, in_features, out_features)
         return config.rank * (out_features + in_features) + entries
 
-    @staticmethod
+    @classmethod
     def training_flops(
+        cls,
         config: Config,
         in_features: int,
         out_features: int,
@@ -73,6 +74,14 @@ class SparseLowRank(BaseLinear):
         choice: Choice | None = None,
         micro_steps: int = 1,
     ) -> int:
-        support = SUPPORTS[config.support]
-        sizes = (config.density, config.rank, in_features, out_features, tokens)
-        return support.training_flops(*sizes, choice, micro_steps)
+        """Count what the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
+
+        That is building W as often as its keep asks, and reducing its gradient to both factors' as often as it is not
+        summed. Recomputed activations count nothing, so neither does a W that is built again for them.
+        """
+        how, numel = choice or Choice(), out_features * in_features
+        if not SUPPORTS[config.support].MAY_BUILD or how.path == "csr":
+            return super().training_flops(config, in_features, out_features, tokens, choice, micro_steps)
+        built = {"none": 2 * micro_steps, "layer": micro_steps, "step": 1}[how.keep]
+        reduced = 1 if how.accumulate else micro_steps
+        return 6 * micro_steps * tokens * numel + (2 * built + 4 * reduced) * numel * config.rank

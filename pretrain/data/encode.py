@@ -37,7 +37,8 @@ class Encoder:
     def run(self, parts: Iterable[tuple[str, str]], log: SkipLog, progress: Progress) -> dict[str, SplitEntry]:
         """Encode all of `parts`, (split, text) each; UserError when a split stays empty."""
         for batch in self._batches(parts):
-            for (split, text), ids in zip(batch, self._encode(batch), strict=True):
+            encoded = self._tokenizer.encode_many([text for _, text in batch], threads=THREADS)
+            for (split, text), ids in zip(batch, encoded, strict=True):
                 size = len(text.encode())
                 progress.advance(size)
                 if not ids:
@@ -62,9 +63,6 @@ class Encoder:
                 batch, size = [], 0
         if batch:
             yield batch
-
-    def _encode(self, batch: list[tuple[str, str]]) -> list[list[int]]:
-        return self._tokenizer.encode_many([text for _, text in batch], threads=THREADS)
 
     def _full(self, split: str) -> bool:
         return self._writers[split].tokens >= self._quotas[split]

@@ -76,7 +76,7 @@ class Manifest(Frozen):
     """The first document of each reason."""
 
     def split(self, name: str) -> SplitEntry:
-        return {"train": self.train, "val": self.val}[name]
+        return getattr(self, name)
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -85,10 +85,10 @@ class Manifest(Frozen):
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes that each data file must have, by name."""
-        entries = [entry for split in SPLITS for entry in self.split(split).all_files]
-        return {entry.name: entry.bytes for entry in entries}
+    @property
+    def all_files(self) -> list[FileEntry]:
+        """The data files of both splits."""
+        return [entry for split in SPLITS for entry in self.split(split).all_files]
 
 
 def read_manifest(folder: str | PathLike[str]) -> Manifest:
@@ -114,30 +114,28 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
 def load_manifest(folder: str | PathLike[str]) -> Manifest:
     """The manifest of a folder whose files all have the size it states; `UserError` names the first that has not."""
     manifest = read_manifest(folder)
-    for name, size in manifest.sizes().items():
-        path = Path(folder) / name
+    for entry in manifest.all_files:
+        path = Path(folder) / entry.name
         if not path.is_file():
             raise UserError(f"{path}: missing; {AGAIN}")
-        if (found := path.stat().st_size) != size:
+        if (found := path.stat().st_size) != entry.bytes:
             refuse_pointer(path)
-            raise UserError(f"{path}: {found} bytes where the manifest says {size}; {AGAIN}")
+            raise UserError(f"{path}: {found} bytes where the manifest says {entry.bytes}; {AGAIN}")
     return manifest
 
 
 def verify_hashes(folder: str | PathLike[str]) -> None:
     """Read every file and compare its sha256; `UserError` names the first that differs."""
     manifest = load_manifest(folder)
-    expected = {manifest.tokenizer.file: manifest.tokenizer.sha256}
-    for split in SPLITS:
-        expected |= {file.name: file.sha256 for file in manifest.split(split).all_files}
-    for name, sha256 in expected.items():
+    written = {manifest.tokenizer.file: manifest.tokenizer.sha256} | {e.name: e.sha256 for e in manifest.all_files}
+    for name, sha256 in written.items():
         with (Path(folder) / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise UserError(f"{Path(folder) / name}: its contents changed since it was written; {AGAIN}")
 
 
 def _require_consistent(manifest: Manifest, path: Path) -> None:
-    names = [f.name for split in SPLITS for f in manifest.split(split).all_files]
+    names = [entry.name for entry in manifest.all_files]
     if len({*names, manifest.tokenizer.file, MANIFEST}) != len(names) + 2:
         raise UserError(f"{path}: names one file twice; {AGAIN}")
     width = manifest.token_dtype.itemsize

@@ -85,12 +85,17 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
         manifest = Manifest(
             format="sparlow-tokens",
             format_version=1,
-            source=made_of["source"],
-            options=made_of["options"],
+            **made_of,
             dtype=dtype,
-            tokenizer=_entry(tokenizer),
-            train=splits["train"],
-            val=splits["val"],
+            tokenizer=TokenizerEntry(
+                file=TOKENIZER,
+                sha256=tokenizer.sha256,
+                vocab_size=tokenizer.vocab_size,
+                bos=tokenizer.bos_id,
+                eos=tokenizer.eos_id,
+                pad=tokenizer.pad_id,
+            ),
+            **splits,
             skipped=log.counts,
             skipped_first=log.first,
         )
@@ -150,14 +155,3 @@ def _train(found: Survey, divided: Division, options: PrepareOptions, say: Calla
     sample = [text for split, text in divided.parts(found.sample) if split == "train"]
     say(f"training a tokenizer of {options.vocab_size} pieces on {sum(map(len, sample)) / 1e6:.1f} MB")
     return train_tokenizer(sample, options.vocab_size)
-
-
-def _entry(tokenizer: Tokenizer) -> TokenizerEntry:
-    return TokenizerEntry(
-        file=TOKENIZER,
-        sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        bos=tokenizer.bos_id,
-        eos=tokenizer.eos_id,
-        pad=tokenizer.pad_id,
-    )

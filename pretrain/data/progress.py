@@ -41,12 +41,7 @@ class Progress:
     def _say(self) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)
         total = f" of {self.total / 1e6:.1f}" if self.total else ""
-        left = (
-            f", {seconds * (self.total / self.done - 1):.0f} s left"
-            if self.total and 0 < self.done < self.total
-            else ""
-        )
-        line = (
-            f"{self.label} {self.done / 1e6:.1f}{total} MB, {self.done / seconds / 1e6:.1f} MB/s, {seconds:.1f} s{left}"
-        )
+        line = f"{self.label} {self.done / 1e6:.1f}{total} MB, {self.done / seconds / 1e6:.1f} MB/s, {seconds:.1f} s"
+        if self.total and 0 < self.done < self.total:
+            line += f", {seconds * (self.total / self.done - 1):.0f} s left"
         self._console.print(line, markup=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import UserError
+from model.hf.staging import writing
 from pretrain.data.manifest import MANIFEST
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
@@ -22,7 +23,7 @@ def staging(out: Path) -> Iterator[Path]:
 
     Raises UserError when `out` cannot be written (or the disk is full) or another process is preparing into it.
     """
-    try:
+    with writing(f"--out {out}"):
         existed = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
@@ -35,10 +36,6 @@ def staging(out: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
                 if not existed and not any(out.iterdir()):
                     out.rmdir()
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be written ({error.strerror or error}); choose another folder or make room"
-        ) from error
 
 
 def commit(folder: Path, out: Path, manifest: str) -> None:

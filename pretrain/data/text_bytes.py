@@ -27,18 +27,16 @@ class TextBytes:
         entry = manifest.split(split)
         self._tokens = tokens
         # From the disk as far as they are asked for: with millions of documents they are large.
-        self._starts = np.memmap(folder / entry.index.name, dtype="<i8", mode="r")
         self._index = folder / entry.index.name
-        self.note = (
-            None
-            if entry.text_bytes
-            else (
+        self._starts = np.memmap(self._index, dtype="<i8", mode="r")
+        self.note, self._sizes = None, None
+        if entry.text_bytes:
+            self._sizes = np.memmap(folder / entry.text_bytes.name, dtype="<i8", mode="r")
+        else:
+            self.note = (
                 f"{folder} was prepared by an earlier version, without the bytes of each document: bits per byte are "
                 "over the text that its tokens spell"
             )
-        )
-        sizes = entry.text_bytes
-        self._sizes = None if sizes is None else np.memmap(folder / sizes.name, dtype="<i8", mode="r")
         self._spelt = tokenizer.token_bytes()
         self._edge = tokenizer.added_space()
         self._space = None if self._edge is None else tokenizer.space_bytes(self._edge)

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from model.errors import UserError
-from pretrain.data.kinds import stand_in
+from model.lfs import HEAD, POINTER
 
 SENTENCE_CHARACTERS = 4096
 SPACE = "\u2581"
@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "num_threads": 4,  # part of the model file: a constant, so that every machine writes the same bytes
     "minloglevel": 2,
 }
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 ROUND_TRIPS = {
     "newlines": "a\nb\n\nc",
     "tabs": "a\tb",
@@ -47,7 +48,7 @@ ROUND_TRIPS = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A BPE model file with byte fallback: any text comes back from its ids unchanged, save U+2581, which is a space.
+    """Train a BPE model with byte fallback: any text comes back from its ids unchanged, save U+2581, which is a space.
 
     The texts go in as blocks of lines rather than line by line, because SentencePiece drops the end of each
     "sentence": only inside a block does it see newlines, and it learns pieces such as a colon with its newline.
@@ -101,22 +102,8 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._processor = _load(model, self.path)
         self.vocab_size: int = self._processor.vocab_size()
-
-    @property
-    def bos_id(self) -> int | None:
-        return _existing(self._processor.bos_id())
-
-    @property
-    def eos_id(self) -> int | None:
-        return _existing(self._processor.eos_id())
-
-    @property
-    def pad_id(self) -> int | None:
-        return _existing(self._processor.pad_id())
-
-    @property
-    def unk_id(self) -> int | None:
-        return _existing(self._processor.unk_id())
+        markers = (getattr(self._processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk"))
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if i < 0 else i for i in markers)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone; markers such as "<s>" in it are ordinary characters."""
@@ -165,11 +152,18 @@ def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     except (RuntimeError, OSError):
         loaded = False
     if not loaded:
-        if found := stand_in(model):
-            raise UserError(f"{path}: not a SentencePiece model but {found}")
-        raise UserError(f"{path}: not a SentencePiece model; give a .model file or let prepare train one")
+        found = _stand_in(model)
+        what = f" but {found}" if found else "; give a .model file or let prepare train one"
+        raise UserError(f"{path}: not a SentencePiece model{what}")
     return processor
 
 
-def _existing(i: int) -> int | None:
-    return None if i < 0 else i
+def _stand_in(head: bytes) -> str | None:
+    """What the beginning of a file shows it to be, with the way out; None where it shows nothing."""
+    if head.startswith(HEAD):
+        return f"a {POINTER}"
+    if TIKTOKEN.match(head):
+        return "a tiktoken file, which SentencePiece cannot read; give a SentencePiece .model or let prepare train one"
+    if head.lstrip()[:1] == b"{":
+        return "a JSON file (a tokenizer.json?); give the SentencePiece .model or let prepare train one"
+    return None

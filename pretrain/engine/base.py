@@ -37,20 +37,14 @@ class Engine(ABC):
     """The name that `Update.grad_norm` is logged by."""
 
     def __init__(
-        self,
-        model: Transformer,
-        optimizer: torch.optim.Optimizer,
-        config: Config,
-        world: World,
-        grad_accum_steps: int,
-        bf16: bool,
+        self, model: Transformer, optimizer: torch.optim.Optimizer, config: Config, world: World, grad_accum_steps: int
     ):
         self.world = world
         self.optimizer = optimizer
         self.micro_batches = grad_accum_steps * world.size
         self.caches = step_caches(model)
         self.deepspeed, *_ = import_deepspeed().initialize(
-            model=model, optimizer=optimizer, config=deepspeed_settings(config, grad_accum_steps, bf16)
+            model=model, optimizer=optimizer, config=deepspeed_settings(config, grad_accum_steps)
         )
 
     @property

@@ -18,4 +18,4 @@ def build_engine(model: Transformer, config: Config, world: World, grad_accum_st
     optimizer = build_optimizer(config.optimizer, model, seed=seed, grad_clip=clip, exchange=exchange)
     if isinstance(optimizer, OwnOptimizer):
         return OwnEngine(model, optimizer, config, world, grad_accum_steps)
-    return ZeroEngine(model, optimizer, config, world, grad_accum_steps, bf16=config.train.dtype == "bf16")
+    return ZeroEngine(model, optimizer, config, world, grad_accum_steps)

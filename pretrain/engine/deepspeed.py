@@ -9,8 +9,8 @@ import torch
 from pretrain.config.schema import Config
 
 
-def deepspeed_settings(config: Config, grad_accum_steps: int, bf16: bool) -> dict[str, Any]:
-    """The DeepSpeed JSON, derived from the run's configuration: one source of truth.
+def deepspeed_settings(config: Config, grad_accum_steps: int) -> dict[str, Any]:
+    """Derive the DeepSpeed JSON from the run's configuration: one source of truth.
 
     At stage 0 the engine sees plain parameters (no bf16 block: it would take a hidden optimizer step
     on zero gradients) and Sparlow clips; from stage 1 on, ZeRO keeps fp32 masters, clips, and skips what is not finite.
@@ -24,14 +24,11 @@ def deepspeed_settings(config: Config, grad_accum_steps: int, bf16: bool) -> dic
         "gradient_clipping": config.train.grad_clip if zero_stage else 0.0,
         "steps_per_print": 10**9,
     }
-    if zero_stage and bf16:
+    if zero_stage and config.train.dtype == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.parallel.offload == "optimizer":
-        settings["zero_optimization"]["offload_optimizer"] = {
-            "device": "cpu",
-            "pin_memory": torch.cuda.is_available(),
-        }
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         # The update is torch.optim.AdamW's: DeepSpeed's own CPU optimizer would be compiled at the first start.
         settings["zero_force_ds_cpu_optimizer"] = False
     return settings

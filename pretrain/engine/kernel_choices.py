@@ -34,10 +34,9 @@ def decide(
     choices = {shape_name(linear): _choose(linear, model.compute_dtype, config, device) for linear in linears}
     built = [linear for linear in linears if choices[shape_name(linear)].path == "dense"]
     keep, accumulate = how_long(built, model, config, micro_steps, free_bytes(device))
-    choices = {
-        shape: replace(choice, keep=keep, accumulate=accumulate) if choice.path == "dense" else choice
-        for shape, choice in choices.items()
-    }
+    for shape, choice in choices.items():
+        if choice.path == "dense":
+            choices[shape] = replace(choice, keep=keep, accumulate=accumulate)
     return {"device": device.type, "shapes": {shape: choice.to_json() for shape, choice in choices.items()}}
 
 
@@ -137,15 +136,12 @@ def how_long(
     stage = config.parallel.zero_stage
     may_sum = stage == 0 and micro_steps > 1 and kernels.sum_gradients != "factors"
     budget = kernels.cache_budget * free
-    if kernels.keep_weight == "auto":
-        keep: Keep = "none"
-        # With every block recomputed, no more than one layer's W are alive at a time.
-        at_once = weights / len(model.layers) if model.checkpoint_every == 1 else weights
-        if at_once <= budget:
-            keep = "layer"
-        if stage < 3 and micro_steps > 1 and weights <= budget:
-            keep = "step"
-    else:
+    # With every block recomputed, no more than one layer's W are alive at a time.
+    at_once = weights / len(model.layers) if model.checkpoint_every == 1 else weights
+    keep: Keep = "layer" if at_once <= budget else "none"
+    if stage < 3 and micro_steps > 1 and weights <= budget:
+        keep = "step"
+    if kernels.keep_weight != "auto":
         keep = kernels.keep_weight
     summed = keep == "step" and may_sum and (kernels.sum_gradients == "dense" or weights + 4 * sum(numels) <= budget)
     return keep, summed

@@ -24,7 +24,7 @@ class OwnEngine(Engine):
     def __init__(
         self, model: Transformer, optimizer: OwnOptimizer, config: Config, world: World, grad_accum_steps: int
     ):
-        super().__init__(model, optimizer, config, world, grad_accum_steps, bf16=False)
+        super().__init__(model, optimizer, config, world, grad_accum_steps)
         self.deepspeed.enable_backward_allreduce = False
         self.norm_name = optimizer.norm_name
         self.total_steps = config.schedule.total_steps

@@ -25,15 +25,9 @@ class ZeroEngine(Engine):
     """
 
     def __init__(
-        self,
-        model: Transformer,
-        optimizer: torch.optim.Optimizer,
-        config: Config,
-        world: World,
-        grad_accum_steps: int,
-        bf16: bool,
+        self, model: Transformer, optimizer: torch.optim.Optimizer, config: Config, world: World, grad_accum_steps: int
     ):
-        super().__init__(model, optimizer, config, world, grad_accum_steps, bf16)
+        super().__init__(model, optimizer, config, world, grad_accum_steps)
         self.zero_stage = config.parallel.zero_stage
         self.offloads = config.parallel.offload == "optimizer"
         self.grad_clip = config.train.grad_clip
@@ -105,7 +99,7 @@ class ZeroEngine(Engine):
                 yield f"{name}.{key}", self._master_bytes(parameter), partial(self._read_moment, parameter, key)
 
     def _restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool) -> None:
-        """Sharded state exists only after a first optimizer step, so one is taken on `warm_up` at learning rate 0."""
+        """Put all back. Sharded state exists only after an optimizer step: one is taken on `warm_up` at rate 0."""
         if self.zero_stage:
             self._materialise(warm_up)
         with torch.no_grad():

@@ -157,7 +157,7 @@ def shared(error: E) -> E:
 
 
 def sum_over_ranks(world: World, *values: float) -> list[float]:
-    """AdamWPart-wise sums over all ranks, in float64."""
+    """Element-wise sums over all ranks, in float64."""
     total = torch.tensor(values, dtype=torch.float64, device=world.device)
     if world.size > 1:
         dist.all_reduce(total)

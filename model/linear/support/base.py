@@ -6,7 +6,6 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
 
 View = TypeVar("View")
@@ -21,6 +20,8 @@ class BaseSupport(nn.Module, ABC):
 
     LAYOUT: ClassVar[str]
     """The order of the values; recorded in checkpoints."""
+    MAY_BUILD: ClassVar[bool] = False
+    """Whether a Choice says how the linear computes, and it may build a dense W."""
 
     def __init__(self, in_features: int, out_features: int, values_shape: tuple[int, ...], name: str):
         super().__init__()
@@ -32,35 +33,22 @@ class BaseSupport(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def count(density: float, in_features: int, out_features: int) -> int:
-        """Sparse entries of an (out, in) matrix."""
-
-    @staticmethod
-    @abstractmethod
-    def training_flops(
-        density: float,
-        rank: int,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        """FLOPs of the linear in `micro_steps` forward and backward passes over `tokens` tokens each."""
+        """Count the sparse entries of an (out, in) matrix."""
 
     @abstractmethod
     def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
-        """y (..., out) = x W^T with W = scale B A + S."""
+        """Compute y (..., out) = x W^T with W = scale B A + S."""
 
     @abstractmethod
     def add_to(self, dense: Tensor, values: Tensor) -> Tensor:
-        """`dense` (out, in) with S added in place."""
+        """Add S to `dense` (out, in) in place, and return it."""
 
     @abstractmethod
     def reset_parameters(self, seed: int) -> None:
         """Draw from (seed, name)."""
 
     def view_of(self, buffer: Tensor, make: Callable[[], View]) -> View:
-        """What `make` builds of the buffers, kept until `buffer` is another tensor or has new contents."""
+        """Return what `make` builds of the buffers, kept until `buffer` is another tensor or has new contents."""
         if self._view is None or self._view[0] is not buffer or self._view[1] != buffer._version:
             self._view = (buffer, buffer._version, make())
         return self._view[2]

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from kernels.block_low_rank_linear import block_low_rank_linear, reference
 from kernels.block_support import BlockSupport, choose_block
-from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
 from model.linear.support.base import BaseSupport
 from model.seeding import generator
@@ -32,20 +31,6 @@ class BlockSparse(BaseSupport):
     def count(density: float, in_features: int, out_features: int) -> int:
         block, k = choose_block((out_features, in_features), density)
         return out_features * k * block
-
-    @staticmethod
-    def training_flops(
-        density: float,
-        rank: int,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        """Both factors and the blocks, for the output, the input's gradient and their own."""
-        entries = BlockSparse.count(density, in_features, out_features)
-        return 6 * micro_steps * tokens * (rank * (in_features + out_features) + entries)
 
     def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
         return block_low_rank_linear(x, A, B, values, self.blocks(), scale)

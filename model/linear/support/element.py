@@ -15,21 +15,22 @@ class ElementSparse(BaseSupport):
     """Single entries in tile order, in 16 bits each."""
 
     LAYOUT = f"tiles {TILE[0]}x{TILE[1]}"
+    MAY_BUILD = True
 
     loc: Tensor
     tile_ptr: Tensor
 
     def __init__(self, density: float, in_features: int, out_features: int, name: str):
-        matrix = f"{name.removesuffix('.support')} ({out_features} x {in_features})"
+        projection = name.removesuffix(".support")
         try:
             check_size((out_features, in_features))
         except ValueError as error:
-            raise UserError(f"{name.removesuffix('.support')}: {error}") from None
+            raise UserError(f"{projection}: {error}") from None
         size = self.count(density, in_features, out_features)
         if size == 0:
             raise UserError(
-                f"linear.density {density} leaves {matrix} without sparse entries; "
-                'raise it or set linear.name = "low_rank"'
+                f"linear.density {density} leaves {projection} ({out_features} x {in_features}) without sparse "
+                'entries; raise it or set linear.name = "low_rank"'
             )
         super().__init__(in_features, out_features, (size,), name)
         self.register_buffer("loc", torch.empty(size, dtype=torch.uint16))
@@ -41,29 +42,6 @@ class ElementSparse(BaseSupport):
     @staticmethod
     def count(density: float, in_features: int, out_features: int) -> int:
         return int(density * out_features * in_features)
-
-    @staticmethod
-    def training_flops(
-        density: float,
-        rank: int,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        """Count what the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
-
-        That is building W as often as its keep asks, and reducing its gradient to both factors' as often as it is not
-        summed. Recomputed activations count nothing, so neither does a W that is built again for them.
-        """
-        how, numel = choice or Choice(), out_features * in_features
-        if how.path == "csr":
-            nnz = ElementSparse.count(density, in_features, out_features)
-            return 6 * micro_steps * tokens * (rank * (in_features + out_features) + nnz)
-        built = {"none": 2 * micro_steps, "layer": micro_steps, "step": 1}[how.keep]
-        reduced = 1 if how.accumulate else micro_steps
-        return 6 * micro_steps * tokens * numel + (2 * built + 4 * reduced) * numel * rank
 
     def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
         choice = self.choice or self.choose(x.numel() // x.shape[-1], A.shape[0], x.dtype, x.device)
@@ -80,7 +58,7 @@ class ElementSparse(BaseSupport):
         return self.view_of(self.loc, lambda: TileSupport(self.loc, self.tile_ptr, self.shape))
 
     def flat(self) -> Tensor:
-        """Flat row-major positions (nnz,) int32 in the order of the values."""
+        """Return flat row-major positions (nnz,) int32 in the order of the values."""
         return self.tiles().flat()
 
     def add_to(self, dense: Tensor, values: Tensor) -> Tensor:
@@ -102,12 +80,12 @@ class ElementSparse(BaseSupport):
 
 
 def step_caches(model: nn.Module) -> list[StepCache]:
-    """What the linears of `model` keep over an optimizer step."""
+    """Return what the linears of `model` keep over an optimizer step."""
     return [module.cache for module in model.modules() if isinstance(module, ElementSparse)]
 
 
 def draw_positions(size: int, numel: int, seed: int, name: str) -> Tensor:
-    """`size` of `numel` flat positions, sorted int32, every subset equally likely; from (seed, name) alone.
+    """Draw `size` of `numel` flat positions, sorted int32, every subset equally likely; from (seed, name) alone.
 
     Draws with replacement, in each round as many as are missing, so that the support is never overfull: by symmetry the
     result is a uniform subset. A permutation of a 7B model's matrix (45 million entries) would take seconds.

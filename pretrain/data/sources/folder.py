@@ -61,11 +61,8 @@ class FolderSource:
 
     def records(self) -> Iterator[Document | Skipped]:
         yield from self._left_out
-        train = self._rows(self._train)
-        if self._validation is None:
-            yield from train
-        else:
-            yield from interleaved(train, self._rows(self._validation), self._every)
+        validation = None if self._validation is None else self._rows(self._validation)
+        yield from interleaved(self._rows(self._train), validation, self._every)
 
     def describe(self) -> dict[str, Any]:
         used = [*self._train, *(self._validation or [])]

@@ -18,13 +18,7 @@ class HubSource:
         import datasets
 
         datasets.disable_progress_bars()
-        self._description = {
-            "kind": "hf",
-            "id": name,
-            "config": config,
-            "split": split,
-            "text_key": text_key,
-        }
+        self._description = {"kind": "hf", "id": name, "config": config, "split": split, "text_key": text_key}
         self.name, self.text_key, self._every = name, text_key, max(1, round(1 / val_fraction))
         try:
             splits = datasets.load_dataset(name, config, streaming=stream)
@@ -43,11 +37,8 @@ class HubSource:
 
     def records(self) -> Iterator[Document | Skipped]:
         try:
-            train = self._rows(self._train, "train")
-            if self._validation is None:
-                yield from train
-            else:
-                yield from interleaved(train, self._rows(self._validation, "validation"), self._every)
+            validation = None if self._validation is None else self._rows(self._validation, "validation")
+            yield from interleaved(self._rows(self._train, "train"), validation, self._every)
         except ConnectionError as error:
             raise UserError(f"--hf {self.name}: the connection was lost; run the same command again") from error
 
@@ -60,9 +51,15 @@ class HubSource:
 
 
 def interleaved(
-    train: Iterator[Document | Skipped], validation: Iterator[Document | Skipped], every: int
+    train: Iterator[Document | Skipped], validation: Iterator[Document | Skipped] | None, every: int
 ) -> Iterator[Document | Skipped]:
-    """Both splits, marked by score; held-out rows come early and regularly, so that reading may stop anywhere."""
+    """Both splits, marked by score; held-out rows come early and regularly, so that reading may stop anywhere.
+
+    Without `validation`, `train` as it is.
+    """
+    if validation is None:
+        yield from train
+        return
     held_out = (_scored(record, 0.0) for record in validation)
     for index, record in enumerate(train):
         if index % every == 0:
