@@ -80,12 +80,8 @@ def _grow(run: Run) -> None:
     config, store, state = run.config, run.store, run.state
     after = config.stages[state.stage + 1]
     assert after.plan is not None
-    growth = Growth(
-        source=Checkpoint(store.folder / step_folder(state.step)),
-        plan=after.plan,
-        target=after.config,
-        optimizer=config.growth.optimizer,
-    )
+    source = Checkpoint(store.folder / step_folder(state.step))
+    growth = Growth(source, after.plan, after.config, config.growth.optimizer)
     small, large = (model_size(stage.config, config) for stage in (run.stage, after))
     run.console.say(f"step {state.step}: growing {small} to {large} ({config.growth.operator})")
     fault_point("before_growth")

@@ -56,10 +56,8 @@ def grow_offline(
             f"data.path {config.data.path} was not made with the tokenizer that {source} was trained with; prepare it "
             f"with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
         )
-    continues = dataset.fingerprint == checkpoint.manifest.data_fingerprint and _order(config) == _order(
-        checkpoint.config
-    )
-
+    same_data = dataset.fingerprint == checkpoint.manifest.data_fingerprint
+    continues = same_data and _order(config) == _order(checkpoint.config)
     store = CheckpointStore(Path(config.run.dir))
     store.lock()
     try:
@@ -67,15 +65,8 @@ def grow_offline(
         if store.folders():
             raise UserError(f"run.dir: {config.run.dir} holds checkpoints already; choose another")
         growth = Growth(checkpoint, plan, config, optimizer)
-        state = growth.state(
-            checkpoint.state,
-            step=0,
-            stage=0,
-            stage_start=0,
-            cursor=checkpoint.state.cursor if continues else 0,
-            skipped_steps=0,
-            consecutive_skips=0,
-        )
+        zero = dict.fromkeys(("step", "stage", "stage_start", "skipped_steps", "consecutive_skips"), 0)
+        state = growth.state(checkpoint.state, cursor=checkpoint.state.cursor if continues else 0, **zero)
         table = write_grown(growth, config, state, store, dataset)
     finally:
         store.unlock()

@@ -44,7 +44,10 @@ def draw(
     compared = [(index, found) for index, found in enumerate(saved) if found]
     for line, (index, found) in enumerate(compared):
         _draw_speedup(losses["flops"], f"C{index}", found, by_name[found["baseline"]], smoothed[index], line)
-    _draw_bits(axes[0, -1], runs, _spent(runs))
+    kind, panel = _spent(runs), axes[0, -1]
+    for index, run in enumerate(runs):
+        panel.plot(*run.figures("val/bits_per_byte", kind), "o-", color=f"C{index}", markersize=4.5, linewidth=1.2)
+    panel.set(xlabel=LABELS[kind], ylabel="bits per byte", title=f"held-out text over {LABELS[kind]}")
     for panel in axes.flat:
         panel.set_xlim(left=0)
         panel.grid(alpha=0.25)
@@ -109,9 +112,3 @@ def _draw_speedup(panel: "Axes", color: str, found: dict[str, Any], baseline: Cu
         f"speedup {100 * found['flops']:.0f} %", (sum(ends) / len(ends), 0), (0, 4 + 11 * line),
         ("data", "axes fraction"), "offset points", ha="center", va="bottom", fontsize=8, color=color,
     )  # fmt: skip
-
-
-def _draw_bits(panel: "Axes", runs: Sequence[LoggedRun], kind: str) -> None:
-    for index, run in enumerate(runs):
-        panel.plot(*run.figures("val/bits_per_byte", kind), "o-", color=f"C{index}", markersize=4.5, linewidth=1.2)
-    panel.set(xlabel=LABELS[kind], ylabel="bits per byte", title=f"held-out text over {LABELS[kind]}")
