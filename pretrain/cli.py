@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from model.errors import RunFailed, UserError
-from pretrain.machine.console import GONE, failure, mute
+from pretrain.machine.output import GONE, failure, mute
 
 CLOSED_PIPE = 128 + signal.SIGPIPE
 

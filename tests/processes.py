@@ -163,6 +163,7 @@ def _serve(connection: socket.socket) -> list[str] | None:
         message, fds, _, _ = socket.recv_fds(connection, int.from_bytes(size, "big"), 3, socket.MSG_WAITALL)
         if not os.fork():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
             connection.close()
             return _become(json.loads(message), *fds)
         for fd in fds:

@@ -17,6 +17,14 @@ from pretrain.machine import stop
 STEPS = "--train.max_steps=24"
 
 
+@pytest.fixture(autouse=True)
+def hangs_up():
+    """SIGHUP does what it does by itself, also where the tests run under nohup."""
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, inherited)
+
+
 def wait_for_step(process, metrics) -> None:
     """Until the first step has been logged."""
     for _ in range(2400):

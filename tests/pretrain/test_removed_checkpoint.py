@@ -19,7 +19,7 @@ def old(corpus, tmp_path_factory):
 
 
 READS = "pretrain.checkpoint.read"
-TENSORS, OPENED = f"{READS}.Checkpoint.read", [f"{READS}.load_config", f"{READS}.safe_open"]
+TENSORS, OPENED = f"{READS}.Checkpoint.read", [f"{READS}.load_recorded", f"{READS}.safe_open"]
 NAMED = [f"{READS}.read_manifest", f"{READS}.verify_hashes", *OPENED, TENSORS]
 COMMANDS = {
     "from": [*NAMED, "pretrain.loop.origin.file_sha256"],
