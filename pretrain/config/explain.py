@@ -75,9 +75,8 @@ def _unknown_key(key: str, path: list[Any], raw: dict[str, Any]) -> str:
     owner = table_type(section, raw.get(section, {}))
     name, others = raw.get(section, {}).get("name"), users(section, unknown)
     whose = f"not a key of {section} {name!r}" if name or others else "unknown key"
-    if others:
-        return f"{key}: {whose}; it is for {', '.join(others)}"
-    return f"{key}: {whose}{_nearest(unknown, owner.model_fields if owner else {})}"
+    fix = f"; it is for {', '.join(others)}" if others else _nearest(unknown, owner.model_fields if owner else {})
+    return f"{key}: {whose}{fix}"
 
 
 def _nearest(word: str, allowed: Iterable[str]) -> str:

@@ -154,9 +154,6 @@ def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine
     # DeepSpeed broadcasts parameters, not buffers: ranks that drew other supports would train nonsense.
     checksums = gather_outcomes(world, support_checksum(model))
     if len(set(checksums)) > 1:
-        raise shared(
-            RunFailed(
-                f"8-bit codes or sparse supports differ between processes ({checksums}); are their versions equal?"
-            )
-        )
+        differ = f"8-bit codes or sparse supports differ between processes ({checksums}); are their versions equal?"
+        raise shared(RunFailed(differ))
     return build_engine(model, config, world, grad_accum_steps)
