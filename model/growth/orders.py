@@ -49,11 +49,7 @@ def midas(small: int, large: int) -> Sources:
 
 
 ORDERS: dict[str, Callable[[int, int], Sources]] = {
-    "stack": stack,
-    "interleave": interleave,
-    "solar": solar,
-    "gradual": gradual,
-    "midas": midas,
+    order.__name__: order for order in (stack, interleave, solar, gradual, midas)
 }
 
 

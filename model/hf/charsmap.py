@@ -60,20 +60,20 @@ def charsmap_steps(charsmap: bytes) -> list[dict[str, Any]]:
     if rules.several:
         pieces.insert(1, _any_of(frozenset(rules.several)))
         later = _one_of(c for source in rules.several for c in source[1:])
-        steps += [_replace(rf"(?<![^{CUT}]){re.escape(a)}(?![^{CUT}])", b) for a, b in rules.exceptions.items()]
-        steps.append(_replace(rf"(?<=[^{CUT}])(?={later})", INNER))
+        steps += [replacement(rf"(?<![^{CUT}]){re.escape(a)}(?![^{CUT}])", b) for a, b in rules.exceptions.items()]
+        steps.append(replacement(rf"(?<=[^{CUT}])(?={later})", INNER))
     return [
-        _replace(rf"(?:{'|'.join(pieces)})\K", CUT),
+        replacement(rf"(?:{'|'.join(pieces)})\K", CUT),
         *steps,
         {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode("ascii")},
-        _replace(INNER, ""),
+        replacement(INNER, ""),
         {"type": "NFC"},
-        _replace(CUT, ""),
+        replacement(CUT, ""),
     ]
 
 
-def _replace(regex: str, content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"Regex": regex}, "content": content}
+def replacement(pattern: str, content: str, kind: str = "Regex") -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
 
 
 @functools.lru_cache(maxsize=2)

@@ -33,7 +33,12 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         with writing(out):
             if replaced.exists() and not out.exists():
                 replaced.rename(out)
-            _require_replaceable(out, overwrite)
+            if out.exists() and not overwrite:
+                raise UserError(f"{out}: exists already; choose another folder or overwrite it (--overwrite)")
+            if out.exists() and not (out / "config.json").is_file():
+                raise UserError(
+                    f"{out}: exists and is not a Hugging Face model folder, so it is not replaced; choose another"
+                )
             shutil.rmtree(replaced, ignore_errors=True)
             for path in folder.iterdir():  # a kill's; the lock is on the folder itself
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -58,13 +63,6 @@ def writing(out: Path | str) -> Iterator[None]:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); choose another folder or make room"
         ) from None
-
-
-def _require_replaceable(out: Path, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; choose another folder or overwrite it (--overwrite)")
-    if out.exists() and not (out / "config.json").is_file():
-        raise UserError(f"{out}: exists and is not a Hugging Face model folder, so it is not replaced; choose another")
 
 
 def _lock(folder: Path, out: Path) -> int:

@@ -5,7 +5,7 @@ Without it transformers 5 takes the pieces from tokenizer.model but not the norm
 
 from typing import Any
 
-from model.hf.charsmap import charsmap_obstacle, charsmap_steps
+from model.hf.charsmap import charsmap_obstacle, charsmap_steps, replacement
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Types of a piece in SentencePiece's file format."""
@@ -82,23 +82,19 @@ def _normalizer(spec: Any) -> dict[str, Any]:
     steps: list[dict[str, Any]] = charsmap_steps(spec.precompiled_charsmap) if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         # \A and \z: ^ and $ would match at every line.
-        steps += [_replace({"Regex": pattern}, "") for pattern in (r"\A +", rf"[ {SPACE}]+\z")]
-        steps += [_replace({"Regex": " {2,}"}, " "), *prefix]
+        steps += [replacement(pattern, "") for pattern in (r"\A +", rf"[ {SPACE}]+\z")]
+        steps += [replacement(" {2,}", " "), *prefix]
     else:  # a text of which the rules leave nothing gets its prefix all the same
         steps = prefix + steps
-    steps.append(_replace({"String": " "}, SPACE))
+    steps.append(replacement(" ", SPACE, "String"))
     return {"type": "Sequence", "normalizers": steps}
 
 
 def _decoder(spec: Any) -> dict[str, Any]:
-    steps = [_replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    steps = [replacement(SPACE, " ", "String"), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {"type": "Sequence", "decoders": steps}
-
-
-def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def _bos_first(bos_id: int, bos: str) -> dict[str, Any]:
@@ -117,10 +113,7 @@ def _added_tokens(proto: Any) -> list[dict[str, Any]]:
         {
             "id": i,
             "content": entry.piece,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             "special": entry.type != USER_DEFINED,
         }
         for i, entry in enumerate(proto.pieces)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
@@ -40,9 +40,6 @@ class Manifest:
     support_layouts: dict[str, str]
     files: tuple[FileEntry, ...]
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
-
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
@@ -64,7 +61,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint.
+    """Read the manifest of `folder`, with every name plain and every file present at its size; else BrokenCheckpoint.
 
     UserError for one that is whole but cannot be used: of another version, not readable by this user, or with Git LFS
     pointers in place of its files.

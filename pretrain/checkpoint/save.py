@@ -1,11 +1,13 @@
 """Writing a checkpoint: every rank writes its share, rank 0 commits."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -64,8 +66,7 @@ def _write_shards(folder: Path, world: World, tensors: WholeTensors) -> list[Fil
     """Tensors in their order, cut into files of at most SHARD_BYTES; file k is rank (k mod world size)'s to write."""
     writer = _ShardWriter(folder, world)
     for name, size, read in tensors:
-        writer.make_room(size)
-        writer.take(name, read())
+        writer.add(name, size, read)
     writer.flush()
     parts = gather_outcomes(world, writer.written, writer.failed)
     return sorted((entry for part in parts for entry in part), key=lambda entry: entry.name)
@@ -81,15 +82,14 @@ class _ShardWriter:
         self._index, self._bytes = 0, 0
         self._tensors: dict[str, Tensor] = {}
 
-    def make_room(self, size: int) -> None:
-        """Close the current file when `size` more bytes would make it too large."""
+    def add(self, name: str, size: int, read: Callable[[], Tensor]) -> None:
+        """Add a tensor, to the next file when its `size` bytes would make the current one too large."""
         if self._bytes and self._bytes + size > SHARD_BYTES:
             self.flush()
             self._index += 1
             self._bytes = 0
         self._bytes += size
-
-    def take(self, name: str, tensor: Tensor) -> None:
+        tensor = read()  # on every rank, as reading is collective
         if self._index % self.world.size == self.world.rank and self.failed is None:
             try:
                 self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -119,7 +119,7 @@ def _commit(
 ) -> None:
     files = [
         *shards,
-        write_hashed(temporary / "state.json", (json.dumps(state.to_json(), indent=1) + "\n").encode()),
+        write_hashed(temporary / "state.json", _json(dataclasses.asdict(state))),
         write_hashed(temporary / "config.toml", to_toml(config).encode()),
         write_hashed(temporary / "tokenizer.model", dataset.tokenizer_file.read_bytes()),
     ]
@@ -134,13 +134,17 @@ def _commit(
         support_layouts=LAYOUTS,
         files=tuple(files),
     )
-    write_synced(temporary / "manifest.json", manifest.to_json().encode())
+    write_synced(temporary / "manifest.json", _json(dataclasses.asdict(manifest)))
     sync_folder(temporary)
     fault_point("before_rename")
     temporary.rename(final)
     sync_folder(final.parent)
     fault_point("before_latest")
     replace_text(final.parent / "latest", final.name + "\n")
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=1) + "\n").encode()
 
 
 def write_hashed(path: Path, data: bytes) -> FileEntry:

@@ -35,8 +35,6 @@ from pretrain.optim.targets import find_targets
 Rows = Iterator[tuple[object, str]]
 """A condition that must not hold, and what to say if it does."""
 
-OF_ADAPTIVE = ("refresh_overlap", "refresh_threshold", "max_proj_gap")
-
 
 def check(config: Tables) -> None:
     """UserError when tables contradict each other, or a key has no effect beside another."""
@@ -207,7 +205,7 @@ def _matrix(config: MatrixConfig) -> Rows:
         '"device"',
     )
     if config.refresh == "fixed":
-        for key in _changed(config, OF_ADAPTIVE):
+        for key in _changed(config, ("refresh_overlap", "refresh_threshold", "max_proj_gap")):
             yield True, f'optimizer.{key} has no effect with optimizer.refresh = "fixed"; remove it, or set "adaptive"'
         return
     yield (

@@ -73,12 +73,10 @@ def _unknown_key(key: str, path: list[Any], raw: dict[str, Any]) -> str:
     if len(path) == 1:
         return f"{key}: unknown table{_nearest(unknown, Tables.model_fields)}"
     owner = table_type(section, raw.get(section, {}))
-    allowed = owner.model_fields if owner else {}
     name, others = raw.get(section, {}).get("name"), users(section, unknown)
-    if others:
-        return f"{key}: not a key of {section} {name!r}; it is for {', '.join(others)}"
-    whose = f"not a key of {section} {name!r}" if name else "unknown key"
-    return f"{key}: {whose}{_nearest(unknown, allowed)}"
+    whose = f"not a key of {section} {name!r}" if name or others else "unknown key"
+    fix = f"; it is for {', '.join(others)}" if others else _nearest(unknown, owner.model_fields if owner else {})
+    return f"{key}: {whose}{fix}"
 
 
 def _nearest(word: str, allowed: Iterable[str]) -> str:
@@ -110,7 +108,8 @@ def unknown(word: str, arguments: Sequence[str]) -> str:
     if not word.startswith("-") and _is_key(before.partition("=")[0]):
         together = shlex.quote(f"{before} {word}")
         return f"{word}: unknown argument; if it belongs to the value before it, quote both: {together}"
-    keys = [f"--{table}.{name}" for table in Tables.model_fields for name in _names(table) if name == _plain(key)]
+    plain = key.replace("-", "_")
+    keys = [f"--{table}.{name}" for table in Tables.model_fields for name in _names(table) if name == plain]
     if word.startswith("-") and keys:
         value = shlex.quote(_value(equals, text, word, arguments))
         return f"{word}: unknown argument; did you mean {' or '.join(f'{one}={value}' for one in keys)}?"
@@ -119,10 +118,6 @@ def unknown(word: str, arguments: Sequence[str]) -> str:
 
 def _is_key(text: str) -> bool:
     return text.startswith("--") and "." in text
-
-
-def _plain(key: str) -> str:
-    return key.replace("-", "_")
 
 
 def _value(equals: str, text: str, word: str, arguments: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.config.explain import explain
 from pretrain.config.schema import Config
-from pretrain.config.tables import field_type, members, table_type
+from pretrain.config.tables import members, table_type
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -21,7 +21,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises UserError for a file that cannot be read, an unknown key, a wrong type or values that do not fit together.
     """
     raw = read_toml(Path(path)) if path is not None else {}
-    for argument in sorted(overrides, key=_names_first):
+    # `--section.name=…` decides which keys its section has, so it is applied before them.
+    for argument in sorted(overrides, key=lambda argument: not argument.partition("=")[0].endswith(".name")):
         _override(raw, argument)
     return validate(raw)
 
@@ -64,11 +65,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
-def _names_first(argument: str) -> bool:
-    """Sort key: `--section.name=…` decides which keys its section has, so it is applied before them."""
-    return not argument.partition("=")[0].endswith(".name")
-
-
 def _override(raw: dict[str, Any], argument: str) -> None:
     key, equals, text = argument.removeprefix("--").partition("=")
     section, _, name = key.partition(".")
@@ -79,7 +75,9 @@ def _override(raw: dict[str, Any], argument: str) -> None:
         raise UserError(f"{section}: is a value in the file, expected a table [{section}]")
     if name == "name":
         _switch_member(section, table, text)
-    table[name] = text if field_type(section, name, table) is str else _literal(key, text)
+    owner = table_type(section, table)
+    field = owner.model_fields.get(name) if owner else None
+    table[name] = text if field and field.annotation is str else _literal(key, text)
 
 
 def _literal(key: str, text: str) -> Any:

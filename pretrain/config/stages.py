@@ -24,7 +24,7 @@ GROWING = ("rank", "density")
 
 
 def depths(config: Tables) -> list[int]:
-    """Layers of every stage's model. UserError where a single factor does not divide those of the last."""
+    """Count the layers of every stage's model. UserError where a single factor does not divide those of the last."""
     growth, n_layers = config.growth, config.model.n_layers
     if not growth.enabled:
         return [n_layers]
@@ -64,7 +64,7 @@ def stage_configs(config: AnyTables) -> list[AnyTables]:
 
 
 def growth_plans(config: Tables) -> list[GrowthPlan]:
-    """How the layers of each growth come from those before it. UserError where the operator cannot."""
+    """Plan how the layers of each growth come from those before it. UserError where the operator cannot."""
     growth = config.growth
     try:
         return [plan_growth(growth.operator, small, large, growth.options) for small, large in pairwise(depths(config))]

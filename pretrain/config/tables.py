@@ -197,9 +197,8 @@ class GrowthConfig(Frozen):
     def _whole_factors(cls, value: Any) -> Any:
         factors = value if isinstance(value, tuple) else (value,)
         if not factors or not all(type(factor) is int and factor >= 2 for factor in factors):
-            raise ValueError(
-                f"{as_toml(value)} is no factor of growth; give an integer of at least 2, or a list of them"
-            )
+            wrong = f"{as_toml(value)} is no factor of growth"
+            raise ValueError(f"{wrong}; give an integer of at least 2, or a list of them")
         return value
 
     @field_validator("layers", mode="before")
@@ -266,9 +265,7 @@ class Tables(Frozen):
 def members(section: str) -> dict[str, type[Frozen]]:
     """The classes that a table with `name` may be, by name; {} for other tables."""
     field = Tables.model_fields.get(section)
-    if field is None:
-        return {}
-    candidates = typing.get_args(field.annotation) or (field.annotation,)
+    candidates = typing.get_args(field.annotation) or (field.annotation,) if field else ()
     return {c.model_fields["name"].default: c for c in candidates if "name" in getattr(c, "model_fields", {})}
 
 
@@ -281,13 +278,6 @@ def table_type(section: str, table: dict[str, Any]) -> type[Frozen] | None:
     if not named:
         return typing.cast(type[Frozen], field.annotation)
     return named.get(table.get("name", field.default.name))
-
-
-def field_type(section: str, key: str, table: dict[str, Any]) -> Any:
-    """The annotation of `section.key`, or None when there is no such key."""
-    owner = table_type(section, table)
-    field = owner.model_fields.get(key) if owner else None
-    return field.annotation if field else None
 
 
 def users(section: str, key: str) -> list[str]:

@@ -17,6 +17,8 @@ from pretrain.data.text_bytes import TextBytes
 from pretrain.data.tokenizer import Tokenizer
 
 IGNORE = -100
+ROUNDS = 6
+"""Rounds of the Feistel network in `permute`."""
 
 
 class Batch(NamedTuple):
@@ -120,9 +122,6 @@ class TokenDataset:
                 seed = derive_seed(self._seed, "data", int(epoch))
                 samples[epochs == epoch] = permute(samples[epochs == epoch], self.n_samples, seed)
         return samples
-
-
-ROUNDS = 6
 
 
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:

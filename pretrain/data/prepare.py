@@ -85,7 +85,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
         manifest = Manifest(
             format="sparlow-tokens",
             format_version=1,
-            **made_of,
+            source=made_of["source"],
+            options=made_of["options"],
             dtype=dtype,
             tokenizer=TokenizerEntry(
                 file=TOKENIZER,
@@ -95,7 +96,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
                 eos=tokenizer.eos_id,
                 pad=tokenizer.pad_id,
             ),
-            **splits,
+            train=splits["train"],
+            val=splits["val"],
             skipped=log.counts,
             skipped_first=log.first,
         )

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import UserError
-from model.hf.staging import writing
+from model.hf.staging import PARTIAL, writing
 from pretrain.data.manifest import MANIFEST
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
 
-STAGING = ".partial"
 OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin")
 
 
@@ -27,7 +26,7 @@ def staging(out: Path) -> Iterator[Path]:
         existed = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
-            folder = out / STAGING
+            folder = out / PARTIAL
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:

@@ -39,12 +39,11 @@ class OwnEngine(Engine):
         self.parameters_changed()
         taken, planned = self.optimizer.low_rank_matrices, self.optimizer.planned_matrices
         if self.optimizer.applied and taken != planned:
-            raise shared(
-                RunFailed(
-                    f"{taken} matrices took the low-rank path, {planned} were planned: an error of this program, or a "
-                    "model changed behind its back"
-                )
+            failure = RunFailed(
+                f"{taken} matrices took the low-rank path, {planned} were planned: an error of this program, or a "
+                "model changed behind its back"
             )
+            raise shared(failure)
         return Update(self.optimizer.grad_norm, self.optimizer.applied)
 
     def close(self) -> None:

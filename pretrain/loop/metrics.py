@@ -3,9 +3,8 @@
 import json
 import math
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,9 @@ class Metrics:
         """What the file holds; a line that a kill has cut is left out."""
         records = []
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []:
-            try:
+            with suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
-                record["step"] = int(record["step"])
-                records.append(record)
-            except (ValueError, KeyError, TypeError):
-                continue
+                records.append(record | {"step": int(record["step"])})
         return records
 
     def _keep(self, records: list[dict[str, Any]]) -> None:
@@ -110,13 +106,11 @@ class StepClock:
     """Durations of training steps, evaluation and saves not counted."""
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=200)
         self._all: list[float] = []
         self._tokens, self._last_tokens = 0, 0
 
     def add(self, seconds: float, tokens: int) -> None:
         """A step of so many seconds on so many input tokens, padding not counted."""
-        self._recent.append(seconds)
         self._all.append(seconds)
         self._tokens, self._last_tokens = self._tokens + tokens, tokens
 
@@ -131,12 +125,12 @@ class StepClock:
         return self._last_tokens / self.last
 
     def tokens_per_second(self) -> float:
-        """Mean tokens of a step by its steady seconds."""
+        """Divide the mean tokens of a step by its steady seconds."""
         return self._tokens / len(self._all) / self.steady_seconds()
 
     def percentile_ms(self, percent: int) -> float:
-        """Duration of a step, in milliseconds, that so many of the last 200 do not exceed."""
-        ordered = sorted(self._recent)
+        """Return the duration of a step, in milliseconds, that so many of the last 200 do not exceed."""
+        ordered = sorted(self._all[-200:])
         return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
     @property
@@ -145,5 +139,5 @@ class StepClock:
         return not self._all
 
     def steady_seconds(self) -> float:
-        """Median step of this process, the first five left out where there are more."""
+        """Return the median step of this process, the first five left out where there are more."""
         return statistics.median(self._all[5:] or self._all)

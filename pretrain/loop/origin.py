@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.build import shape_of_model
-from model.errors import RunFailed, UserError
+from model.errors import UserError
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
-from pretrain.checkpoint.save import WholeTensors, save_checkpoint
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
 from pretrain.loop.state import TrainState
-from pretrain.machine.distributed import World, shared
 
 NO_WEIGHTS = ("max_seq_len", "init_std", "rope_theta")
 """Keys of [model] that may change: no tensor depends on them (context is extended with a larger rope_theta)."""
@@ -89,7 +87,7 @@ def require_same_origin(start: Start, checkpoint: Checkpoint, run_dir: str) -> N
 
 
 def begin(source: Checkpoint, start: Start) -> TrainState:
-    """The state of a run before its first step that begins with `source`."""
+    """Make the state of a run before its first step that begins with `source`."""
     with reading(source.folder):
         manifest_sha256 = file_sha256(source.folder / "manifest.json")
     origin = {
@@ -102,23 +100,6 @@ def begin(source: Checkpoint, start: Start) -> TrainState:
         "manifest_sha256": manifest_sha256,
     }
     return TrainState(updates=source.state.updates if start.state == "all" else 0, origin=origin)
-
-
-def save_first(
-    store: CheckpointStore,
-    world: World,
-    config: Config,
-    state: TrainState,
-    tensors: WholeTensors,
-    dataset: TokenDataset,
-) -> None:
-    """Commit step 0 of a run that begins with another's checkpoint: from here on it needs that one no more."""
-    try:
-        save_checkpoint(store, world, config, state, tensors, dataset)
-    except OSError as error:
-        raise shared(
-            RunFailed(f"the first checkpoint could not be written to {store.folder} ({error}); free some disk space")
-        ) from None
 
 
 def describe(origin: dict[str, Any]) -> str:

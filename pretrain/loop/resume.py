@@ -54,17 +54,14 @@ def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoi
         )
 
 
-NEW_RUN = "sparlow train CONFIG --from CHECKPOINT --run.dir=NEW"
-
-
 def out_of_memory(error: Exception) -> RunFailed:
-    """The allocator's first sentence, and what takes less."""
+    """Name the allocator's first sentence, and what takes less."""
     sentence = str(error).partition(". ")[0]
     return RunFailed(f"{sentence}; lower train.micro_batch_size or set train.checkpoint_every_layers = 1")
 
 
 def with_way_on(sentence: str, config: Config, store: CheckpointStore) -> str:
-    """`sentence`, and where it names keys that a resume refuses to change and there is a checkpoint, the way on."""
+    """Add the way on to `sentence` where it names keys that a resume must not change and there is a checkpoint."""
     keys = fixed_keys(config)
     named = [key for key in dict.fromkeys(re.findall(r"\b[a-z]+\.[a-z_0-9]+\b", sentence)) if key in keys]
     newest = next(iter(store.folders()), None)
@@ -78,7 +75,7 @@ def with_way_on(sentence: str, config: Config, store: CheckpointStore) -> str:
 
 def new_run(checkpoint: object) -> str:
     """The command that starts a new run from `checkpoint`."""
-    return NEW_RUN.replace("CHECKPOINT", str(checkpoint))
+    return f"sparlow train CONFIG --from {checkpoint} --run.dir=NEW"
 
 
 def amended(error: UserError | RunFailed, config: Config, store: CheckpointStore) -> UserError | RunFailed:

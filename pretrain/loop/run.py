@@ -9,7 +9,7 @@ from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
 from pretrain.checkpoint.read import Checkpoint
-from pretrain.checkpoint.save import require_disk_space
+from pretrain.checkpoint.save import require_disk_space, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
@@ -20,7 +20,7 @@ from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
-from pretrain.loop.origin import Start, begin, find_source, require_same_origin, save_first
+from pretrain.loop.origin import Start, begin, find_source, require_same_origin
 from pretrain.loop.resume import require_same_run, resolve_dtype
 from pretrain.loop.state import TrainState
 from pretrain.machine.console import Console
@@ -82,7 +82,11 @@ def open_run(config: Config, world: World, store: CheckpointStore, start: Start 
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
     if source:
-        save_first(store, world, config, state, engine.whole_tensors(), dataset)
+        try:  # from here on the run needs the other's checkpoint no more
+            save_checkpoint(store, world, config, state, engine.whole_tensors(), dataset)
+        except OSError as full:
+            failed = f"the first checkpoint could not be written to {store.folder} ({full}); free some disk space"
+            raise shared(RunFailed(failed)) from None
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
     return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)
@@ -150,9 +154,6 @@ def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine
     # DeepSpeed broadcasts parameters, not buffers: ranks that drew other supports would train nonsense.
     checksums = gather_outcomes(world, support_checksum(model))
     if len(set(checksums)) > 1:
-        raise shared(
-            RunFailed(
-                f"8-bit codes or sparse supports differ between processes ({checksums}); are their versions equal?"
-            )
-        )
+        differ = f"8-bit codes or sparse supports differ between processes ({checksums}); are their versions equal?"
+        raise shared(RunFailed(differ))
     return build_engine(model, config, world, grad_accum_steps)

@@ -49,18 +49,10 @@ class TrainState:
     """How the linears compute (pretrain/engine/kernel_choices.py): a resume makes the same choices."""
 
     def this_stage(self, n_layers: int) -> dict[str, Any]:
-        """Layers, steps, tokens and FLOPs of the stage that trains, `n_layers` being its model's."""
+        """Count layers, steps, tokens and FLOPs of the stage that trains, `n_layers` being its model's."""
         figures: dict[str, Any] = {"n_layers": n_layers, "steps": self.step - self.stage_start}
-        for key, total in {
-            "tokens": self.tokens_seen,
-            "flops": self.flops,
-            "flops_dense_equivalent": self.flops_dense_equivalent,
-        }.items():
-            figures[key] = total - sum(stage[key] for stage in self.grown)
-        return figures
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        totals = {"tokens": self.tokens_seen} | {key: getattr(self, key) for key in ("flops", "flops_dense_equivalent")}
+        return figures | {key: total - sum(stage[key] for stage in self.grown) for key, total in totals.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TrainState":

@@ -13,7 +13,6 @@ from model.errors import RunFailed
 from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import reason
 from pretrain.loop.run import Run
-from pretrain.loop.state import TrainState
 from pretrain.machine.files import replace_text
 from pretrain.machine.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
@@ -50,7 +49,10 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
         "error": reason(error) if error else None,
         "tokens_seen": state.tokens_seen,
         "train_seconds": state.train_seconds,
-        "tokens_per_second": lambda: _tokens_per_second(state, clock),
+        # A model grown offline brings the tokens of another run along, as it does their seconds.
+        "tokens_per_second": lambda: (
+            state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
+        ),
         "val_loss": _finite(evaluation.loss) if evaluation else None,
         "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
         "parameters": counts["total"],
@@ -59,18 +61,18 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
         "flops_dense_equivalent": state.flops_dense_equivalent,
         "peak_memory_bytes": lambda: peak_bytes(device),
         "peak_reserved_bytes": lambda: peak_reserved_bytes(device),
-        "peak_resident_bytes": lambda: peak_resident_bytes(),
+        "peak_resident_bytes": peak_resident_bytes,
         "planned_memory_bytes": lambda: planned_bytes(stage, state, run.world),
         "growth_stages": len(stages),
         "growths": len(state.grown),
         "stages": stages,
         "origin": state.origin or None,
         "skipped_steps": state.skipped_steps,
-        "low_rank_matrices": lambda: engine.low_rank_matrices(),
-        "reduced_bytes_per_step": lambda: engine.reduced_bytes(),
-        "full_gradient_bytes": lambda: engine.full_gradient_bytes(),
+        "low_rank_matrices": engine.low_rank_matrices,
+        "reduced_bytes_per_step": engine.reduced_bytes,
+        "full_gradient_bytes": engine.full_gradient_bytes,
         "dtype": stage.config.train.dtype,
-        "versions": lambda: versions(),
+        "versions": versions,
         "device": lambda: device_name(device),
     }
     summary: dict[str, Any] = {}
@@ -84,14 +86,6 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
         replace_text(run.dir / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     except OSError as full:
         raise RunFailed(f"{run.dir}/summary.json cannot be written ({full.strerror}); the checkpoint is") from None
-
-
-def _tokens_per_second(state: TrainState, clock: StepClock) -> float:
-    """The speed of this process, or where it made no step that of the whole run.
-
-    A model grown offline brings the tokens of another run along, as it does their seconds.
-    """
-    return state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
 
 
 def _finite(value: float) -> float | None:

@@ -73,12 +73,13 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
 
 
 def _train(run: Run, clock: StepClock) -> bool:
-    """The loop over the steps of one stage; whether it was stopped before its end."""
+    """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
     saved, stopping = True, False
     end = min(run.stage.end, config.last_step)
     evaluation = None
-    if state.evaluation_due and not _is_evaluated(run):
+    # metrics.jsonl has an evaluation that was made after the checkpoint, which calls it due.
+    if state.evaluation_due and not on_main(run.world, lambda: run.metrics.has(state.step, "val/loss")):
         evaluation, stopping = _evaluate(run)
     console.start_steps(state.step, config.last_step)
 
@@ -158,11 +159,6 @@ def _summarize_failure(run: Run, clock: StepClock, error: Exception) -> None:
         run.console.say(f"summary.json not written ({reason(failure)})")
 
 
-def _is_evaluated(run: Run) -> bool:
-    """Whether metrics.jsonl has this step's evaluation: it was made after the checkpoint, which calls it due."""
-    return on_main(run.world, lambda: run.metrics.has(run.state.step, "val/loss"))
-
-
 def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
     """The evaluation that is due, logged, and samples. Second: whether it was stopped, so still due."""
     evaluation, stopped = _held_out(run)
@@ -170,12 +166,8 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
         return None, True
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
-        figures = {
-            "val/loss": evaluation.loss,
-            "val/ppl": evaluation.perplexity,
-            "val/bits_per_byte": evaluation.bits_per_byte,
-        }
-        run.metrics.add(run.state.step, figures)
+        loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
+        run.metrics.add(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
     run.state.evaluation_due = False
     return evaluation, stop.agreed(run.world)
 
@@ -198,7 +190,7 @@ def _held_out(run: Run) -> tuple[Evaluation | None, bool]:
 
 
 def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
-    """One optimizer step on the next global batch; moves the run's state on by one step.
+    """Make one optimizer step on the next global batch; moves the run's state on by one step.
 
     Micro-batch k of the global batch goes to rank k mod world size, so that the same data makes the same update on
     every number of processes. Returns the mean loss per target token, the update, and whether to stop.
@@ -231,12 +223,11 @@ def _count_skips(run: Run, update: Update) -> None:
     state.consecutive_skips += 1
     run.console.say(f"step {state.step}: the gradient is not finite; update skipped ({state.skipped_steps} so far)")
     if state.consecutive_skips >= run.config.guard.max_consecutive_skips:
-        raise shared(
-            RunFailed(
-                f"{state.consecutive_skips} updates in a row were skipped because the gradient was not finite "
-                "(guard.max_consecutive_skips); lower optimizer.lr or set train.grad_clip"
-            )
+        failure = RunFailed(
+            f"{state.consecutive_skips} updates in a row were skipped because the gradient was not finite "
+            "(guard.max_consecutive_skips); lower optimizer.lr or set train.grad_clip"
         )
+        raise shared(failure)
 
 
 def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Update) -> dict[str, float]:
@@ -282,18 +273,14 @@ def _line(figures: dict[str, float]) -> str:
         f"grad norm {figures.get('train/grad_norm', figures.get('train/grad_norm_projected', 0.0)):.3f}"
     )
     if "perf/tokens_per_s" in figures:
+        # The peak of tensors, or where nobody counts them that of the process, which is more.
+        process = f"process {figures['mem/peak_resident_gib']:.2f} GiB"
+        memory = f"{figures['mem/peak_gib']:.2f} GiB" if "mem/peak_gib" in figures else process
         line += (
             f"  {figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
-            f"(p99 {figures['perf/step_ms_p99']:.0f})  {_memory(figures)}"
+            f"(p99 {figures['perf/step_ms_p99']:.0f})  {memory}"
         )
     return line + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
-
-
-def _memory(figures: dict[str, float]) -> str:
-    """The peak of tensors, or where nobody counts them that of the process, which is more."""
-    if "mem/peak_gib" in figures:
-        return f"{figures['mem/peak_gib']:.2f} GiB"
-    return f"process {figures['mem/peak_resident_gib']:.2f} GiB"
 
 
 def _sample(run: Run) -> None:
@@ -313,12 +300,9 @@ def _save(run: Run) -> bool:
         step = run.state.step
         run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")
         return False
-    attempt(
-        run.world,
-        run.console,
-        f"step {run.state.step}: older checkpoints not deleted",
-        lambda: on_main(run.world, lambda: run.store.prune(run.config.checkpoint.keep, run.console.say)),
-    )
+    world, console, keep = run.world, run.console, run.config.checkpoint.keep
+    prune = partial(on_main, world, lambda: run.store.prune(keep, console.say))
+    attempt(world, console, f"step {run.state.step}: older checkpoints not deleted", prune)
     fault_point("after_save")
     return True
 
@@ -346,7 +330,10 @@ def _introduce_run(run: Run) -> None:
             f'WARNING: updates on {per_update:,} tokens each, as optimizer.update = "per_layer" accumulates nothing: '
             "a learning rate found with larger updates is too high"
         )
-    for line in describe_stages(config, _stage_flops(run)):
+    # As if all stages computed as the one that trains has chosen to.
+    updates = [(s.end - s.start, s.config) for s in config.stages]
+    flops = [n * flops_per_update(model, "executed", run.state.kernels, world.size) for n, model in updates]
+    for line in describe_stages(config, flops):
         say(line)
     if run.held_out.bytes_note:
         say(run.held_out.bytes_note)
@@ -356,15 +343,6 @@ def _introduce_run(run: Run) -> None:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
-
-
-def _stage_flops(run: Run) -> list[float]:
-    """FLOPs of every growth stage, if all compute as the one that trains has chosen to."""
-    kernels, size = run.state.kernels, run.world.size
-    return [
-        (stage.end - stage.start) * flops_per_update(stage.config, "executed", kernels, size)
-        for stage in run.config.stages
-    ]
 
 
 def _token_arithmetic(run: Run) -> str:

@@ -60,9 +60,8 @@ def start() -> World:
             except RuntimeError as error:
                 if "interface" not in str(error):
                     raise
-                raise UserError(
-                    "torch.distributed finds no loopback interface; bring it up: ip link set lo up"
-                ) from None
+                sentence = "torch.distributed finds no loopback interface; bring it up: ip link set lo up"
+                raise UserError(sentence) from None
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -102,14 +101,17 @@ def _leave() -> None:
     gc.collect()  # an engine that an error left behind holds groups as well
 
 
+def _outcome(work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns, and the error that it ends with; one of them is None."""
+    try:
+        return [work(), None]
+    except Exception as error:
+        return [None, error]
+
+
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and hand its result to all; an error there is raised on every rank, so nobody waits."""
-    outcome: list[Any] = [None, None]
-    if world.is_main:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            outcome[1] = error
+    outcome: list[Any] = _outcome(work) if world.is_main else [None, None]
     if world.size > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
@@ -131,21 +133,14 @@ def gather_outcomes(world: World, value: T, error: Exception | None = None) -> l
 
 def together(world: World, work: Callable[[], T]) -> T:
     """Run `work` on every rank; when it fails on one, all raise that error."""
-    try:
-        value = work()
-    except Exception as error:
-        gather_outcomes(world, None, error)
-        raise
-    gather_outcomes(world, None)
+    value, failed = _outcome(work)
+    gather_outcomes(world, None, failed)
     return value
 
 
 def of_main(world: World, work: Callable[[], T]) -> T:
     """Run `work` on every rank and hand rank 0's result to all; when it fails on one, all raise that error."""
-    try:
-        value, failed = work(), None
-    except Exception as error:
-        value, failed = None, error
+    value, failed = _outcome(work)
     results: list[Any] = gather_outcomes(world, value if world.is_main else None, failed)
     return results[0]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -39,10 +40,12 @@ def examine() -> list[Finding]:
     findings = [Finding("python", "ok", sys.version.split()[0]), *packages]
     absent = {package.what for package in packages if package.status == "broken"}
     if "torch" not in absent:
+        torchrun = partial(_launcher, "torchrun.sh", "-m", "torch.distributed.run", "--help")
         findings.append(_attempt("device", _device, "check the driver with nvidia-smi, and that torch is built for it"))
-        findings.append(_attempt("torchrun launcher", _torchrun, _install("torch")))
+        findings.append(_attempt("torchrun launcher", torchrun, _install("torch")))
     if not absent & {"torch", "deepspeed"}:
-        findings.append(_attempt("deepspeed launcher", _deepspeed_launcher, _install("torch", "deepspeed")))
+        runner = partial(_launcher, "deepspeed.sh", "-c", "import deepspeed.launcher.runner")
+        findings.append(_attempt("deepspeed launcher", runner, _install("torch", "deepspeed")))
     if not absent:
         findings.append(_attempt("deepspeed engine", _engine_step, _install("torch", "deepspeed")))
     return findings
@@ -91,14 +94,9 @@ def _device() -> str:
     return f"{device_name(device)}, {os.cpu_count()} cores, {precision}"
 
 
-def _torchrun() -> str:
-    _run_python("-m", "torch.distributed.run", "--help")
-    return "starts; see launch/torchrun.sh"
-
-
-def _deepspeed_launcher() -> str:
-    _run_python("-c", "import deepspeed.launcher.runner")
-    return "starts; see launch/deepspeed.sh"
+def _launcher(script: str, *arguments: str) -> str:
+    _run_python(*arguments)
+    return f"starts; see launch/{script}"
 
 
 def _run_python(*arguments: str) -> None:

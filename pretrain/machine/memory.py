@@ -1,5 +1,6 @@
 """Memory: the settings of both allocators, the CPU's and CUDA's, how much a GPU has, and the peak that was reached."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -50,10 +51,9 @@ def gpu_cap() -> int | None:
     text = os.environ.get(CAP, "")
     if not text:
         return None
-    try:
+    cap = 0
+    with contextlib.suppress(ValueError, OverflowError):
         cap = int(float(text) * 2**30)
-    except (ValueError, OverflowError):
-        cap = 0
     if cap <= 0:
         raise UserError(f"{CAP}={text} is no size; set it to a number of GiB, e.g. {CAP}=24, or unset it")
     return cap

@@ -11,7 +11,6 @@ from pretrain.data.documents import Skipped
 
 Named = tuple[str, Path]
 TWICE = "reached under another name already"
-HIDDEN = "hidden file or folder"
 
 
 class FileFinder:
@@ -76,7 +75,7 @@ class FileFinder:
             self.left_out.append(Skipped(_relative(folder, root), "unreadable folder"))
             return []
         hidden = [entry.name for entry in found if entry.name.startswith(".")]
-        self.left_out += [Skipped(_relative(Path(folder, name), root), HIDDEN) for name in hidden]
+        self.left_out += [Skipped(_relative(Path(folder, name), root), "hidden file or folder") for name in hidden]
         return [entry for entry in found if not entry.name.startswith(".")]
 
     def _visit(self, path: Path, root: Path, folders: list[Path], found: list[Named]) -> None:

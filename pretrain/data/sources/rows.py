@@ -13,6 +13,7 @@ from pretrain.data.sources.files import shortened
 
 NO_TEXT = "no text under the key"
 CHUNK_BYTES = 1 << 16
+LINE_CHUNK_BYTES = 1 << 20
 _BETWEEN_VALUES, _BETWEEN_ELEMENTS = re.compile("[ \\t\\r\\n\ufeff]*"), re.compile("[ \\t\\r\\n,]*")
 
 
@@ -108,9 +109,6 @@ def csv_rows(name: str, stream: BinaryIO, key: str, delimiter: str) -> Iterator[
             columns = {str(column): cell for column, cell in value.items() if column is not None}
             yield keyed_document(name, row, columns, key, f"{name}:{row + 1}")
         row += 1
-
-
-LINE_CHUNK_BYTES = 1 << 20
 
 
 def lines(stream: BinaryIO) -> Iterator[bytes | None]:

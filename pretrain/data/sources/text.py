@@ -49,12 +49,8 @@ class TextSource:
             yield from file_records(name, path, self.text_key)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": "text",
-            "files": len(self._files),
-            "files_sha256": listing_sha256(self._files),
-            "text_key": self.text_key,
-        }
+        count, sha256 = len(self._files), listing_sha256(self._files)
+        return {"kind": "text", "files": count, "files_sha256": sha256, "text_key": self.text_key}
 
 
 def known_files(finder: FileFinder) -> tuple[list[Named], list[Skipped]]:
