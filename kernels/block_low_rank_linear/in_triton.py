@@ -154,9 +154,9 @@ def launch_block_low_rank(
     index = support.index(transposed)
     (n_tokens, n_out), rank = y.shape, z.shape[1]
     outs = max(TILE, support.block)
-    # 64 accumulators a thread; half as many with fp32 operands, which take twice the shared memory. No tensor core
-    # multiplies those: deep products of them would keep more operands than there are registers.
-    tokens = 128 * 128 // outs * 2 // x.element_size()
+    # 64 accumulators a thread; a quarter with fp32 operands, which no tensor core multiplies: with more, or with deeper
+    # products, a thread keeps more operands than there are registers.
+    tokens = 128 * 128 // outs // (4 if x.dtype == torch.float32 else 1)
     deep = FP32_DEPTH if x.dtype == torch.float32 else TILE
     grid = (triton.cdiv(n_tokens, tokens), triton.cdiv(n_out, outs))
     block_low_rank_kernel[grid](
