@@ -37,9 +37,9 @@ def test_every_card_has_its_default():
 @each
 def test_fits_its_card(path: Path) -> None:
     config, card = load_config(path), card_gib(path) * GIB
-    started = time.monotonic()
+    started = time.process_time()  # others may keep the cores busy
     figures = plan(config, 1, card)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert figures["fits"][f"{card_gib(path)}GiB"]
     assert fits(config, 1, card)
     total = figures["memory_bytes"]["total"]
