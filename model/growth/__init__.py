@@ -5,8 +5,7 @@ Depth: an operator makes a plan, `grow_tensors` applies it to a state tensor by 
 """
 
 from model.errors import UserError
-from model.growth.operators import Operator, in_order, source_layers, zero
-from model.growth.orders import ORDERS
+from model.growth.operators import ORDERS, Operator, in_order, source_layers, zero
 from model.growth.plan import GrowthOptions, GrowthPlan
 
 GROWTH: dict[str, Operator] = {

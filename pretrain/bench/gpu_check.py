@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from pretrain.bench import gpu_7b, gpu_kernels, gpu_training
-from pretrain.bench.environment import environment
 from pretrain.bench.part import Check, Failed, Part, Skipped
+from pretrain.bench.timing import environment
 from pretrain.machine.files import replace_text
 
 PARTS = [

@@ -1,16 +1,22 @@
-"""Reading a checkpoint: tensors by name, the numbers and the configuration."""
+"""Reading a checkpoint: tensors by name, the numbers and the configuration; a model out of it."""
 
 import json
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from model.errors import UserError
+from model.linear.support.base import check_supports
+from model.transformer import Transformer
 from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, reading, verify_hashes
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.engine.kernel_choices import apply, can_follow
+from pretrain.loop.build import build
 from pretrain.loop.state import TrainState
 
 
@@ -65,3 +71,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                     f"{path}: the checkpoint is not usable: {reason}; name an older step's folder"
                 ) from None
     raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torch.dtype | None = None) -> Transformer:
+    """The checkpoint's model on `device`; computes as the run did unless `compute_dtype` says otherwise."""
+    model = build(checkpoint.stage.config, device, compute_dtype)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(checkpoint.read(f"model.{name}"))
+    check_supports(model)
+    if compute_dtype is None and can_follow(checkpoint.state.kernels, device):
+        apply(model, checkpoint.state.kernels)
+    return model.eval()
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer the run was trained with; a checkpoint carries its own copy."""
+    with reading(checkpoint.folder):
+        return Tokenizer(checkpoint.folder / "tokenizer.model")

@@ -81,8 +81,8 @@ def _time_kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from kernels import measured
     from model.errors import UserError
-    from pretrain.bench.environment import environment
     from pretrain.bench.kernels.run import CASES, bench_alternatives, bench_kernels
+    from pretrain.bench.timing import environment
     from pretrain.machine.files import replace_text
 
     device, dtypes = _device_and_dtypes(args)

@@ -18,8 +18,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from model.errors import UserError
-    from pretrain.checkpoint.load import load_model
-    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.checkpoint.read import load_model, open_checkpoint
     from pretrain.data.dataset import TokenDataset
     from pretrain.machine import distributed, memory
     from pretrain.using.evaluate import evaluate

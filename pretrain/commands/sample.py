@@ -20,8 +20,7 @@ def run(args: argparse.Namespace) -> int:
     import math
 
     from model.errors import UserError
-    from pretrain.checkpoint.load import best_device, load_model, tokenizer_of
-    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.checkpoint.read import best_device, load_model, open_checkpoint, tokenizer_of
     from pretrain.machine import memory
     from pretrain.machine.distributed import World
     from pretrain.using.generate import generate

@@ -11,8 +11,7 @@ from typing import TypeVar
 from model.counts import count_parameters
 from model.errors import UserError
 from model.growth import plan_growth
-from model.growth.plan import GrowthPlan, small_layers
-from model.growth.timing import GrowthTime, grow_after
+from model.growth.plan import GrowthPlan, GrowthTime, grow_after, small_layers
 from model.linear import LinearConfig
 from model.seeding import derive_seed
 from pretrain.config.tables import GrowthConfig, Tables

@@ -4,8 +4,8 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pretrain.report.curve import KINDS
 from pretrain.report.logged import LoggedRun
-from pretrain.report.speedup import KINDS
 
 COLUMNS = {
     "step": "steps",

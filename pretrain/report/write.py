@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from pretrain.report.curve import Curve, default_window, first_crossing, smooth
+from pretrain.report.curve import Curve, compare, default_window, first_crossing, smooth
 from pretrain.report.logged import LoggedRun, read_runs
 from pretrain.report.picture import draw
-from pretrain.report.speedup import compare
 from pretrain.report.words import COLUMNS, page, speedup_lines, unlike_words
 
 

@@ -5,8 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from model.errors import UserError
-from pretrain.checkpoint.load import tokenizer_of
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import Checkpoint, tokenizer_of
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Tokens, document_starts

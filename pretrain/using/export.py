@@ -20,9 +20,8 @@ from model.hf.names import dense_tensors
 from model.hf.staging import staged, writing
 from model.linear.dense import Dense
 from model.transformer import Transformer
-from pretrain.checkpoint.load import load_model, tokenizer_of
 from pretrain.checkpoint.manifest import reading
-from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint, tokenizer_of
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.machine.distributed import World
 from pretrain.using.check_texts import hard_strings, held_out_documents, held_out_split

@@ -114,8 +114,7 @@ def test_held_out_documents_are_whole(finished):
 
 
 def test_the_first_text_with_other_ids_is_named(finished):
-    from pretrain.checkpoint.load import tokenizer_of
-    from pretrain.checkpoint.read import open_checkpoint
+    from pretrain.checkpoint.read import open_checkpoint, tokenizer_of
     from pretrain.using.export import _require_equal_ids
 
     tokenizer = tokenizer_of(open_checkpoint(finished))

@@ -10,8 +10,7 @@ import torch
 from support import ROOT, train_here
 
 from pretrain.bench.gpu_7b import card_gib, recipes
-from pretrain.checkpoint.load import load_model
-from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.read import load_model, open_checkpoint
 from pretrain.config import load_config
 from pretrain.loop.build import build
 from pretrain.memory_plan.cards import GIB, fits

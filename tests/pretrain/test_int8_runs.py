@@ -10,8 +10,7 @@ from support import logged, tensor_hashes, train_here
 from model.build import build_model
 from model.errors import UserError
 from model.linear.int8 import Int8Linear
-from pretrain.checkpoint.load import load_model
-from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.read import load_model, open_checkpoint
 from pretrain.config import load_config
 from pretrain.loop.build import build
 from pretrain.optim.weight import Int8Weight

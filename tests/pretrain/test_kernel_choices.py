@@ -13,8 +13,7 @@ from kernels.sparse_low_rank_linear import Choice, choice, csr, dense
 from model.build import build_model
 from model.errors import UserError
 from model.linear import SparseLowRank
-from pretrain.checkpoint.load import load_model
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import Checkpoint, load_model
 from pretrain.config import load_config
 from pretrain.data.dataset import Batch
 from pretrain.engine import kernel_choices

@@ -25,7 +25,7 @@ COMMANDS = {
     "from": [*NAMED, "pretrain.loop.origin.file_sha256"],
     "resume": ["pretrain.checkpoint.store.read_manifest", "pretrain.checkpoint.store.verify_hashes", *OPENED, TENSORS],
     "eval": NAMED,
-    "sample": [*NAMED, "pretrain.checkpoint.load.Tokenizer"],
+    "sample": [*NAMED, "pretrain.checkpoint.read.Tokenizer"],
     "export": [*NAMED, "model.hf.export.read_facts"],
     "grow": NAMED,
 }

@@ -3,7 +3,7 @@
 import pytest
 
 from model.errors import UserError
-from model.growth.orders import ORDERS
+from model.growth.operators import ORDERS
 
 MAPS = [
     ("stack", 6, 24, [0, 1, 2, 3, 4, 5] * 4),

@@ -1,7 +1,7 @@
 import pytest
 
 from model.errors import UserError
-from model.growth.timing import grow_after
+from model.growth.plan import grow_after
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 import torch
 from growth_runs import GROWS, LAST, checkpoint, ending, grown_run, rewound, summary, tensors, tiny_config
 
-from pretrain.checkpoint.load import load_model
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import Checkpoint, load_model
 from pretrain.cli import main
 
 RANK, DENSITY = "--growth.rank=4", "--growth.density=0.04"

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pretrain.report.curve import Curve
-from pretrain.report.speedup import common_losses, compare, speedup
+from pretrain.report.curve import Curve, common_losses, compare, speedup
 
 SCRATCH = Curve([8.0, 6.0, 4.0, 3.0], {"tokens": [10, 20, 30, 40], "flops": [100.0, 200.0, 300.0, 400.0]})
 GROWN = Curve([9.0, 7.0, 5.0, 6.0, 2.0], {"tokens": [10, 20, 30, 40, 50], "flops": [10.0, 20.0, 70.0, 170.0, 270.0]})

@@ -4,7 +4,7 @@ import pytest
 
 from model.counts import count_parameters
 from pretrain.config import load_config
-from pretrain.report.unfinished import partial_summary
+from pretrain.report.logged import partial_summary
 
 
 @pytest.mark.parametrize("stage", [0, 1])
