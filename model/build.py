@@ -21,6 +21,7 @@ def build_model(
     param_dtype: torch.dtype,
     compute_dtype: torch.dtype,
     checkpoint_every: int = 0,
+    offload: bool = False,
     int8: bool = False,
 ) -> Transformer:
     """A transformer on `device` whose every parameter and buffer comes from (seed, its name).
@@ -28,7 +29,7 @@ def build_model(
     With `int8` its dense linears keep 8-bit codes; `param_dtype` is that of the rest. It is made without memory first,
     so the device never holds more than the finished model.
     """
-    model = shape_of_model(config, linear, compute_dtype, checkpoint_every, int8)
+    model = shape_of_model(config, linear, compute_dtype, checkpoint_every, int8, offload)
     model = model.to(param_dtype).to_empty(device=device)
     initialise(model, seed)
     return model
@@ -40,6 +41,7 @@ def shape_of_model(
     compute_dtype: torch.dtype = torch.float32,
     checkpoint_every: int = 0,
     int8: bool = False,
+    offload: bool = False,
 ) -> Transformer:
     """The transformer without memory (device meta); UserError when the linears do not fit its shape, or `int8`."""
     if int8 and linear.name != "dense":
@@ -48,7 +50,7 @@ def shape_of_model(
             '"dense", or other weights'
         )
     with torch.device("meta"):
-        model = Transformer(config, linear, compute_dtype, checkpoint_every)
+        model = Transformer(config, linear, compute_dtype, checkpoint_every, offload)
         if int8:
             to_int8(model)
         return model

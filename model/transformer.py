@@ -8,7 +8,8 @@ what kind of linear they are (model/linear), and nothing else here knows.
 What is subtle: the logits of all tokens would be the largest tensor of a step by far, so the model ends in a loss that
 never holds them (kernels/linear_cross_entropy), and logits are made for generation alone. Weights are drawn from (seed,
 name), so that a model is the same on every rank and whatever is built before it. Activations may be recomputed in the
-backward pass, block by block; a linear that keeps its dense weight over a step is then asked for it twice.
+backward pass, block by block; a linear that keeps its dense weight over a step is then asked for it twice. What is kept
+for that may wait in host memory (offload.py).
 
 Shapes: B batch, T tokens, D dim, H query heads, K key and value heads, E head width, F ffn_dim, V vocabulary.
 """
@@ -23,6 +24,7 @@ from model.config import ModelConfig
 from model.embedding import Embedding, OutputHead
 from model.linear import LinearConfig, build_linear
 from model.norm import RMSNorm
+from model.offload import Offload
 from model.rope import rotary_tables, rotate
 
 
@@ -75,7 +77,12 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(config, linear, f"{name}.feed_forward")
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope)
+        return self.feed(self.attend(x, rope))
+
+    def attend(self, x: Tensor, rope: Tensor) -> Tensor:
+        return x + self.attention(self.attention_norm(x), rope)
+
+    def feed(self, x: Tensor) -> Tensor:
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -84,16 +91,23 @@ class Transformer(nn.Module):
 
     The residual stream and all activations are in `compute_dtype`; parameters are cast to it where they are used, so
     they may be fp32 masters. `checkpoint_every` = k recomputes the activations of every k-th block in the backward
-    pass; 0 keeps all. Parameters hold whatever was in memory: `model.build.build_model` initialises them.
+    pass; 0 keeps all. With `offload`, what such a block starts from waits in host memory. Parameters hold whatever was
+    in memory: `model.build.build_model` initialises them.
     """
 
     def __init__(
-        self, config: ModelConfig, linear: LinearConfig, compute_dtype: torch.dtype, checkpoint_every: int = 0
+        self,
+        config: ModelConfig,
+        linear: LinearConfig,
+        compute_dtype: torch.dtype,
+        checkpoint_every: int = 0,
+        offload: bool = False,
     ):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
         self.checkpoint_every = checkpoint_every
+        self.offload = Offload() if offload else None
         self._tables: Tensor | None = None
         self.tok_embeddings = Embedding(config.vocab_size, config.dim, "tok_embeddings", config.init_std)
         self.layers = nn.ModuleList(TransformerBlock(config, linear, f"layers.{i}") for i in range(config.n_layers))
@@ -108,11 +122,17 @@ class Transformer(nn.Module):
         config = self.config
         rope = self._rotary_tables(tokens.device)[:, : tokens.shape[1]]
         x = self.tok_embeddings(tokens).to(self.compute_dtype)  # [B, T, D]
+        every = self.checkpoint_every if self.training and torch.is_grad_enabled() else 0
+        kept = self.offload.begin() if self.offload else None
         for i, layer in enumerate(self.layers):
-            if self.training and self.checkpoint_every and i % self.checkpoint_every == 0:
+            if not every or i % every:
+                x = layer(x, rope)
+            elif kept is None:
                 x = checkpoint(layer, x, rope, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, rope)
+                assert isinstance(layer, TransformerBlock)
+                x = kept.recomputed(layer.attend, x, rope)
+                x = kept.recomputed(layer.feed, x, stays=i + every >= len(self.layers))
         tied_weight = self.tok_embeddings.weight if config.tie_embeddings else None
         return self.lm_head(self.norm(x), targets, tied_weight)
 

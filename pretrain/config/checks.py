@@ -85,6 +85,11 @@ def _tables(config: Tables) -> Rows:
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
     yield (
+        train.offload_activations and not train.checkpoint_every_layers,
+        "train.offload_activations moves what recomputed blocks start from, and none is recomputed: set "
+        "train.checkpoint_every_layers = 1, or offload_activations = false",
+    )
+    yield (
         parallel.offload == "optimizer" and optimizer.name != "adamw",
         f'parallel.offload = "optimizer" does not work with optimizer.name = "{optimizer.name}", which ZeRO does not '
         'shard: set parallel.offload = "none", or optimizer.name = "adamw"',

@@ -44,6 +44,9 @@ class TrainConfig(Frozen):
     """Precision of the computation. auto: bf16 on a GPU or CPU that has bf16 instructions, else fp32."""
     checkpoint_every_layers: int = Field(0, ge=0)
     """Recompute the activations of every k-th block in the backward pass; 0 means keep all."""
+    offload_activations: bool = False
+    """What recomputed blocks start from waits in host memory, pinned beside a GPU, for the backward pass: room for a
+    larger micro-batch, at no change of any number."""
     deterministic: bool = False
     """Use deterministic algorithms on a GPU too, at some cost in speed (a CPU run always does)."""
     expandable_segments: bool = False

@@ -30,6 +30,7 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
         param_dtype=stored_in(config),
         compute_dtype=compute_dtype,
         checkpoint_every=config.train.checkpoint_every_layers,
+        offload=config.train.offload_activations,
         int8=config.optimizer.weights == "int8",
     )
 

@@ -92,7 +92,7 @@ class _Step:
                 self._micro_step(trace, gradients.last_micro_step, gradients.begin_forward)
                 gradients.end_backward()
             sharded.update(ledger, gradients)
-        return Observation(ledger.moments(), sharded.host)
+        return Observation(ledger.moments(), sharded.host + self._pinned())
 
     def own(self, refreshes: bool) -> Observation:
         """Stage 0: the optimizer as it is."""
@@ -125,8 +125,13 @@ class _Step:
             self._name_what_is_kept()
             if isinstance(optimizer, OwnOptimizer):
                 optimizer.unhook()
+        host = self._pinned()
         del self.model  # its parameters hold this step by their hooks: what linears share shall not outlive it
-        return Observation(ledger.moments(), sum(pinned(size) for size in ledger.alive("host")))
+        return Observation(ledger.moments(), host)
+
+    def _pinned(self) -> int:
+        """Bytes of host memory for the sums and activations there."""
+        return sum(pinned(size) for size in self.ledger.alive("host"))
 
     def _stored(self) -> int:
         """Bytes of a number of the parameters."""

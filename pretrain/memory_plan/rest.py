@@ -29,8 +29,9 @@ class Silent(Exchange):
 
 def shape_of(config: Config) -> Transformer:
     """The model on meta, its parameters as the engine stores them."""
-    every, int8 = config.train.checkpoint_every_layers, config.optimizer.weights == "int8"
-    model = shape_of_model(config.model, config.linear, computed_in(config), every, int8)
+    train, int8 = config.train, config.optimizer.weights == "int8"
+    every, offload = train.checkpoint_every_layers, train.offload_activations
+    model = shape_of_model(config.model, config.linear, computed_in(config), every, int8, offload)
     return model.to(computed_in(config) if config.parallel.zero_stage > 0 else stored_in(config))
 
 

@@ -27,6 +27,8 @@ KINDS = {
     "bf16": ["--train.dtype=bf16", "--optimizer.weights=bf16"],
     "masters": ["--train.dtype=bf16"],
     "recomputed": ["--train.checkpoint_every_layers=2"],
+    "offloaded": ["--train.checkpoint_every_layers=1", "--train.offload_activations=true"],
+    "offloaded, some": ["--train.checkpoint_every_layers=3", "--train.offload_activations=true", *SPARSE],
     "grouped and tied": ["--model.n_kv_heads=2", "--model.tie_embeddings=true"],
     "low rank": ["--linear.name=low_rank", "--linear.rank=32"],
     "sparse": SPARSE,
