@@ -11,6 +11,7 @@ from pretrain.engine.kernel_choices import describe, recorded
 from pretrain.machine.distributed import require_divisible
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
 from pretrain.memory_plan.memory import plan_stage, worst_of
+from pretrain.memory_plan.transfers import transfers
 
 MFU = 0.4
 """Assumed part of a GPU's peak that training reaches."""
@@ -37,7 +38,8 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
 
     Memory is that of the rank and the growth stage with most: `memory_bytes` by item at the worst moment of an
     optimizer step, with their sum as `total`; `memory_phases` the same for each part of the step; `reserve` what a GPU
-    must have besides; `host_memory_bytes` what a process keeps in the host's memory instead.
+    must have besides; `host_memory_bytes` what a process keeps in the host's memory instead; `transfers` how long the
+    activations among it are on their way.
 
     `kernels`: for each stage the record of how its linears are taken to compute, which FLOPs and memory follow.
     `tokens_at_most`: whether rows are padded, so that the run sees fewer tokens than `tokens`.
@@ -70,6 +72,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
         "memory_worst_layers": memory.n_layers,
         "memory_phases": {phase: moment.items | {"total": moment.total} for phase, moment in memory.phases.items()},
         "host_memory_bytes": memory.host,
+        "transfers": transfers(config, speed),
         "reserve": reserve(memory.total, fragmentation(config)),
         "fits": {f"{size}GiB": fit for size, fit in fitting(config, world_size).items()},
     }

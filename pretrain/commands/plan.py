@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from pretrain.growth.describe import describe_stages
     from pretrain.memory_plan.cards import parse_memory
     from pretrain.memory_plan.describe import describe_changes, describe_memory
+    from pretrain.memory_plan.transfers import describe_transfers
     from pretrain.plan import describe_kernels, parse_speed, plan
 
     if args.world_size < 1:
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     if speed:
         print(f"time              {figures['seconds'] / 86400:>22.2f}  days (at {speed / 1e12:g} TFLOP/s on each GPU)")
+        for line in describe_transfers(figures["transfers"]):
+            print(line)
     for line in describe_stages(config, [stage["flops"] for stage in figures["stages"]]):
         print(line)
     for line in describe_memory(config, figures):

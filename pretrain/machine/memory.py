@@ -65,6 +65,11 @@ def gpu_bytes(device: torch.device) -> int:
     return min(has, gpu_cap() or has)
 
 
+def host_bytes() -> int:
+    """Memory of this machine, whoever uses it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def hold_to_cap(device: torch.device) -> None:
     """Let PyTorch take no more of a GPU than the cap: past it a run fails as on a card of that size.
 

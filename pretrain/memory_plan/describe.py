@@ -5,7 +5,7 @@ from typing import Any
 
 from pretrain.config.schema import Config
 from pretrain.memory_plan.cards import GIB, fragmentation
-from pretrain.memory_plan.levers import describe, proposals
+from pretrain.memory_plan.levers import describe, larger_micro_batch, proposals
 
 
 def describe_memory(config: Config, figures: dict[str, Any]) -> Iterator[str]:
@@ -26,10 +26,12 @@ def describe_memory(config: Config, figures: dict[str, Any]) -> Iterator[str]:
 
 
 def describe_changes(config: Config, world_size: int, card_bytes: int, figures: dict[str, Any]) -> Iterator[str]:
-    """Whether it fits `card_bytes`; if not, what to change."""
+    """Whether it fits `card_bytes`; if not, what to change, and otherwise a larger micro-batch that fits too."""
     needed, size = figures["memory_bytes"]["total"] + figures["reserve"], f"{card_bytes / GIB:g} GiB"
     if needed <= card_bytes:
         yield f"fits {size}: {(card_bytes - needed) / GIB:.2f} GiB to spare"
+        if change := larger_micro_batch(config, world_size, card_bytes):
+            yield f"  and has room for {describe(change)}: fewer micro-steps of more tokens"
         return
     yield f"does not fit {size}: {(needed - card_bytes) / GIB:.2f} GiB missing"
     changes = proposals(config, world_size, card_bytes)

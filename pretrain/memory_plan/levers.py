@@ -1,4 +1,4 @@
-"""What to change so that a run fits a GPU."""
+"""What to change so that a run fits a GPU, or makes use of one."""
 
 import json
 from collections.abc import Iterator
@@ -58,6 +58,33 @@ def proposals(config: Config, world_size: int, card_bytes: int) -> list[Change]:
     return found
 
 
+def larger_micro_batch(config: Config, world_size: int, card_bytes: int) -> Change:
+    """The most doublings of the micro-batch with which a run still fits; {} if none. The update stays the same.
+
+    Recomputed activations may have to wait in host memory for that.
+    """
+    train = config.train
+    if isinstance(config.optimizer, OwnConfig) and config.optimizer.update == "per_layer":
+        return {}  # there the micro-batch is the whole one
+    found, size = Change(), train.micro_batch_size
+    ways = [Change()]
+    if train.checkpoint_every_layers and not train.offload_activations:
+        ways.append({"train.offload_activations": True})
+    while train.global_batch_size % (2 * size * world_size) == 0:
+        size *= 2
+        changes = ({BATCH: size} | way for way in ways)
+        change = next((change for change in changes if _fits(config, change, world_size, card_bytes)), None)
+        if change is None:
+            break
+        found = change
+    return found
+
+
+def _fits(config: Config, change: Change, world_size: int, card_bytes: int) -> bool:
+    changed = _changed(config, change)
+    return changed is not None and may_fit(changed, world_size, card_bytes) and fits(changed, world_size, card_bytes)
+
+
 def _agree(one: Change, other: Change) -> bool:
     """Whether both can be made: no key has another value in the other."""
     return all(one[key] == other[key] for key in set(one) & set(other))
@@ -70,12 +97,17 @@ def _levers(config: Config, world_size: int) -> Iterator[Change]:
         yield {"kernels.keep_weight": "none"}
     if not train.expandable_segments:
         yield {"train.expandable_segments": True}
+    recomputed: Change = {"train.checkpoint_every_layers": 1}
+    moved: Change = {"train.offload_activations": True}
+    if train.checkpoint_every_layers and not train.offload_activations:
+        yield moved
     size = train.micro_batch_size
     while size % 2 == 0 and size > 1:
         size //= 2
         yield {"train.micro_batch_size": size}
     if train.checkpoint_every_layers != 1:
-        yield {"train.checkpoint_every_layers": 1}
+        yield recomputed
+        yield recomputed | moved
     own = isinstance(optimizer, OwnConfig)
     stage = max(2, config.parallel.zero_stage)
     if isinstance(optimizer, MatrixConfig) and PRESETS[optimizer.name].needs == "projected":

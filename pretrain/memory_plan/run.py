@@ -1,12 +1,13 @@
 """The planned memory of a run that is open, and what became of it."""
 
+import os
 from collections.abc import Iterator
 
 from model.errors import UserError
 from pretrain.config.schema import Config, Stage
 from pretrain.loop.state import TrainState
 from pretrain.machine.distributed import World
-from pretrain.machine.memory import gpu_bytes, peak_bytes
+from pretrain.machine.memory import gpu_bytes, host_bytes, peak_bytes
 from pretrain.memory_plan.memory import plan_stage
 
 TOLERANCE = 0.1
@@ -20,18 +21,38 @@ def planned_bytes(stage: Stage, state: TrainState, world: World) -> int:
 
 
 def require_memory(config: Config, world: World) -> None:
-    """UserError when a stage of the run cannot fit this GPU: found at the start, not at a growth days later."""
+    """UserError when a stage of the run cannot fit this GPU, or the host what is kept there: found at the start, not at
+    a growth days later."""
     if world.device.type != "cuda" or not config.guard.memory:
         return
     has = gpu_bytes(world.device)
     for stage in config.stages:
-        planned = plan_stage(stage.config, world.size, cuda=True, card_bytes=has).total
+        plan = plan_stage(stage.config, world.size, cuda=True, card_bytes=has)
+        require_host_memory(stage.config, plan.host)
+        planned = plan.total
         if planned > has:
             raise UserError(
                 f"the model of {stage.config.model.n_layers} layers needs {planned / 2**30:.1f} GiB of tensors in a "
                 f"process, this GPU has {has / 2**30:.1f}; `sparlow plan CONFIG --gpu-memory {has // 2**30}GiB` names "
                 "changes that fit, guard.memory = false tries it all the same"
             )
+
+
+def require_host_memory(config: Config, planned: int) -> None:
+    """UserError when the processes on this machine keep more bytes in its memory than it has, `planned` in each."""
+    processes, has = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), host_bytes()
+    if processes * planned <= has:
+        return
+    moved = {
+        "train.offload_activations = false": config.train.offload_activations,
+        'optimizer.accumulators = "device"': getattr(config.optimizer, "accumulators", "device") == "host",
+        'parallel.offload = "none"': config.parallel.offload != "none",
+    }
+    fixes = " or ".join(fix for fix, kept_there in moved.items() if kept_there)
+    raise UserError(
+        f"the run keeps {processes * planned / 2**30:.1f} GiB in host memory and this machine has {has / 2**30:.1f}: "
+        f"set {fixes}, or lower train.micro_batch_size; guard.memory = false tries it all the same"
+    )
 
 
 def compare(planned: int, world: World) -> Iterator[str]:

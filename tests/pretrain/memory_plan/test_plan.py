@@ -107,9 +107,12 @@ def test_other_optimizers_are_proposed_whole(name: str, size: int, expected: set
 )
 def test_updates_per_layer_are_proposed_with_their_batch(micro_batch: int, proposed: dict[str, int]) -> None:
     path = next(path for path in CONFIGS if path.stem == "llama_7b_24gb_sltrain")
-    config = load_config(str(path), [f"--train.micro_batch_size={micro_batch}"])
-    (change,) = proposals(config, 1, 16 * GIB)
-    assert change == {"optimizer.update": "per_layer", "train.grad_clip": 0.0} | proposed
+    config = load_config(str(path), [f"--train.micro_batch_size={micro_batch}", "--train.offload_activations=false"])
+    change, *others = proposals(config, 1, 16 * GIB)
+    alone = {"optimizer.update": "per_layer", "train.grad_clip": 0.0}
+    assert change == alone | proposed
+    whole = alone | {"train.global_batch_size": micro_batch, "train.offload_activations": True}
+    assert others == ([] if micro_batch == 8 else [whole]), "with activations in host memory it need not become smaller"
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
