@@ -35,10 +35,11 @@ use_environment
 install_missing
 plan() { "$PY" -m pretrain plan "$config" "${overrides[@]}" --gpu-memory "${card}GiB" "$@"; }
 
-# check_gpu "figures of the plan": the GPU has the memory, and bf16 that is not emulated.
+# check_gpu "figures of the plan": the GPU and the host have the memory, and bf16 is not emulated.
 check_gpu() {
     "$PY" - "$1" <<'EOF'
 import json
+import os
 import sys
 
 import torch
@@ -51,6 +52,9 @@ name, (major, minor) = torch.cuda.get_device_name(0), torch.cuda.get_device_capa
 has = torch.cuda.get_device_properties(0).total_memory / 2**30
 if major < 8:
     sys.exit(f"{name} has compute capability {major}.{minor} and no bf16: take a GPU from 8.0 on (RTX 30 series, A100 or newer).")
+kept, host = plan["host_memory_bytes"] / 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+if host < kept:
+    sys.exit(f"This machine has {host:.1f} GiB of memory and this recipe pins {kept:.1f} of it: add --train.offload_activations=false and a smaller --train.micro_batch_size.")
 if has < needed:
     sys.exit(f"{name} has {has:.1f} GiB and this recipe needs {needed:.1f}: take a recipe for a smaller card, or a larger GPU.")
 EOF

@@ -1,7 +1,8 @@
 """Parts of the check on a GPU: every 7B recipe for a consumer card trains, saves and resumes in that card's memory.
 
 Each recipe, configs/llama_7b_<GiB>gb_<recipe>.toml, is a part of its own: processes with the memory of its card.
-Fewer micro-steps than the recipe's leave the peak as it is: sums begin with the second.
+Fewer micro-steps than the recipe's leave the peak as it is: sums begin with the second. The recipes of the largest card
+have a second part: what activations in host memory cost in time, and what the larger micro-batch gives.
 """
 
 import json
@@ -12,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.bench.gpu_training import QUIET, corpus, losses
+from pretrain.bench.gpu_training import QUIET, RESUME_TOLERANCE, corpus, losses
 from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
 from pretrain.machine.memory import CAP
 
-NAME = "7B recipes"
-STEPS = 20
+NAME, OFFLOAD = "7B recipes", "7B offload"
+STEPS, OFFLOAD_STEPS = 20, 4
 MICRO_STEPS = 4
 STORED = ("weights", "support", "moments", "projections")
 """Items of a plan that a checkpoint holds."""
@@ -35,6 +36,12 @@ def recipes() -> dict[str, Path]:
 def parts() -> list[Part]:
     """A part for each recipe."""
     return [Part(f"{NAME}: {name}", partial(recipe, path), proof=False) for name, path in recipes().items()]
+
+
+def offload_parts() -> list[Part]:
+    """A part for each recipe of 24 GiB."""
+    large = {name: path for name, path in recipes().items() if card_gib(path) == 24}
+    return [Part(f"{OFFLOAD}: {name}", partial(offload, path), proof=False) for name, path in large.items()]
 
 
 def recipe(path: Path, check: Check) -> dict[str, Any]:
@@ -62,6 +69,55 @@ def recipe(path: Path, check: Check) -> dict[str, Any]:
     if not all(math.isfinite(loss) for loss in found["losses"]):
         raise Failed("a loss is not finite", **found)
     return found
+
+
+def offload(path: Path, check: Check) -> dict[str, Any]:
+    """Tokens/s and peak memory of some updates: `on`, with activations in host memory; `off`, without, in whatever
+    memory that takes, where the GPU has it; `off_on_card`, with the largest micro-batch that fits the card without.
+    All updates have as many tokens.
+    """
+    card, found = card_gib(path), dict[str, Any]()
+    overrides = [*_shortened(path), *check.small]
+    figures = _planned(check, path, card, overrides)
+    _require_room(check, path, card, figures)
+    away, here = (f"--train.offload_activations={where}" for where in ("true", "false"))
+    smaller = f"--train.micro_batch_size={_fitting(check, path, card, [*overrides, here])}"
+    ways = {"on": ([away], str(card)), "off": ([here], ""), "off_on_card": ([here, smaller], str(card))}
+    if not _has_room(check, _planned(check, path, card, [*overrides, here])):
+        del ways["off"]
+    data = corpus(check)
+    for name, (changes, cap) in ways.items():
+        run = check.work / f"{path.stem}_{name}"
+        options = [f"--run.dir={run}", f"--data.path={data}", *QUIET, "--metrics.every=1", *overrides, *changes]
+        command = ["-m", "pretrain", "train", str(path), *options, f"--train.max_steps={OFFLOAD_STEPS}"]
+        try:
+            done = check.python(*command, limit=check.seconds_left - LATER_SECONDS, **{CAP: cap, "HF_HUB_OFFLINE": "1"})
+            if done.status is None:
+                raise Skipped(f"the time did not suffice to train {name}", **found)
+            done.require(f"training {name}", **found)
+            found[name] = _figures(run, card) | {"changes": changes}
+        finally:
+            shutil.rmtree(run, ignore_errors=True)
+    if "off" not in found:
+        return found
+    pairs = zip(found["on"]["losses"], found["off"]["losses"], strict=True)
+    found["largest_loss_difference"] = max(abs(one - other) for one, other in pairs)
+    if not found["largest_loss_difference"] < RESUME_TOLERANCE:
+        raise Failed("activations that were in host memory give another loss", **found)
+    return found
+
+
+def _fitting(check: Check, path: Path, card: int, overrides: list[str]) -> int:
+    """The largest micro-batch that fits the card by the plan, of the configuration's and its halves."""
+    from pretrain.config import load_config
+
+    size = load_config(path, overrides).train.micro_batch_size
+    while size > 1 and size % 2 == 0:
+        figures = _planned(check, path, card, [*overrides, f"--train.micro_batch_size={size}"])
+        if figures["memory_bytes"]["total"] + figures["reserve"] <= card * 2**30:
+            break
+        size //= 2
+    return size
 
 
 def card_gib(path: Path) -> int:
@@ -106,6 +162,16 @@ def _require_room(check: Check, path: Path, card: int, figures: dict[str, Any]) 
         has = torch.cuda.get_device_properties(0).total_memory / 2**30
         if has < card - 1:  # a card sold as 24 GiB reports a little less
             raise Skipped(f"this GPU has {has:.1f} GiB, the recipe is for {card}")
+
+
+def _has_room(check: Check, figures: dict[str, Any]) -> bool:
+    """Whether this GPU has the memory of a plan."""
+    if check.device != "cuda":
+        return True
+    import torch
+
+    needed = figures["memory_bytes"]["total"] + figures["reserve"]
+    return needed <= torch.cuda.get_device_properties(0).total_memory
 
 
 def _figures(run: Path, card: int) -> dict[str, Any]:

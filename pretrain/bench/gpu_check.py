@@ -31,6 +31,7 @@ PARTS = [
     *gpu_7b.parts(),
     Part("timings", gpu_kernels.timings, proof=False),
     Part("optimizer timings", gpu_kernels.optimizer_timings, proof=False),
+    *gpu_7b.offload_parts(),
 ]
 """Proofs come first, then what takes whatever time is left."""
 

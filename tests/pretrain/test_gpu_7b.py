@@ -67,6 +67,37 @@ def trainings(monkeypatch, outputs: list[Done]) -> list[dict]:
     return asked
 
 
+def test_activations_in_host_memory_are_compared_with_those_on_the_gpu(check):
+    part = next(part for part in gpu_7b.offload_parts() if part.name == "7B offload: 24gb_sltrain")
+    assert not part.proof
+    check.small = [*SMALL, "--train.global_batch_size=4", "--linear.rank=4", "--linear.density=0.1"]
+    found = part.run(check)
+    assert {name: len(found[name]["losses"]) for name in ("on", "off", "off_on_card")} == dict.fromkeys(
+        ("on", "off", "off_on_card"), gpu_7b.OFFLOAD_STEPS
+    )
+    assert found["largest_loss_difference"] == 0
+    assert found["on"]["tokens_per_second"] > 0
+    assert found["off_on_card"]["changes"] == ["--train.offload_activations=false", "--train.micro_batch_size=2"]
+    assert not list(check.work.glob("llama_7b*"))
+
+
+def test_without_offload_the_largest_micro_batch_that_fits_is_the_peer(check):
+    path = gpu_7b.recipes()["24gb_sltrain"]
+    overrides = ["--train.offload_activations=false", "--train.micro_batch_size=64", "--model.n_layers=4"]
+    assert gpu_7b._fitting(check, path, 8, overrides) == 64
+    assert gpu_7b._fitting(check, path, 7, overrides) < 64
+
+
+def test_a_card_that_only_holds_the_recipe_leaves_one_way_out(check, monkeypatch):
+    room = iter([False])
+    monkeypatch.setattr(gpu_7b, "_has_room", lambda *_: next(room))
+    monkeypatch.setattr(gpu_7b, "_fitting", lambda *_: 2)
+    monkeypatch.setattr(gpu_7b, "_figures", lambda run, card: {"losses": [1.0]})
+    asked = trainings(monkeypatch, [Done(0, "", ""), Done(0, "", "")])
+    assert set(gpu_7b.offload(gpu_7b.recipes()["24gb_sltrain"], check)) == {"on", "off_on_card"}
+    assert [call["SPARLOW_GPU_MEMORY_CAP"] for call in asked] == ["24", "24"]
+
+
 def test_the_cap_is_the_cards_and_the_halves_are_two_processes(check, monkeypatch):
     asked = trainings(monkeypatch, [Done(0, "", ""), Done(1, "", "CUDA out of memory")])
     with pytest.raises(Failed, match="training to step 20 ended with status 1") as raised:

@@ -90,8 +90,8 @@ def test_a_part_without_time_is_a_failure(check, tmp_path):
 def test_timings_come_after_every_proof():
     proofs = [part.proof for part in PARTS]
     assert proofs == sorted(proofs, reverse=True)
-    recipes = [part.name for part in gpu_7b.parts()]
-    assert [part.name for part in PARTS if not part.proof] == [*recipes, "timings", "optimizer timings"]
+    recipes, offload = ([part.name for part in parts] for parts in (gpu_7b.parts(), gpu_7b.offload_parts()))
+    assert [part.name for part in PARTS if not part.proof] == [*recipes, "timings", "optimizer timings", *offload]
     assert list(CASES)[:3] == ["sparse_low_rank_linear", "block_low_rank_linear", "low_rank_update"]
 
 
