@@ -1,5 +1,6 @@
 """launch/consumer_7b.sh: what it refuses, each in a sentence, and what it hands over."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -76,6 +77,12 @@ def machine(folder: Path, available=True, capability=(8, 6), gib=11.8) -> dict[s
 )
 def test_a_gpu_that_does_not_do(tmp_path, gpu, says):
     assert refused("12", **machine(tmp_path, **gpu)).startswith(says)
+
+
+def test_a_host_without_the_memory_for_activations(tmp_path):
+    batch = ["--train.micro_batch_size=65536", "--train.global_batch_size=65536"]
+    said = refused("12", *batch, **machine(tmp_path))
+    assert re.match(r"This machine has [\d.]+ GiB of memory and this recipe pins [\d.]+ of it: add --train.off", said)
 
 
 def test_a_corpus_that_is_not_there(tmp_path):

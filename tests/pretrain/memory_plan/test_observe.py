@@ -31,7 +31,7 @@ SMALL = ("--train.micro_batch_size=2", "--train.global_batch_size=4", "--train.s
 
 RECIPES = {
     "16gb_sltrain": 15.0,
-    "12gb_apollo_mini": 9.8,
+    "12gb_apollo_mini": 10.4,
     "16gb_q_galore": 16.0,
     "24gb_sltrain": 24.0,
     "24gb_galore": 24.0,
