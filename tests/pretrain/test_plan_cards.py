@@ -1,6 +1,7 @@
 """A plan for a named card, and for all of them: what is modelled is the arithmetic of the table, and says so."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,19 @@ def test_every_card_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.startswith(label) for label, line in by_card.items())
     assert by_card["RTX 4080"].endswith("GiB missing")
     assert "GiB to spare" in by_card["RTX 4090"]
+
+
+def test_the_documented_speeds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of configs/README.md: card, peak, tokens per second and days."""
+    text = Path("configs/README.md").read_text().partition("| card | peak")[2]
+    rows = [line.strip("| ").split(" | ") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) == 10
+    figures = planned(capsys, "configs/llama_7b_24gb_galore.toml")
+    for card, peak, speed, days in rows:
+        gpu = by_name(card)
+        per_second = MFU * gpu.tflops * 1e12 / figures["flops_per_token"]
+        assert [peak, speed] == [f"{gpu.tflops:g}", f"{per_second:,.0f}"]
+        assert days == f"{figures['tokens'] / per_second / 86400:.0f}"
 
 
 @pytest.mark.parametrize(
