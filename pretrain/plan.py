@@ -116,7 +116,7 @@ def flops_per_update(
 
 def describe_kernels(kernels: Sequence[dict[str, Any]], card_bytes: int) -> Iterator[str]:
     """How the linears are taken to compute in those FLOPs, one line per growth stage that differs; `train` decides."""
-    device = f"a GPU of {card_bytes / 2**30:g} GiB" if card_bytes else "a GPU of unknown memory, see --gpu-memory"
+    device = f"a GPU of {card_bytes / 2**30:g} GiB" if card_bytes else "a GPU of unknown memory, see --gpu"
     found = {}
     for record in kernels:
         ways = dict.fromkeys(line.partition(": ")[2] for line in describe(record))
