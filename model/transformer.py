@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import kernels.liger as liger
 from model.config import ModelConfig
 from model.embedding import Embedding, OutputHead
+from model.kv_cache import BlockCache, KVCache
 from model.linear import LinearConfig, build_linear
 from model.norm import RMSNorm
 from model.rope import rotary_tables, rotate
@@ -39,10 +40,12 @@ class Attention(nn.Module):
         self.v_proj = build_linear(linear, config.dim, kv_width, f"{name}.v_proj", config.init_std)
         self.o_proj = build_linear(linear, q_width, config.dim, f"{name}.o_proj", config.init_std)
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, cache: BlockCache | None = None) -> Tensor:
         q, k = rotate(self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), rope)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, H, T, E], [B, K, T, E]
         v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, K, T, E]
+        if cache is not None:
+            return self.o_proj(cache.attend(q, k, v).transpose(1, 2).flatten(2))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # [B, H, T, E]
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -74,8 +77,8 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config, linear, f"{name}.feed_forward")
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope)
+    def forward(self, x: Tensor, rope: Tensor, cache: BlockCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -100,19 +103,23 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = OutputHead(config.vocab_size, config.dim, "lm_head", config.init_std, config.tie_embeddings)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """fp32 logits [B, T, V] of tokens [B, T]; with targets [B, T] their summed negative log-likelihood (fp32, 0-d).
 
-        Targets are the next tokens; -100 marks positions that do not count.
+        Targets are the next tokens; -100 marks positions that do not count. With `cache`, tokens are those that follow
+        the ones it holds, they are held from then on, and the logits are the last token's [B, 1, V]; no gradient.
         """
         config = self.config
-        rope = self._rotary_tables(tokens.device)[:, : tokens.shape[1]]
+        start = cache.position if cache else 0
+        rope = self._rotary_tables(tokens.device)[:, start : start + tokens.shape[1]]
         x = self.tok_embeddings(tokens).to(self.compute_dtype)  # [B, T, D]
         for i, layer in enumerate(self.layers):
             if self.training and self.checkpoint_every and i % self.checkpoint_every == 0:
                 x = checkpoint(layer, x, rope, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, rope)
+                x = layer(x, rope, cache.blocks[i] if cache else None)
+        if cache:
+            x = x[:, -1:]
         tied_weight = self.tok_embeddings.weight if config.tie_embeddings else None
         return self.lm_head(self.norm(x), targets, tied_weight)
 
