@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import kernels.liger as liger
 from model.config import ModelConfig
 from model.embedding import Embedding, OutputHead
+from model.kv_cache import BlockCache, KVCache
 from model.linear import LinearConfig, build_linear
 from model.norm import RMSNorm
 from model.offload import Offload
@@ -41,10 +42,12 @@ class Attention(nn.Module):
         self.v_proj = build_linear(linear, config.dim, kv_width, f"{name}.v_proj", config.init_std)
         self.o_proj = build_linear(linear, q_width, config.dim, f"{name}.o_proj", config.init_std)
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, cache: BlockCache | None = None) -> Tensor:
         q, k = rotate(self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), rope)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, H, T, E], [B, K, T, E]
         v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, K, T, E]
+        if cache is not None:
+            return self.o_proj(cache.attend(q, k, v).transpose(1, 2).flatten(2))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # [B, H, T, E]
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -76,11 +79,11 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config, linear, f"{name}.feed_forward")
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        return self.feed(self.attend(x, rope))
+    def forward(self, x: Tensor, rope: Tensor, cache: BlockCache | None = None) -> Tensor:
+        return self.feed(self.attend(x, rope, cache))
 
-    def attend(self, x: Tensor, rope: Tensor) -> Tensor:
-        return x + self.attention(self.attention_norm(x), rope)
+    def attend(self, x: Tensor, rope: Tensor, cache: BlockCache | None = None) -> Tensor:
+        return x + self.attention(self.attention_norm(x), rope, cache)
 
     def feed(self, x: Tensor) -> Tensor:
         return x + self.feed_forward(self.ffn_norm(x))
@@ -114,25 +117,29 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = OutputHead(config.vocab_size, config.dim, "lm_head", config.init_std, config.tie_embeddings)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """fp32 logits [B, T, V] of tokens [B, T]; with targets [B, T] their summed negative log-likelihood (fp32, 0-d).
 
-        Targets are the next tokens; -100 marks positions that do not count.
+        Targets are the next tokens; -100 marks positions that do not count. With `cache`, tokens are those that follow
+        the ones it holds, they are held from then on, and the logits are the last token's [B, 1, V]; no gradient.
         """
         config = self.config
-        rope = self._rotary_tables(tokens.device)[:, : tokens.shape[1]]
+        start = cache.position if cache else 0
+        rope = self._rotary_tables(tokens.device)[:, start : start + tokens.shape[1]]
         x = self.tok_embeddings(tokens).to(self.compute_dtype)  # [B, T, D]
         every = self.checkpoint_every if self.training and torch.is_grad_enabled() else 0
         kept = self.offload.begin() if self.offload else None
         for i, layer in enumerate(self.layers):
             if not every or i % every:
-                x = layer(x, rope)
+                x = layer(x, rope, cache.blocks[i] if cache else None)
             elif kept is None:
                 x = checkpoint(layer, x, rope, use_reentrant=False, preserve_rng_state=False)
             else:
                 assert isinstance(layer, TransformerBlock)
                 x = kept.recomputed(layer.attend, x, rope)
                 x = kept.recomputed(layer.feed, x, stays=i + every >= len(self.layers))
+        if cache:
+            x = x[:, -1:]
         tied_weight = self.tok_embeddings.weight if config.tie_embeddings else None
         return self.lm_head(self.norm(x), targets, tied_weight)
 

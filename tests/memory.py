@@ -19,7 +19,10 @@ class LiveMemory(TorchDispatchMode):
 
     def ignore(self, *tensors: Tensor) -> None:
         """Tensors from before do not count, nor do views of them."""
-        self._bytes |= {tensor.untyped_storage()._cdata: 0 for tensor in tensors}
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            if storage._cdata not in self._bytes:
+                weakref.finalize(storage, self._free, storage._cdata)  # another may get its address
+            self._bytes[storage._cdata] = 0
 
     def forget(self) -> None:
         """Count from here: what exists by now is no matter."""

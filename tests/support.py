@@ -5,11 +5,13 @@ import functools
 import gc
 import json
 import signal
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pretrain.loop.origin import Start
+    from pretrain.optim.config import OwnConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +53,22 @@ tokens = 512
 every = 1
 tensorboard = false
 """
+
+
+def check_optimizer(config: "OwnConfig") -> None:
+    """UserError when no run could have this optimizer."""
+    from pydantic import ValidationError
+
+    from model.errors import UserError
+    from pretrain.config.schema import Config
+
+    tables = tomllib.loads(TINY.format(run="run", data="data"))
+    tables["model"]["dim"] = tables["model"]["ffn_dim"] = 128
+    optimizer = {"name": config.name, **config.model_dump(exclude_unset=True)}
+    try:
+        Config.model_validate(tables | {"linear": {"name": "dense"}, "optimizer": optimizer})
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"]) from error
 
 
 def write_tiny(folder: Path, corpus: Path) -> Path:

@@ -4,6 +4,7 @@ Two paths lead through it: dense.py builds W, with the kernels of `kernels.decom
 CPU). choice.py tells which is the fastest.
 """
 
+import torch
 from torch import Tensor
 
 from kernels.sparse_low_rank_linear.choice import Choice, StepCache
@@ -36,4 +37,8 @@ def sparse_low_rank_linear(
         raise ValueError(f"x has shape {tuple(x.shape)}; its last side must be {A.shape[1]}")
     if choice.path == "csr":
         return CSRPath.apply(x, A, B, values, support, scale)
+    if cache is not None and choice.keep == "step" and not torch.is_grad_enabled():
+        weight = cache.weight((A, B, values), x.dtype)
+        if weight is not None:  # nothing to record: a token at a time, autograd would take longer than the product
+            return x @ weight.t()
     return DensePath.apply(x, A, B, values, support, scale, choice, cache)

@@ -17,11 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.usage = "sparlow bench train [CONFIG.toml] [--section.key=value ...] [--turns N] [--steps N] [--json]"
     train.add_argument("config", nargs="?", default="configs/quickstart.toml", metavar="CONFIG.toml")
     train.add_argument("--steps", type=int, default=3, metavar="N", help="steps per slice (default 3)")
+    sample = what.add_parser("sample", help="sampled tokens against a pass of the whole text each", allow_abbrev=False)
+    sample.set_defaults(takes_overrides=True)
+    sample.usage = "sparlow bench sample [CONFIG.toml] [--section.key=value ...] [--turns N] [--tokens N] [--json]"
+    sample.add_argument("config", nargs="?", default="configs/quickstart.toml", metavar="CONFIG.toml")
+    sample.add_argument("--tokens", type=int, default=256, metavar="N", help="new tokens per slice (default 256)")
     kernels = what.add_parser("kernels", help="each operation against its peers' algorithm", allow_abbrev=False)
     optimizers = what.add_parser("optimizers", help="each method's step against its release", allow_abbrev=False)
     by_default = {
         kernels: "default: bf16 on a GPU; both on a CPU that has bf16",
         optimizers: "of products; default: both where there is bf16",
+        sample: "default: both where there is bf16",
     }
     for parser, text in by_default.items():
         parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument(
         "--store", action="store_true", help="keep the rows as this device's, with times of what can be chosen from"
     )
-    for parser in (train, kernels, optimizers):
+    for parser in (train, sample, kernels, optimizers):
         parser.add_argument("--turns", type=int, default=7, metavar="N", help="slices per contestant (default 7)")
         parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
@@ -39,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    rows = {"train": _time_train, "kernels": _time_kernels, "optimizers": _time_optimizers}[args.what](args)
+    benchmarks = {
+        "train": _time_train,
+        "sample": _time_sample,
+        "kernels": _time_kernels,
+        "optimizers": _time_optimizers,
+    }
+    rows = benchmarks[args.what](args)
     if args.json:
         print(json.dumps(rows, indent=1))
     elif args.what == "train":
@@ -67,6 +79,20 @@ def _time_train(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError("--turns and --steps must be at least 1")
     overrides = [*args.overrides, "--growth.enabled=false"]  # what is timed is the model that a run ends with
     return bench_train(args.config, overrides, load_config(args.config, overrides), args.turns, args.steps)
+
+
+def _time_sample(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from model.errors import UserError
+    from pretrain.bench.sample import bench_sample
+    from pretrain.config import load_config
+    from pretrain.machine import memory
+
+    device, dtypes = _device_and_dtypes(args)
+    if args.tokens < 1:
+        raise UserError("--tokens must be at least 1")
+    memory.keep_freed_memory()
+    config = load_config(args.config, [*args.overrides, "--growth.enabled=false"])  # the model that a run ends with
+    return bench_sample(config, device, args.dtype or dtypes, args.turns, args.tokens, _say)
 
 
 def _time_optimizers(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -51,11 +51,6 @@ def check(config: Tables) -> None:
             raise UserError(f"growth: the small model ({_differences(stage, config)}): {error}") from None
 
 
-def check_optimizer(config: OwnConfig) -> None:
-    """UserError when a choice of an optimizer of Sparlow's own contradicts another, or has no effect beside it."""
-    _go_through(_own_choices(config))
-
-
 def _go_through(rows: Rows) -> None:
     for wrong, sentence in rows:
         if wrong:

@@ -64,8 +64,8 @@ class Engine(ABC):
         """
         for cache in self.caches:
             cache.last_micro_step = self.deepspeed.is_gradient_accumulation_boundary()
-        tokens = batch.tokens.to(self.world.device)
-        targets = batch.targets.to(self.world.device)
+        tokens = batch.tokens.to(self.world.device, non_blocking=True)
+        targets = batch.targets.to(self.world.device, non_blocking=True)
         nll = self.deepspeed(tokens, targets)
         scale = math.nan if fault_flag("nan_gradient") else self.micro_batches / total_targets
         self.deepspeed.backward(nll * scale)

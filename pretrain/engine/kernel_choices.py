@@ -74,13 +74,19 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def weights_kept(model: Transformer) -> Iterator[None]:
-    """Inside, where parameters do not change, every W is built once, if all of them fit half of the free memory."""
+def weights_kept(model: Transformer, one_token: bool = False) -> Iterator[None]:
+    """Inside, where parameters do not change, every W is built once, if all of them fit half of the free memory.
+
+    Linears that compute without W go on without; with `one_token`, which says that most forward passes are of a single
+    one, they get theirs too: the calls on a csr path cost more then than reading W does (measured up to 2048 x 2048).
+    """
     device = next(model.parameters()).device
     built = []  # supports whose W is built, each with its choice so far and the one in force
     for linear in choosing_linears(model):
         support = _support(linear)
         choice = support.choice or support.choose(1, linear.config.rank, model.compute_dtype, device)
+        if one_token and choice.path == "csr":
+            choice = Choice()
         if choice.path == "dense":
             built.append((support, support.choice, choice))
     weights = sum(support.shape[0] * support.shape[1] for support, *_ in built) * model.compute_dtype.itemsize

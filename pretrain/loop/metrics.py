@@ -108,10 +108,12 @@ class StepClock:
     def __init__(self) -> None:
         self._all: list[float] = []
         self._tokens, self._last_tokens = 0, 0
+        self._last_waited = 0.0
 
-    def add(self, seconds: float, tokens: int) -> None:
-        """A step of so many seconds on so many input tokens, padding not counted."""
+    def add(self, seconds: float, tokens: int, waited: float = 0.0) -> None:
+        """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted."""
         self._all.append(seconds)
+        self._last_waited = waited
         self._tokens, self._last_tokens = self._tokens + tokens, tokens
 
     @property
@@ -123,6 +125,11 @@ class StepClock:
     def last_tokens_per_second(self) -> float:
         """Speed of the newest step."""
         return self._last_tokens / self.last
+
+    @property
+    def last_data_wait(self) -> float:
+        """Share of the newest step that was spent waiting for data, 0 to 1."""
+        return self._last_waited / self.last
 
     def tokens_per_second(self) -> float:
         """Divide the mean tokens of a step by its steady seconds."""

@@ -57,7 +57,10 @@ def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoi
 def out_of_memory(error: Exception) -> RunFailed:
     """Name the allocator's first sentence, and what takes less."""
     sentence = str(error).partition(". ")[0]
-    return RunFailed(f"{sentence}; lower train.micro_batch_size or set train.checkpoint_every_layers = 1")
+    return RunFailed(
+        f"{sentence}; lower train.micro_batch_size, or set train.checkpoint_every_layers = 1 "
+        "and train.offload_activations = true"
+    )
 
 
 def with_way_on(sentence: str, config: Config, store: CheckpointStore) -> str:

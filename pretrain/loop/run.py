@@ -21,6 +21,7 @@ from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin
+from pretrain.loop.reader import MicroBatchReader
 from pretrain.loop.resume import require_same_run, resolve_dtype
 from pretrain.loop.state import TrainState
 from pretrain.machine.console import Console
@@ -43,6 +44,8 @@ class Run:
     tokenizer: Tokenizer
     engine: Engine
     state: TrainState
+    reader: MicroBatchReader
+    """Reads `dataset` ahead of the training thread."""
     told: set[str] = field(default_factory=set)
     """What has been said already and is not said again."""
 
@@ -89,7 +92,8 @@ def open_run(config: Config, world: World, store: CheckpointStore, start: Start 
             raise shared(RunFailed(failed)) from None
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
-    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state)
+    reader = MicroBatchReader(dataset, config.train.micro_batch_size, device)
+    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state, reader)
 
 
 def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:

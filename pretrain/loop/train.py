@@ -35,6 +35,9 @@ from pretrain.using.generate import generate
 
 STOPPED = 143
 
+TOLD_DATA_WAIT = 0.03
+"""Share of a step that may wait for data without being told of in its line."""
+
 
 def train(config: Config, world: World, start: Start | None = None) -> int:
     """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one, else from `start`.
@@ -55,6 +58,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 _summarize_failure(run, clock, error)
                 raise
             finally:
+                run.reader.close()
                 run.console.stop_steps()
                 run.metrics.close()
             run.engine.close()
@@ -84,10 +88,10 @@ def _train(run: Run, clock: StepClock) -> bool:
     console.start_steps(state.step, config.last_step)
 
     while state.step < end and not stopping:
-        started, seen = time.perf_counter(), state.tokens_seen
+        started, seen, waited = time.perf_counter(), state.tokens_seen, run.reader.waited
         lr = run.stage.lr(state.step + 1)
         loss, update, stopping = train_step(run, lr)
-        clock.add(time.perf_counter() - started, state.tokens_seen - seen)
+        clock.add(time.perf_counter() - started, state.tokens_seen - seen, run.reader.waited - waited)
         state.train_seconds += clock.last
         _count_skips(run, update)
 
@@ -200,8 +204,11 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     tokens, targets = run.dataset.count(state.cursor, batch_size)
     engine.begin(lr, state.step)
     nll = torch.zeros((), dtype=torch.float64, device=world.device)
-    for index in range(world.rank, engine.micro_batches, world.size):
-        nll += engine.micro_step(run.dataset.batch(state.cursor + index * size, size), targets)
+    cursors = [state.cursor + index * size for index in range(world.rank, engine.micro_batches, world.size)]
+    ends = state.step + 1 == min(run.stage.end, config.last_step)
+    next_cursors = [*cursors[1:], None if ends else cursors[0] + batch_size]
+    for cursor, next_cursor in zip(cursors, next_cursors, strict=True):
+        nll += engine.micro_step(run.reader.read(cursor, next_cursor), targets)
     update = engine.update()
     total_nll, asked = sum_over_ranks(world, nll.item(), stop.asked())
     state.step += 1
@@ -257,6 +264,7 @@ def _performance(run: Run, clock: StepClock) -> dict[str, float]:
         "perf/tokens_per_s": clock.last_tokens_per_second,
         "perf/step_ms_p50": clock.percentile_ms(50),
         "perf/step_ms_p99": clock.percentile_ms(99),
+        "perf/data_wait": clock.last_data_wait,
         **peak_figures(world.device),
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
@@ -280,6 +288,8 @@ def _line(figures: dict[str, float]) -> str:
             f"  {figures['perf/tokens_per_s']:,.0f} tokens/s  {figures['perf/step_ms_p50']:.0f} ms "
             f"(p99 {figures['perf/step_ms_p99']:.0f})  {memory}"
         )
+        if figures["perf/data_wait"] > TOLD_DATA_WAIT:
+            line += f"  waits for data {figures['perf/data_wait']:.0%}"
     return line + (f"  MFU {figures['perf/mfu']:.1%}" if "perf/mfu" in figures else "")
 
 

@@ -5,28 +5,16 @@ from pathlib import Path
 
 import torch
 
+from pretrain.machine.gpus import of_device
 from pretrain.machine.memory import gpu_cap
-
-# Peak dense bf16 TFLOP/s with fp32 accumulation, from the makers' data sheets; the first name contained wins.
-PEAK_TFLOPS = {
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71,
-    "A10G": 70,
-}
 
 
 def peak_flops(device: torch.device) -> float | None:
     """FLOP/s of `device` in bf16, or None: an unknown device has no MFU rather than a guessed one."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    gpu = of_device(torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory)
+    return gpu.tflops * 1e12 if gpu else None
 
 
 def free_bytes(device: torch.device) -> int:

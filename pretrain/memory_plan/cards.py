@@ -4,7 +4,7 @@ import re
 
 from model.errors import UserError
 from pretrain.config.schema import Config
-from pretrain.memory_plan.memory import at_least, plan_memory
+from pretrain.memory_plan.memory import at_least, at_most, plan_memory
 
 GIB = 1024**3
 
@@ -34,6 +34,8 @@ def reserve(total: int, lost: float = FRAGMENTATION) -> int:
 
 def fits(config: Config, world_size: int, card_bytes: int) -> bool:
     """Whether the run's peak and its reserve fit the card, with kernels chosen as they would be there."""
+    if config.kernels.keep_weight == "auto" and _needed(config, at_most(config, world_size, card_bytes)) <= card_bytes:
+        return True
     return _needed(config, plan_memory(config, world_size, card_bytes=card_bytes).total) <= card_bytes
 
 

@@ -108,6 +108,27 @@ def at_least(config: Config, world_size: int, card_bytes: int) -> int:
     return most
 
 
+def at_most(config: Config, world_size: int, card_bytes: int) -> int:
+    """Bytes that a plan on GPUs cannot exceed, found without a step of its own for the card: what a step takes that
+    keeps no W, and all that could be kept besides. Where one keeps its W, the gradient of one needs memory of its own.
+    """
+    most = 0
+    for stage in (stage.config for stage in config.stages):
+        record = _kernels(stage, world_size, True, card_bytes)
+        shapes = record.get("shapes", {})
+        bare = {shape: fields | {"keep": "none", "accumulate": False} for shape, fields in shapes.items()}
+        total = plan_stage(stage, world_size, kernels=record | {"shapes": bare} if shapes else None).total
+        if bare != shapes:
+            computed, every = computed_in(stage), stage.train.checkpoint_every_layers
+            numels = [n.in_features * n.out_features for n in _shape_of(stage.model, stage.linear, computed, every)[1]]
+            way = Choice(**next(iter(shapes.values())))
+            blocks = stage.model.n_layers if way.keep == "layer" and every == 1 else 1  # not kept at once
+            total += sum(numels) * (computed.itemsize + 4 * way.accumulate) // blocks
+            total += max(numels) * (computed.itemsize + 4)
+        most = max(most, total)
+    return most
+
+
 @dataclass(frozen=True)
 class _Case:
     """What decides a step's memory; other parts of a configuration do not."""

@@ -1,18 +1,20 @@
 """Text from a model: sampling token by token."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from model.errors import UserError
+from model.kv_cache import KVCache
 from model.seeding import generator
 from model.transformer import Transformer
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.engine.kernel_choices import weights_kept
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, of_main
+from pretrain.using.decoding import decoding
 
 
-@torch.no_grad()
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -28,33 +30,55 @@ def generate(
 
     temperature 0 takes the likeliest token; otherwise one of the `top_k` likeliest is drawn, from (seed, prompt) alone.
     The model may have more ids than the tokenizer, as a padded one does; those stand for nothing and are never drawn.
-    All ranks of `world` take part, and follow rank 0's choice: at ZeRO-3 one that ended alone would leave the others
-    waiting.
     """
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = torch.tensor([begin + tokenizer.encode(prompt)], device=world.device)
-    if ids.numel() == 0:
-        ids = torch.tensor([[tokenizer.eos_id or 0]], device=world.device)
+    ids = begin + tokenizer.encode(prompt) or [tokenizer.eos_id or 0]
     draws = generator(seed, "generate", prompt)
 
-    def draw_next() -> int | None:
-        logits = model(ids[:, -model.config.max_seq_len :])[0, -1, : tokenizer.vocab_size]
-        return _draw(logits, temperature, top_k, draws) if world.is_main else None
+    def draw(logits: Tensor) -> int:
+        return _draw(logits[: tokenizer.vocab_size], temperature, top_k, draws)
+
+    ids += continue_ids(model, ids, tokens, tokenizer.eos_id, draw, world)
+    return tokenizer.decode(ids[len(begin) :])
+
+
+@torch.no_grad()
+def continue_ids(
+    model: Transformer, ids: list[int], tokens: int, end: int | None, draw: Callable[[Tensor], int], world: World
+) -> list[int]:
+    """Up to `tokens` ids after `ids`, each drawn by `draw` from logits [V]; ends early before `end` or when told to.
+
+    All ranks of `world` take part, and follow rank 0's choice: at ZeRO-3 one that ended alone would leave the others
+    waiting.
+
+    Keys and values of what is there are kept (model/kv_cache), so an id costs a forward pass of one token. Beyond the
+    model's max_seq_len it sees the last max_seq_len tokens alone, at positions counted from the first of these, and an
+    id costs a pass of that whole window: every token in it would have seen the one that has left.
+    """
+    text, longest = list(ids), model.config.max_seq_len
+    cache = KVCache(model.config, 1, min(longest, len(ids) + tokens), model.compute_dtype, world.device)
+
+    def draw_next() -> int:
+        if len(text) > longest:
+            cache.clear()
+        new = text[-longest:][cache.position :]
+        logits = model(torch.tensor([new], device=world.device), None, cache)[0, -1]
+        return draw(logits) if world.is_main else -1
 
     was_training = model.training
     model.eval()
     try:
-        with weights_kept(model):
+        with decoding(model):
             for count in range(tokens):
                 if count % 8 == 0 and stop.agreed(world):
                     break
-                token = of_main(world, draw_next)
-                if token == tokenizer.eos_id:
+                drawn = of_main(world, draw_next)
+                if drawn == end:
                     break
-                ids = torch.cat([ids, torch.tensor([[token]], device=world.device)], dim=1)
+                text.append(drawn)
     finally:
         model.train(was_training)
-    return tokenizer.decode(ids[0, len(begin) :].tolist())
+    return text[len(ids) :]
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int, draws: torch.Generator) -> int:

@@ -229,6 +229,21 @@ def test_bench_train_prints_rows(capsys):
     assert all(row["ours_ms"] > 0 and row["reference_ms"] > 0 for row in rows)
 
 
+def test_bench_sample_prints_rows(monkeypatch, capsys):
+    """Of both precisions, the slices being of as many tokens as is asked for."""
+    monkeypatch.setattr("pretrain.machine.memory.keep_freed_memory", lambda: None)  # of this process, for ever
+    arguments = ["bench", "sample", "--turns", "1", "--tokens", "12", "--dtype", "fp32", "bf16", *BENCH]
+    assert main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["dtype"]) for row in rows] == [("sparse_low_rank", "fp32"), ("sparse_low_rank", "bf16")]
+    assert all(row["shape"] == "d32 L1 ffn48 V64, 12 tokens" for row in rows)
+    assert all(row["ratio"] == pytest.approx(row["ours_ms"] / row["reference_ms"]) for row in rows)
+    assert main(arguments) == 0
+    assert "whole text per token" in capsys.readouterr().out
+    assert main([*arguments, "--tokens=0"]) == 2
+    assert "--tokens must be at least 1" in capsys.readouterr().err
+
+
 def test_bench_kernels_prints_rows(capsys):
     arguments = ["bench", "kernels", "--device", "cpu", "--only", "tile_gather", "--turns", "1", "--dtype", "fp32"]
     assert main([*arguments, "--json"]) == 0

@@ -12,6 +12,8 @@ from model.linear import SparseLowRank
 from pretrain.cli import main
 from pretrain.config import load_config
 from pretrain.engine.kernel_choices import recorded
+from pretrain.loop import train
+from pretrain.machine.gpus import of_device
 
 MICRO_STEPS, TOKENS = 3, 20
 BUILD = 2 * 8 * 2 * (4 * 32 * 32 + 3 * 32 * 53)
@@ -67,6 +69,16 @@ def test_mfu_counts_what_the_run_chose(tiny, tmp_path):
     assert train_here(tiny, "--train.max_steps=1", "--metrics.peak_tflops=1e-3", "--kernels.keep_weight=layer") == 0
     (record,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert record["perf/mfu"] * 1e9 * record["perf/step_ms_p50"] / 1000 == pytest.approx(record["train/flops"])
+
+
+def test_mfu_of_a_card_by_its_name(tiny, tmp_path, monkeypatch, capsys):
+    """The peak is that of the table when the configuration has none, and the line of the step shows it too."""
+    peak = of_device("NVIDIA GeForce RTX 4060 Ti", 16 * 1024**3).tflops * 1e12
+    monkeypatch.setattr(train, "peak_flops", lambda device: peak)
+    assert train_here(tiny, "--train.max_steps=1") == 0
+    (record,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert record["perf/mfu"] * peak * record["perf/step_ms_p50"] / 1000 == pytest.approx(record["train/flops"])
+    assert f"  MFU {record['perf/mfu']:.1%}" in capsys.readouterr().out
 
 
 def test_a_plan_counts_as_the_run_would_choose_and_says_so(capsys):

@@ -9,7 +9,7 @@ import pytest
 from processes import free_port, torchrun, train_world
 from support import ROOT, logged, train_here, write_tiny
 
-STEPS = 50
+STEPS = 24
 STAGES = (0, 1, 2, 3)
 KINDS = {f"stage{stage}": f"--parallel.zero_stage={stage}" for stage in STAGES}
 KINDS["adamw8bit"] = "--optimizer.name=adamw8bit"
@@ -23,7 +23,7 @@ def differences(one: Path, other: Path, key: str = "train/loss") -> list[float]:
 
 @pytest.fixture(scope="module")
 def both(corpus, tmp_path_factory) -> Path:
-    """Runs of 50 steps with one process (`one/<kind>`) and with two, which pause half-way (`two/<kind>`)."""
+    """Runs with one process (`one/<kind>`) and with two, which pause half-way (`two/<kind>`)."""
     folder = tmp_path_factory.mktemp("world")
     config = write_tiny(folder, corpus)
     for name, option in KINDS.items():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from int8_drive import int8_linear, optimizer_of_codes
 from optim_drive import gradients, optimizer_of
+from support import check_optimizer
 from torch import nn
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.galore import GaLore

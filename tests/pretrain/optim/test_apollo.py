@@ -3,10 +3,10 @@
 import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients, optimizer_of
+from support import check_optimizer
 
 from model.errors import UserError
 from model.seeding import generator
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.rules.apollo import Apollo, ApolloMini
 
 SETTINGS = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from optim_drive import drive, gradients, optimizer_of
+from support import check_optimizer
 from torch import nn
 from toy_problem import remaining_error
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.target import Basis
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients
+from support import check_optimizer
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.rules.fira import Fira
 

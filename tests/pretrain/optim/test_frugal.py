@@ -3,9 +3,9 @@
 import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients
+from support import check_optimizer
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import Projector
 from pretrain.optim.rules.frugal import Frugal

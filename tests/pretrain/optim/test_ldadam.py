@@ -3,11 +3,11 @@
 import pytest
 import torch
 from optim_drive import SHAPES, drive, gradients, optimizer_of
+from support import check_optimizer
 from torch import nn
 from toy_problem import remaining_error
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.rules.ldadam import LDAdam, power_step
 
 SETTINGS = {"lr": 0.001, "betas": (0.908, 0.99), "eps": 1e-8, "weight_decay": 10.0, "rho": 0.908}

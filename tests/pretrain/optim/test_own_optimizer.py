@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from support import check_optimizer
 from torch import nn
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.adamw import AdamW8bit
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.matrix_optimizer import MatrixOptimizer

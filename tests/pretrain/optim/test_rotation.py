@@ -3,9 +3,9 @@
 import pytest
 import torch
 from optim_drive import drive, gradients
+from support import check_optimizer
 
 from model.errors import UserError
-from pretrain.config.checks import check_optimizer
 from pretrain.optim.moments import direction, init_moments, load, rotate_moments
 from pretrain.optim.rules.galore import GaLore
 
