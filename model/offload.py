@@ -60,7 +60,7 @@ class CudaLane:
 
     def host(self, like: Tensor) -> Tensor:
         try:
-            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+            return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
         except RuntimeError as error:
             raise UserError(
                 f"there is no host memory to pin {like.nbytes / 2**20:.0f} MiB more ({str(error).splitlines()[0]}): "
