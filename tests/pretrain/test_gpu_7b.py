@@ -67,6 +67,7 @@ def trainings(monkeypatch, outputs: list[Done]) -> list[dict]:
     return asked
 
 
+@pytest.mark.slow
 def test_activations_in_host_memory_are_compared_with_those_on_the_gpu(check):
     part = next(part for part in gpu_7b.offload_parts() if part.name == "7B offload: 24gb_sltrain")
     assert not part.proof
@@ -81,11 +82,16 @@ def test_activations_in_host_memory_are_compared_with_those_on_the_gpu(check):
     assert not list(check.work.glob("llama_7b*"))
 
 
-def test_without_offload_the_largest_micro_batch_that_fits_is_the_peer(check):
+def test_without_offload_the_largest_micro_batch_that_fits_is_the_peer(check, monkeypatch):
+    def planned(check, path, card, overrides):
+        """A GiB for each sequence."""
+        size = int(overrides[-1].rpartition("=")[2])
+        return {"memory_bytes": {"total": size * GIB}, "reserve": 1}
+
+    monkeypatch.setattr(gpu_7b, "_planned", planned)
     path = gpu_7b.recipes()["24gb_sltrain"]
-    overrides = ["--train.offload_activations=false", "--train.micro_batch_size=64", "--model.n_layers=4"]
-    assert gpu_7b._fitting(check, path, 8, overrides) == 64
-    assert gpu_7b._fitting(check, path, 7, overrides) < 64
+    found = [gpu_7b._fitting(check, path, card, ["--train.micro_batch_size=64"]) for card in (65, 64, 20, 1)]
+    assert found == [64, 32, 16, 1]
 
 
 def test_a_card_that_only_holds_the_recipe_leaves_one_way_out(check, monkeypatch):
