@@ -37,8 +37,8 @@ def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _Normalize(torch.autograd.Function):
     """y = r x w with r = 1 / sqrt(mean(x^2) + eps), all but the result in fp32 or wider.
 
-    With h = grad_y w the gradients are grad_x = r h - r^3 mean(h x) x and grad_w = sum over rows of r grad_y x. Both
-    sums are matrix-vector products with the one matrix grad_y x.
+    With h = grad_y w the gradients are grad_x = r h - r^3 mean(h x) x and grad_w = sum over rows of r grad_y x: the one
+    product r grad_y x serves both, and the mean is a matrix-vector product with it.
     """
 
     @staticmethod
@@ -56,11 +56,11 @@ class _Normalize(torch.autograd.Function):
         grad_x = grad_weight = None
         wide, g = _wide(x), _wide(grad_y)  # [N, D]
         w = weight.to(wide.dtype)
-        product = g * wide
+        product = (g * wide).mul_(r)
         if need_weight:
-            grad_weight = torch.mv(product.t(), r.squeeze(1)).to(weight.dtype)
+            grad_weight = product.sum(0).to(weight.dtype)
         if need_x:
-            pull = torch.mv(product, w).unsqueeze(1).mul_(r.pow(3)).div_(-x.shape[-1])  # [N, 1]
+            pull = torch.mv(product, w).unsqueeze(1).mul_(r.square()).div_(-x.shape[-1])  # [N, 1]
             grad_x = torch.mul(g, w, out=product).mul_(r).addcmul_(wide, pull).to(x.dtype).view_as(x)
         return grad_x, grad_weight, None
 

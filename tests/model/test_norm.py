@@ -33,3 +33,11 @@ def test_training_in_bf16_keeps_no_wide_copy_of_the_input():
     with saved_tensors_hooks(lambda tensor: kept.append(tensor.numel() * tensor.element_size()), lambda _: None):
         norm(x)
     assert sum(kept) == 2 * x.numel() + 2 * 64 + 4 * 16  # input, weight and one root per row
+
+
+def test_the_weights_gradient_is_as_exact_as_a_sum_of_many_rows_can_be():
+    x, weight, grad = drawn(torch.float32, 20_000, 8), drawn(torch.float32, 8), drawn(torch.float32, 8, 20_000).T
+    (found,) = torch.autograd.grad(normalize(x, weight, 1e-5), weight, grad)
+    wide = weight.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(normalize(x.detach().double(), wide, 1e-5), wide, grad.double())
+    assert (found - exact).abs().max() < 1e-6 * exact.abs().max()
