@@ -45,7 +45,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _rotate(grad, *ctx.saved_tensors, -1), None
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, sin, -1), None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
