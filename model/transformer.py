@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import kernels.liger as liger
 from model.config import ModelConfig
 from model.embedding import Embedding, OutputHead
 from model.kv_cache import BlockCache, KVCache
@@ -27,6 +26,7 @@ from model.linear import LinearConfig, build_linear
 from model.norm import RMSNorm
 from model.offload import Offload
 from model.rope import rotary_tables, rotate
+from model.swiglu import swiglu
 
 
 class Attention(nn.Module):
@@ -65,8 +65,7 @@ class FeedForward(nn.Module):
         self.down_proj = build_linear(linear, config.ffn_dim, config.dim, f"{name}.down_proj", config.init_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(liger.swiglu(gate, up) if liger.available(gate) else F.silu(gate) * up)
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class TransformerBlock(nn.Module):
