@@ -27,6 +27,7 @@ KINDS = {
     "bf16": ["--train.dtype=bf16", "--optimizer.weights=bf16"],
     "masters": ["--train.dtype=bf16"],
     "recomputed": ["--train.checkpoint_every_layers=2"],
+    "attention in blocks": ["--train.seq_len=256", "--model.max_seq_len=256", "--model.n_kv_heads=2"],
     "grouped and tied": ["--model.n_kv_heads=2", "--model.tie_embeddings=true"],
     "low rank": ["--linear.name=low_rank", "--linear.rank=32"],
     "sparse": SPARSE,
