@@ -56,7 +56,7 @@ class _Attention(torch.autograd.Function):
                 kept.append(store)
             for block in work.blocks:
                 P = work.probabilities(wide_q, wide_k, block, store)
-                torch.bmm(P, v_[:, : block.end], out=y_[:, block.rows])
+                work.multiply(P, v_[:, : block.end], y_[:, block.rows])
             work.put(y_, y, part)
         ctx.save_for_backward(q, k, v, *kept)
         return y
@@ -82,12 +82,10 @@ class _Attention(torch.autograd.Function):
                 dP, dS = block.scores_in(dP_buffer, n), block.scores_in(dS_buffer, n)
                 torch.bmm(dy[:, rows], work.compact(v_[:, keys]).transpose(1, 2), out=dP)
                 torch._softmax_backward_data(dP, P, -1, P.dtype, grad_input=dS)
-                torch.baddbmm(dq_[:, rows], dS, k_[:, keys], beta=0, alpha=work.scale, out=dq_[:, rows])
-                # The last block has all keys: it writes to dK and dV, those before it add.
-                earlier = int(block.end < work.tokens)
-                for d, left, right, scale in ((dv_, P, dy, 1), (dk_, dS, q_, work.scale)):
-                    product = left.transpose(1, 2), right[:, rows]
-                    torch.baddbmm(d[:, keys], *product, beta=earlier, alpha=scale, out=d[:, keys])
+                work.multiply(dS, k_[:, keys], dq_[:, rows], work.scale)
+                adds = block.end < work.tokens  # the last block has all keys and comes first
+                work.multiply(P.transpose(1, 2), dy[:, rows], dv_[:, keys], 1.0, adds)
+                work.multiply(dS.transpose(1, 2), q_[:, rows], dk_[:, keys], work.scale, adds)
             work.put(dq_, dq, part)
         return dq, dk, dv, None
 
@@ -131,8 +129,8 @@ class _Work:
         kv_heads = k.shape[1]
         self.groups, self.scale = n_heads // kv_heads, 1 / math.sqrt(width)
         self.dtype, self.wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
-        small = self.dtype == self.wide and self.tokens <= SMALL_BLOCK_TOKENS
-        size = min(SMALL_BLOCK if small else BLOCK, self.tokens)
+        self._small = self.dtype == self.wide and self.tokens <= SMALL_BLOCK_TOKENS
+        size = min(SMALL_BLOCK if self._small else BLOCK, self.tokens)
         self.blocks: list[_Block] = []
         self.scores_per_head = 0
         for start in range(0, self.tokens, size):
@@ -148,6 +146,8 @@ class _Work:
         self._new, self._numel = q.new_empty, heads * largest
         self._later = q.new_full((size, size), -math.inf, dtype=self.wide).triu_(1).unsqueeze(1)  # [rows, 1, rows]
         self._scores = self.buffer(self.wide)
+        if self._small:
+            self._product = q.new_empty(heads * max(self.tokens, size * self.groups) * width)
         self._narrow = self._scores if self.dtype == self.wide else self.buffer(self.dtype)
 
     def buffer(self, dtype: torch.dtype) -> Tensor:
@@ -167,6 +167,22 @@ class _Work:
         if self.dtype == self.wide:
             return torch.softmax(scores, -1, out=P)
         return P.copy_(torch.softmax(scores, -1, out=scores))
+
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor, scale: float = 1.0, adds: bool = False) -> None:
+        """Write scale left right to `out`, or with `adds` add it.
+
+        Where `out` has gaps, MKL multiplies one matrix of the batch after another, each on all threads: small ones are
+        first made where there are none.
+        """
+        if not self._small or out.is_contiguous():
+            torch.baddbmm(out, left, right, beta=int(adds), alpha=scale, out=out)
+            return
+        product = self._product[: out.numel()].view(out.shape)
+        torch.baddbmm(product, left, right, beta=0, alpha=scale, out=product)
+        if adds:
+            out.add_(product)
+        else:
+            out.copy_(product)
 
     def queries(self, x: Tensor, part: Part) -> Tensor:
         """A part's [n, T G, E] of x [B, H, T, E]."""
