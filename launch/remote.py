@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-PASSED = re.compile(r"SPARLOW_|(OMP_NUM_THREADS|DS_ACCELERATOR)$")
+PASSED = re.compile(r"SPARLOW_|(OMP_NUM_THREADS|OMP_WAIT_POLICY|GOMP_SPINCOUNT|DS_ACCELERATOR)$")
 
 
 def environment() -> str:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import kernels.liger as liger
 
@@ -33,24 +34,38 @@ def apply_rope(x: Tensor, tables: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation saves nothing: its gradient is the inverse rotation."""
+    """A rotation saves nothing but its tables: its gradient is the inverse rotation."""
 
     @staticmethod
     def forward(ctx, x, tables):
-        ctx.save_for_backward(tables)
-        return _rotate(x, tables, 1)
+        cos, sin = _spread(tables, x.shape[2])
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (tables,) = ctx.saved_tensors
-        return _rotate(grad, tables, -1), None
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, sin, -1), None
 
 
-def _rotate(x: Tensor, tables: Tensor, direction: int) -> Tensor:
-    cos, sin = tables.unsqueeze(2)  # [T, 1, E/2]
-    first, second = x.unflatten(-1, (2, -1)).unbind(-2)
-    turned = x.unflatten(-1, (2, -1)) * cos.unsqueeze(-2)  # [B, T, H, 2, E/2]
-    turned[..., 0, :].addcmul_(second, sin, value=-direction)
-    turned[..., 1, :].addcmul_(first, sin, value=direction)
-    return turned.flatten(-2)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """cos and sin [T, H, E] as `_spread` makes them: every pass is over whole rows, not over half a head at a time."""
+    x = x.contiguous()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos).addcmul_(torch.cat([second, first], dim=-1), sin, value=direction)
+
+
+def _spread(tables: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """(cos, cos) and (-sin, sin) [T, H, E], repeated for every head; made once, as every layer uses the same."""
+    spread = _spread_tables.setdefault(tables, {})
+    if heads not in spread:
+        with torch.inference_mode(False), torch.no_grad():
+            cos, sin = tables.unsqueeze(2)  # [T, 1, E/2]
+            halves = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+            spread[heads] = tuple(half.repeat(1, heads, 1) for half in halves)
+    return spread[heads]
+
+
+_spread_tables = WeakTensorKeyDictionary()
+"""By the identity of narrow tables, for as long as those live."""

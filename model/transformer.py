@@ -15,11 +15,10 @@ Shapes: B batch, T tokens, D dim, H query heads, K key and value heads, E head w
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import kernels.liger as liger
+from kernels.attention import attention
 from model.config import ModelConfig
 from model.embedding import Embedding, OutputHead
 from model.kv_cache import BlockCache, KVCache
@@ -27,6 +26,7 @@ from model.linear import LinearConfig, build_linear
 from model.norm import RMSNorm
 from model.offload import Offload
 from model.rope import rotary_tables, rotate
+from model.swiglu import swiglu
 
 
 class Attention(nn.Module):
@@ -35,7 +35,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, linear: LinearConfig, name: str):
         super().__init__()
         self.head_width = config.head_width
-        self.grouped = config.kv_heads != config.n_heads
         q_width, kv_width = config.n_heads * config.head_width, config.kv_heads * config.head_width
         self.q_proj = build_linear(linear, config.dim, q_width, f"{name}.q_proj", config.init_std)
         self.k_proj = build_linear(linear, config.dim, kv_width, f"{name}.k_proj", config.init_std)
@@ -46,9 +45,7 @@ class Attention(nn.Module):
         q, k = rotate(self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), rope)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, H, T, E], [B, K, T, E]
         v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, K, T, E]
-        if cache is not None:
-            return self.o_proj(cache.attend(q, k, v).transpose(1, 2).flatten(2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # [B, H, T, E]
+        y = attention(q, k, v) if cache is None else cache.attend(q, k, v)  # [B, H, T, E]
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -65,8 +62,7 @@ class FeedForward(nn.Module):
         self.down_proj = build_linear(linear, config.ffn_dim, config.dim, f"{name}.down_proj", config.init_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(liger.swiglu(gate, up) if liger.available(gate) else F.silu(gate) * up)
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class TransformerBlock(nn.Module):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from model.errors import RunFailed, UserError
 from pretrain.machine.output import GONE, failure, mute
+from pretrain.machine.threads import sleep_while_waiting
 
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
+    sleep_while_waiting()  # before a command's module is imported, and torch with it
     arguments = [a for a in (sys.argv[1:] if argv is None else argv) if not _is_local_rank(a)]
     parser = argparse.ArgumentParser(
         prog="sparlow",

@@ -61,8 +61,8 @@ class CSRPath(torch.autograd.Function):
         y = torch.empty(flat.shape[0], B.shape[0], dtype=x.dtype)
         for start in range(0, flat.shape[0], CHUNK):
             rows = slice(start, start + CHUNK)
-            columns = sparse @ flat[rows].t().contiguous()  # [O, n]
-            torch.addmm(columns.t(), z[rows], B_.t(), alpha=scale, out=y[rows])
+            columns = sparse @ transposed(flat[rows])  # [O, n]
+            torch.addmm(transposed(columns), z[rows], B_.t(), alpha=scale, out=y[rows])
         ctx.save_for_backward(x, z, A, B, values)
         return y.view(*x.shape[:-1], B.shape[0])
 
@@ -79,15 +79,15 @@ class CSRPath(torch.autograd.Function):
         u = g @ B_  # [N, R]
         grad_x = torch.empty_like(flat) if need_x else None
         by_row, by_column = _compressed(support, transposed=False), _compressed(support, transposed=True)
-        transposed = by_column.matrix(values.to(x.dtype), support.shape[::-1])
+        sparse_t = by_column.matrix(values.to(x.dtype), support.shape[::-1])
         total = by_row.raw(torch.zeros(support.nnz, dtype=x.dtype), support.shape)
         for start in range(0, flat.shape[0] if need_x or need_values else 0, CHUNK):
             rows = slice(start, start + CHUNK)
-            columns = g[rows].t().contiguous()  # [O, n]
+            columns = transposed(g[rows])  # [O, n]
             if grad_x is not None:
-                torch.addmm((transposed @ columns).t(), u[rows], A_, alpha=scale, out=grad_x[rows])
+                torch.addmm(transposed(sparse_t @ columns), u[rows], A_, alpha=scale, out=grad_x[rows])
             if need_values:
-                total = torch.sparse.sampled_addmm(total, columns, flat[rows].t().contiguous().t())
+                total = torch.sparse.sampled_addmm(total, columns, transposed(flat[rows]).t())
         if need_A:
             grad_A = (u.t() @ flat).mul_(scale).to(A.dtype)
         if need_B:
@@ -96,6 +96,18 @@ class CSRPath(torch.autograd.Function):
             grad_values = torch.empty_like(values)
             grad_values[by_row.order] = total.values().to(values.dtype)
         return None if grad_x is None else grad_x.view_as(x), grad_A, grad_B, grad_values, None, None
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The transpose (columns, rows) of `matrix` (rows, columns), contiguous.
+
+    Numbers laid out as the channels of one pixel, in as many groups as there are rows, are transposed by a shuffle of
+    channels. PyTorch has vector instructions for that one, and takes three times as long over `.t().contiguous()`.
+    """
+    rows, columns = matrix.shape
+    numel = rows * columns
+    pixel = matrix.contiguous().as_strided((1, numel, 1, 1), (numel, 1, numel, numel))  # channels last
+    return torch.channel_shuffle(pixel, rows).reshape(columns, rows)
 
 
 def _compressed(support: TileSupport, transposed: bool) -> Compressed:

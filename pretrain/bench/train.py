@@ -3,7 +3,8 @@
 The peer is run as its users run it, under bf16 autocast, and again with Sparlow's allocator setting
 (pretrain/machine/memory.py), which speeds up any training on a CPU: the first ratio is what a user gains by changing
 over, the second what is left when both have the setting. Where Sparlow computes in fp32, because
-the processor has no bf16 instructions or by configuration, the peer also runs in fp32.
+the processor has no bf16 instructions or by configuration, the peer also runs in fp32. All have Sparlow's setting of
+how threads wait for each other (pretrain/machine/threads.py), without which a busy machine slows each of them down.
 """
 
 from typing import Any

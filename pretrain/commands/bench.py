@@ -109,8 +109,10 @@ def _time_kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
     from model.errors import UserError
     from pretrain.bench.kernels.run import CASES, bench_alternatives, bench_kernels
     from pretrain.bench.timing import environment
+    from pretrain.machine import memory
     from pretrain.machine.files import replace_text
 
+    memory.keep_freed_memory()  # as a run does
     device, dtypes = _device_and_dtypes(args)
     if unknown := [op for op in args.only or () if op not in CASES]:
         raise UserError(f"--only {unknown[0]}: there is no such operation; choose from {', '.join(CASES)}")

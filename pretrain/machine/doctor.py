@@ -42,6 +42,7 @@ def examine() -> list[Finding]:
     if "torch" not in absent:
         torchrun = partial(_launcher, "torchrun.sh", "-m", "torch.distributed.run", "--help")
         findings.append(_attempt("device", _device, "check the driver with nvidia-smi, and that torch is built for it"))
+        findings.append(_attempt("threads", _threads, "unset OMP_NUM_THREADS or set it to a number"))
         findings.append(_attempt("torchrun launcher", torchrun, _install("torch")))
     if not absent & {"torch", "deepspeed"}:
         runner = partial(_launcher, "deepspeed.sh", "-c", "import deepspeed.launcher.runner")
@@ -92,6 +93,14 @@ def _device() -> str:
     device = torch.device("cpu")
     precision = "bf16 instructions" if has_bf16(device) else "no bf16 instructions, so train.dtype = auto means fp32"
     return f"{device_name(device)}, {os.cpu_count()} cores, {precision}"
+
+
+def _threads() -> str:
+    import torch
+
+    from pretrain.machine.threads import describe
+
+    return f"{torch.get_num_threads()} in a process; how they wait for each other: {describe()}"
 
 
 def _launcher(script: str, *arguments: str) -> str:

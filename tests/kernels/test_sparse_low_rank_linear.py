@@ -254,3 +254,23 @@ def test_without_sparse_matmuls_the_csr_path_is_not_offered(monkeypatch):
     csr.available.cache_clear()
     assert not csr.available()
     csr.available.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (3, 7), (64, 48)])
+def test_a_shuffle_of_channels_transposes(shape, monkeypatch):
+    """Whatever the memory of the matrix looks like, and by PyTorch's kernel for channels that lie last."""
+    shuffle, seen = torch.channel_shuffle, []
+
+    def watched(pixel: torch.Tensor, groups: int) -> torch.Tensor:
+        seen.append(pixel.stride(1))
+        return shuffle(pixel, groups)
+
+    monkeypatch.setattr(torch, "channel_shuffle", watched)
+    rows, columns = shape
+    large = torch.arange(float((rows + 2) * (columns + 3))).view(rows + 2, columns + 3)
+    whole = large.flatten()[: rows * columns].view(shape)
+    for matrix in (large[2:, 1 : columns + 1], whole, whole.view(columns, rows).t()):
+        found = csr.transposed(matrix)
+        assert found.is_contiguous()
+        assert torch.equal(found, matrix.t())
+    assert seen == [1, 1, 1]

@@ -1,8 +1,10 @@
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.build import build_model
 from model.config import ModelConfig
@@ -132,6 +134,28 @@ def test_rope_gradient():
     tables = rotary_tables(5, 6, 100.0, torch.device("cpu"), torch.float64)
     x = torch.randn(1, 5, 2, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: apply_rope(x, tables), x)
+
+
+def test_rope_turns_every_head_alike_whatever_its_memory_looks_like():
+    tables = rotary_tables(5, 6, 100.0, torch.device("cpu"), torch.float32)
+    x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0)).transpose(1, 2)  # [B, T, H, E]
+    heads = [apply_rope(head, tables) for head in x.contiguous().split(1, dim=2)]
+    assert torch.equal(apply_rope(x, tables), torch.cat(heads, dim=2))
+
+
+def test_all_layers_share_rotary_tables_spread_over_the_heads():
+    class Repeats(TorchDispatchMode):
+        made: ClassVar[list[tuple[int, ...]]] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.repeat.default:
+                self.made.append(tuple(out.shape))
+            return out
+
+    with Repeats() as repeats:
+        build()(*batch())
+    assert sorted(repeats.made) == [(11, 2, 8)] * 2 + [(11, 4, 8)] * 2  # cos and sin, of keys and of queries
 
 
 def test_rope_tables_made_in_inference_mode_serve_training_later():

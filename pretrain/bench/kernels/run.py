@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from pretrain.bench.kernels import linears, tiles, updates
+from pretrain.bench.kernels import attention, linears, tiles, updates
 from pretrain.bench.timing import DTYPES, Alternatives, Case, clock_for, measure, measure_alternatives
 
 CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
     "sparse_low_rank_linear": linears.sparse_cases,
     "block_low_rank_linear": linears.block_cases,
+    "attention": attention.cases,
     "low_rank_update": updates.low_rank_cases,
     "adam8bit": updates.adam8bit_cases,
     "fira_update": updates.fira_cases,

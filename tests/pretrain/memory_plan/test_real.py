@@ -29,6 +29,7 @@ KINDS = {
     "recomputed": ["--train.checkpoint_every_layers=2"],
     "offloaded": ["--train.checkpoint_every_layers=1", "--train.offload_activations=true"],
     "offloaded, some": ["--train.checkpoint_every_layers=3", "--train.offload_activations=true", *SPARSE],
+    "attention in blocks": ["--train.seq_len=256", "--model.max_seq_len=256", "--model.n_kv_heads=2"],
     "grouped and tied": ["--model.n_kv_heads=2", "--model.tie_embeddings=true"],
     "low rank": ["--linear.name=low_rank", "--linear.rank=32"],
     "sparse": SPARSE,
