@@ -8,8 +8,9 @@ The backward pass is that of FlashAttention (arXiv 2205.14135, appendix B.2): wi
 scores' gradient is dS = P * (dP - rowsum(dP * P)); then dQ = dS K / sqrt(E), dK = dS^T Q / sqrt(E), dV = P^T dY. P is
 kept for it up to KEPT_BYTES, and calculated again beyond: the same bits.
 
-Shapes: B batch, T tokens, H query heads, K key and value heads, G = H / K, E head width. A part of the work is n key
-heads of one sequence with their query heads, whose queries are [n, T G, E]: the G of a position one after another.
+Shapes: B batch, T tokens, H query heads, K key and value heads, G = H / K, E head width. Heads of all sequences are laid
+in a row: keys and values [B K, T, E], queries [B K, T G, E], the G of a position one after another. A part of the work
+is n heads of that row, in few calls for many heads.
 """
 
 import math
@@ -22,8 +23,8 @@ from torch.autograd.function import once_differentiable
 KEPT_BYTES = 64 * 1024**2
 """Keep no more probabilities than this between the passes of one call."""
 
-BLOCK_SCORES = 2**19
-"""Scores of a part's block for each thread: few enough for its caches, enough for what a call costs."""
+BLOCK_BYTES = 2 * 1024**2
+"""Probabilities of a part's block for each thread: few enough for its caches, enough for what a call costs."""
 
 BLOCK = 128
 """Queries of a block. Fewer skip more of what is masked, more keep the products fast."""
@@ -43,51 +44,50 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, grad_enabled):
-        work, y = _Work(q, k), _heads_side_by_side(q)
+        work = _Work(q, k)
+        q_, k_, v_ = (work.flat(x) for x in (q, k, v))
+        y_ = torch.empty_like(q_)
         room = KEPT_BYTES if grad_enabled and any(ctx.needs_input_grad[:3]) else 0
         kept = []
         for part in work.parts:
-            q_, k_, v_, y_ = work.queries(q, part), k[part], v[part], work.output(y, part)
-            wide_q, wide_k = q_.to(work.wide), k_.to(work.wide)
+            n, wide_q, wide_k = part.stop - part.start, q_[part].to(work.wide), k_[part].to(work.wide)
             store = None
-            room -= len(k_) * work.scores_per_head * q.element_size()
+            room -= n * work.scores_per_head * q.element_size()
             if room >= 0:
-                store = q.new_empty(len(k_) * work.scores_per_head)
+                store = q.new_empty(n * work.scores_per_head)
                 kept.append(store)
             for block in work.blocks:
                 P = work.probabilities(wide_q, wide_k, block, store)
-                work.multiply(P, v_[:, : block.end], y_[:, block.rows])
-            work.put(y_, y, part)
+                work.multiply(P, v_[part, : block.end], y_[part, block.rows])
         ctx.save_for_backward(q, k, v, *kept)
-        return y
+        return work.heads(y_, q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, *kept = ctx.saved_tensors
-        work, (dq, dk, dv) = _Work(q, k), map(_heads_side_by_side, (q, k, v))
+        work = _Work(q, k)
+        q_, k_, v_, dy_ = (work.flat(x) for x in (q, k, v, grad))
+        dq_, dk_, dv_ = (torch.empty_like(x) for x in (q_, k_, v_))
         dP_buffer, dS_buffer = work.buffer(q.dtype), work.buffer(q.dtype)
         for number, part in enumerate(work.parts):
-            q_, k_, v_, dy = work.queries(q, part), k[part], v[part], work.queries(grad, part)
-            dq_, dk_, dv_ = work.output(dq, part), dk[part], dv[part]
-            store = kept[number] if number < len(kept) else None
+            n, store = part.stop - part.start, kept[number] if number < len(kept) else None
             if store is None:
-                wide_q, wide_k = q_.to(work.wide), k_.to(work.wide)
+                wide_q, wide_k = q_[part].to(work.wide), k_[part].to(work.wide)
             for block in reversed(work.blocks):
-                rows, keys, n = block.rows, slice(block.end), len(k_)
+                rows, keys = block.rows, slice(block.end)
                 if store is None:
                     P = work.probabilities(wide_q, wide_k, block, None)
                 else:
                     P = block.scores_in(store, n, kept=True)
                 dP, dS = block.scores_in(dP_buffer, n), block.scores_in(dS_buffer, n)
-                torch.bmm(dy[:, rows], work.compact(v_[:, keys]).transpose(1, 2), out=dP)
+                torch.bmm(dy_[part, rows], work.compact(v_[part, keys]).transpose(1, 2), out=dP)
                 torch._softmax_backward_data(dP, P, -1, P.dtype, grad_input=dS)
-                work.multiply(dS, k_[:, keys], dq_[:, rows], work.scale)
+                work.multiply(dS, k_[part, keys], dq_[part, rows], work.scale)
                 adds = block.end < work.tokens  # the last block has all keys and comes first
-                work.multiply(P.transpose(1, 2), dy[:, rows], dv_[:, keys], 1.0, adds)
-                work.multiply(dS.transpose(1, 2), q_[:, rows], dk_[:, keys], work.scale, adds)
-            work.put(dq_, dq, part)
-        return dq, dk, dv, None
+                work.multiply(P.transpose(1, 2), dy_[part, rows], dv_[part, keys], 1.0, adds)
+                work.multiply(dS.transpose(1, 2), q_[part, rows], dk_[part, keys], work.scale, adds)
+        return work.heads(dq_, q), work.heads(dk_, k), work.heads(dv_, v), None
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,13 @@ class _Block:
         return memory[start : start + n * self.scores].view(n, -1, self.end)
 
 
-Part = tuple[int, slice]
-"""The number of a sequence, and its key heads."""
-
-
 class _Work:
     """One call cut into parts and blocks, and the memory that these share."""
 
     def __init__(self, q: Tensor, k: Tensor):
         batch, n_heads, self.tokens, width = q.shape
-        kv_heads = k.shape[1]
-        self.groups, self.scale = n_heads // kv_heads, 1 / math.sqrt(width)
+        self.kv_heads = k.shape[1]
+        self.groups, self.scale = n_heads // self.kv_heads, 1 / math.sqrt(width)
         self.dtype, self.wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
         self._small = self.dtype == self.wide and self.tokens <= SMALL_BLOCK_TOKENS
         size = min(SMALL_BLOCK if self._small else BLOCK, self.tokens)
@@ -138,11 +134,10 @@ class _Work:
             self.blocks.append(block)
             self.scores_per_head += block.scores
         largest = max((block.scores for block in self.blocks), default=0)
-        most_heads = max(1, torch.get_num_threads() * BLOCK_SCORES // max(1, largest))
-        heads = -(-kv_heads // -(-kv_heads // most_heads))  # in parts of about one size
-        self.parts: list[Part] = [
-            (i, slice(first, min(first + heads, kv_heads))) for i in range(batch) for first in range(0, kv_heads, heads)
-        ]
+        most_heads = max(1, torch.get_num_threads() * BLOCK_BYTES // max(1, largest * q.element_size()))
+        n = batch * self.kv_heads
+        heads = -(-n // -(-n // most_heads)) if n else 1  # in parts of about one size
+        self.parts = [slice(first, min(first + heads, n)) for first in range(0, n, heads)]
         self._new, self._numel = q.new_empty, heads * largest
         self._later = q.new_full((size, size), -math.inf, dtype=self.wide).triu_(1).unsqueeze(1)  # [rows, 1, rows]
         self._scores = self.buffer(self.wide)
@@ -184,32 +179,18 @@ class _Work:
         else:
             out.copy_(product)
 
-    def queries(self, x: Tensor, part: Part) -> Tensor:
-        """A part's [n, T G, E] of x [B, H, T, E]."""
-        sequence, heads = part
-        if self.groups == 1:
-            return x[sequence, heads]
-        return x[sequence].unflatten(0, (-1, self.groups))[heads].transpose(1, 2).flatten(1, 2)
+    def flat(self, x: Tensor) -> Tensor:
+        """x [B, H or K, T, E] as [B K, T G, E], G being 1 for keys and values."""
+        grouped = x.unflatten(1, (self.kv_heads, -1)).transpose(2, 3)  # [B, K, T, G, E]
+        return grouped.flatten(2, 3).flatten(0, 1).contiguous()
 
-    def output(self, x: Tensor, part: Part) -> Tensor:
-        """Memory for a part's [n, T G, E] of x [B, H, T, E], which `put` then brings there."""
-        sequence, heads = part
-        if self.groups == 1:
-            return x[sequence, heads]
-        return self._new(heads.stop - heads.start, self.tokens * self.groups, x.shape[3])
-
-    def put(self, written: Tensor, x: Tensor, part: Part) -> None:
-        sequence, heads = part
-        if self.groups > 1:
-            there = x[sequence].unflatten(0, (-1, self.groups))[heads]
-            there.copy_(written.unflatten(1, (-1, self.groups)).transpose(1, 2))
+    def heads(self, flat: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `flat`: like [B, H or K, T, E], in memory [B, T, H or K, E], which is what a linear reads."""
+        batch, heads, tokens, width = like.shape
+        out = like.new_empty(batch, tokens, self.kv_heads, heads // self.kv_heads, width)
+        out.copy_(flat.view(batch, self.kv_heads, tokens, -1, width).transpose(1, 2))
+        return out.flatten(2, 3).transpose(1, 2)
 
     def compact(self, x: Tensor) -> Tensor:
         """x whose transpose multiplies fast: oneDNN would copy a strided one number by number."""
         return x if self.dtype == self.wide else x.contiguous()
-
-
-def _heads_side_by_side(x: Tensor) -> Tensor:
-    """Memory for a tensor like x [B, H, T, E], where a token has its heads together: what a linear reads."""
-    batch, heads, tokens, width = x.shape
-    return x.new_empty(batch, tokens, heads, width).transpose(1, 2)

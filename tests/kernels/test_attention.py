@@ -121,7 +121,7 @@ def saved(monkeypatch, tensors, kept_bytes):
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_is_kept_is_bounded_and_changes_no_bit(dtype, heads, monkeypatch):
-    monkeypatch.setattr(in_torch, "BLOCK_SCORES", 1)  # a part per key head
+    monkeypatch.setattr(in_torch, "BLOCK_BYTES", 1)  # a part per key head
     tensors = inputs(2, *heads, dtype=dtype)
     everything, most = saved(monkeypatch, tensors, 2**30)
     assert 2 * 4 * 130 * 131 / 2 < most / tensors[0].element_size() < 2 * 4 * 130 * 130
@@ -141,7 +141,7 @@ def test_the_same_bits_on_repeat_with_any_threads_and_by_any_parts(dtype, monkey
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for scores in (1, 2**19):
-                monkeypatch.setattr(in_torch, "BLOCK_SCORES", scores)
+                monkeypatch.setattr(in_torch, "BLOCK_BYTES", scores)
                 found = all_of(in_torch.attention, *tensors)
                 assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (threads, scores)
     finally:
