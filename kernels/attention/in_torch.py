@@ -8,7 +8,7 @@ The backward pass is that of FlashAttention (arXiv 2205.14135, appendix B.2): wi
 scores' gradient is dS = P * (dP - rowsum(dP * P)); then dQ = dS K / sqrt(E), dK = dS^T Q / sqrt(E), dV = P^T dY. P is
 kept for it up to KEPT_BYTES, and calculated again beyond: the same bits.
 
-Shapes: B batch, T tokens, H query heads, K key and value heads, G = H / K, E head width. Heads of all sequences are laid
+Shapes: B batch, T tokens, H query heads, K key and value heads, G = H / K, E head width. Heads of all sequences lie
 in a row: keys and values [B K, T, E], queries [B K, T G, E], the G of a position one after another. A part of the work
 is n heads of that row, in few calls for many heads.
 """
