@@ -8,7 +8,7 @@ NEEDED=(torch deepspeed sentencepiece datasets tensorboard safetensors pydantic 
 NEEDED_DEV=(pytest xdist transformers hypothesis ruff mypy)
 
 # Threads that wait for others sleep soon (pretrain/machine/threads.py), unless you have said how they should wait.
-[ -n "${GOMP_SPINCOUNT+set}${OMP_WAIT_POLICY+set}" ] || export GOMP_SPINCOUNT=1000
+[ -n "${GOMP_SPINCOUNT+set}${OMP_WAIT_POLICY+set}" ] || export GOMP_SPINCOUNT=2000
 
 # Not empty where PY is a Python of the system's, which is used as it is.
 BORROWED=

@@ -2,7 +2,7 @@
 
 import os
 
-SPINS = "1000"
+SPINS = "2000"
 """Turns of a loop, some microseconds. PyTorch's OpenMP library (GNU's) would make 300 000 otherwise, and a thread whose
 partner's core is taken by another process burns its own for all of them; sleeping at once costs 10 % and more alone."""
 

@@ -9,7 +9,7 @@ from shell import bash
 from support import ROOT
 
 SETTINGS = [
-    ({}, "1000 None"),
+    ({}, "2000 None"),
     ({"GOMP_SPINCOUNT": "infinity"}, "infinity None"),
     ({"OMP_WAIT_POLICY": "active"}, "None active"),
     ({"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "passive"}, "7 passive"),
