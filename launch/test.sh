@@ -14,6 +14,6 @@ step "installation" install "dev"
 export HF_HUB_OFFLINE=1
 # One process per core and one more, as some tests wait, each with one thread; the tests of a file share what it sets
 # up, and the longest come first.
-workers=$(($(nproc) + 1))
+workers=$(($(env -u OMP_NUM_THREADS nproc) + 1)) # nproc heeds OMP_NUM_THREADS
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 step "tests" "$PY" -m pytest -n "$((workers < 8 ? workers : 8))" --dist loadfile "${select[@]}" --durations=10 "$@"

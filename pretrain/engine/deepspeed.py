@@ -41,7 +41,8 @@ def release(deepspeed: Any) -> None:
     gc does not free such a cycle. At stage 3 two globals outlive the engine, each leading to the model, the partitions
     and the optimizer: a stack of the modules in their forward pass, whose bottom is the model, pushed for ever; and the
     parameters to release after a module, cached on the coordinator's class with the coordinator in the key. Another
-    engine's entries of that cache are computed again when it needs them.
+    engine's entries of that cache are computed again when it needs them. And torch.nn.functional.linear stays one for
+    sharded weights, for every model after it: it goes back to PyTorch's, and the next engine of stage 3 replaces it.
 
     Where another DeepSpeed keeps such things elsewhere, nothing is found: that costs memory, never the run.
     """
@@ -57,6 +58,9 @@ def release(deepspeed: Any) -> None:
     stack[:] = [module for module in stack if id(module) not in modules]
     for cache in _method_caches(type(getattr(offload, "param_coordinator", None))):
         cache.cache_clear()
+    partitioning = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    replaced = getattr(partitioning, "InsertPostInitMethodToModuleSubClasses", None)
+    torch.nn.functional.linear = getattr(replaced, "linear_bk", torch.nn.functional.linear)
 
 
 def _method_caches(owner: type) -> Iterator[Any]:

@@ -79,6 +79,7 @@ def test_a_gpu_that_does_not_do(tmp_path, gpu, says):
     assert refused("12", **machine(tmp_path, **gpu)).startswith(says)
 
 
+@pytest.mark.slow
 def test_a_host_without_the_memory_for_activations(tmp_path):
     batch = ["--train.micro_batch_size=65536", "--train.global_batch_size=65536"]
     said = refused("12", *batch, **machine(tmp_path))

@@ -11,13 +11,13 @@ from pretrain.bench.timing import DTYPES, Alternatives, Case, clock_for, measure
 CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
     "sparse_low_rank_linear": linears.sparse_cases,
     "block_low_rank_linear": linears.block_cases,
-    "attention": attention.cases,
     "low_rank_update": updates.low_rank_cases,
     "adam8bit": updates.adam8bit_cases,
     "fira_update": updates.fira_cases,
     "decompress": tiles.decompress_cases,
     "quant": updates.quant_cases,
     "tile_gather": tiles.gather_cases,
+    "attention": attention.cases,
 }
 """What yields the cases of each operation; what matters most comes first, as time may end before the last."""
 

@@ -165,6 +165,7 @@ def test_a_gpus_plan_needs_no_liger_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_host_memory_is_not_the_devices() -> None:
     small = ("--train.micro_batch_size=1", "--train.global_batch_size=2", "--model.n_layers=2", "--train.seq_len=64")
+    small += ("--train.offload_activations=false",)
     there = load("llama_7b_24gb_galore", *small, "--optimizer.update=step", "--optimizer.accumulators=device")
     away = load("llama_7b_24gb_galore", *small, "--optimizer.update=step", "--optimizer.accumulators=host")
     sums = plan_memory(there).phases["update"].items["accumulators"]
