@@ -4,6 +4,23 @@ import os
 import signal
 from collections import Counter
 
+POINTS = {
+    "mid_file": "within a file of a checkpoint, after its first 16 MiB",
+    "shard": "after a file of tensors",
+    "before_manifest": "after a checkpoint's last file but the manifest",
+    "before_rename": "after the manifest, before the checkpoint has its name",
+    "before_latest": "after that, before `latest` is rewritten",
+    "after_save": "after a save and the deletion of older checkpoints",
+    "prune": "within the deletion of an old checkpoint",
+    "disk_full": "a file of a checkpoint meets a full disk",
+    "nan_gradient": "the gradient of a micro-step is not finite",
+    "before_growth": "after the small model's last checkpoint",
+    "after_growth": "after the grown model's checkpoint",
+    "prepare_batch": "within the tokenization of a corpus, after a batch of documents",
+    "prepare_commit": "before a prepared corpus has its name",
+}
+"""Where a fault can strike, by name; a process that is asked for another one ends with an error."""
+
 _visits: Counter[str] = Counter()
 
 
@@ -14,8 +31,13 @@ def fault_point(point: str) -> None:
 
 
 def fault_flag(point: str) -> bool:
-    """Whether the environment asks for a fault at this visit of `point`."""
-    wanted, _, count = os.environ.get("SPARLOW_FAULT", "").partition(":")
+    """Whether the environment asks for a fault at this visit of `point`; ValueError for one that does not exist."""
+    setting = os.environ.get("SPARLOW_FAULT")
+    if not setting:
+        return False
+    wanted, _, count = setting.partition(":")
+    if wanted not in POINTS:  # a misspelt name would strike nowhere, and its test would show nothing
+        raise ValueError(f"SPARLOW_FAULT names no point: {wanted}; there are {', '.join(POINTS)}")
     if wanted != point:
         return False
     _visits[point] += 1

@@ -123,6 +123,7 @@ def test_supports_come_with_their_values(old, config, tmp_path):
     assert all(torch.equal(later[name], before[name]) for name in supports)
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.parametrize("fault", ["shard", "mid_file", "before_manifest", "before_rename", "before_latest"])
 def test_a_kill_while_it_begins(old, config, tmp_path, fault):
     straight, run = tmp_path / "straight", tmp_path / "run"
