@@ -49,7 +49,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     ended, first = False, True
     try:
         while not ended:
-            run, clock = open_run(config, world, store, start), StepClock()
+            run, clock = open_run(config, world, store, start, first), StepClock()
             try:
                 attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
                 first = False
