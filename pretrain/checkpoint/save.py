@@ -134,7 +134,7 @@ def _commit(
         support_layouts=LAYOUTS,
         files=tuple(files),
     )
-    write_synced(temporary / "manifest.json", _json(dataclasses.asdict(manifest)))
+    write_synced(temporary / "manifest.json", manifest.to_bytes())
     sync_folder(temporary)
     fault_point("before_rename")
     temporary.rename(final)

@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from model.errors import UserError
     from pretrain.checkpoint.read import load_model, open_checkpoint
     from pretrain.data.dataset import TokenDataset
+    from pretrain.data.verify import check_at_start
     from pretrain.machine import distributed, memory
     from pretrain.using.evaluate import evaluate
 
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         )
     memory.keep_freed_memory()
     with distributed.processes() as world:
+        unlisted = distributed.on_main(world, lambda: check_at_start(args.data or config.data.path))
         model = load_model(checkpoint, world.device)
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
     assert result is not None
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if not world.is_main:
         return 0
-    if dataset.bytes_note:
-        print(f"note: {dataset.bytes_note}", file=sys.stderr)
+    for note in filter(None, (unlisted, dataset.bytes_note)):
+        print(f"note: {note}", file=sys.stderr)
     if args.json:
         print(json.dumps(figures))
     else:

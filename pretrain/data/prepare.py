@@ -10,6 +10,7 @@ import numpy as np
 from model.errors import UserError
 from model.hf.tokenizer import export_obstacle
 from model.lfs import refuse_pointer
+from pretrain.data.blocks import BLOCKS, blocks_json
 from pretrain.data.documents import SkipLog, Source, Text, readable
 from pretrain.data.encode import Encoder
 from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
@@ -101,6 +102,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
             skipped=log.counts,
             skipped_first=log.first,
         )
+        blocks = blocks_json(manifest.to_json().encode(), encoder.blocks)
+        write_synced(folder / BLOCKS, blocks.encode())
         commit(folder, options.out, manifest.to_json())
     return manifest
 

@@ -15,6 +15,7 @@ from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.verify import check_at_start
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
@@ -55,13 +56,18 @@ class Run:
         return self.config.stages[self.state.stage]
 
 
-def open_run(config: Config, world: World, store: CheckpointStore, start: Start | None = None) -> Run:
+def open_run(
+    config: Config, world: World, store: CheckpointStore, start: Start | None = None, first: bool = True
+) -> Run:
     """Check the data, take the run folder, build the model and put back what the newest checkpoint holds.
 
-    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0.
+    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0. `first` is
+    false for the later stages of a run that grows.
     """
     console = Console(world.is_main)
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
+    if first and (unlisted := on_main(world, lambda: check_at_start(config.data.path))):
+        console.say(unlisted)
     run_dir = Path(config.run.dir)
     source = on_main(world, lambda: find_source(start, config, dataset, store, console.say)) if start else None
     newest = on_main(world, lambda: _claim(store, console))

@@ -49,7 +49,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     ended, first = False, True
     try:
         while not ended:
-            run, clock = open_run(config, world, store, start), StepClock()
+            run, clock = open_run(config, world, store, start, first), StepClock()
             try:
                 attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
                 first = False
@@ -62,7 +62,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 run.console.stop_steps()
                 run.metrics.close()
             run.engine.close()
-            ended = stopped or run.state.step == config.last_step
+            ended = stopped or run.state.step >= config.last_step
             if not ended:
                 grow(run)
             del run  # the old engine goes before the new one comes
@@ -79,6 +79,12 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
 def _train(run: Run, clock: StepClock) -> bool:
     """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
+    if state.step > config.last_step:  # a lowered train.max_steps takes nothing back, and grows nothing early
+        console.say(
+            f"nothing to do: {run.dir} is at step {state.step} already, past train.max_steps {config.last_step}; "
+            f"{_how_to_go_on(run)}"
+        )
+        return False
     saved, stopping = True, False
     end = min(run.stage.end, config.last_step)
     evaluation = None

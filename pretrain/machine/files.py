@@ -1,5 +1,6 @@
 """Files that must be whole: synced to the disk, or put in the place of an older one at once."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -38,5 +39,10 @@ def sync_folder(path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file that readers see whole, the old one or the new one, also when this process is killed."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:  # a full disk: the half of it takes room from others
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import ROOT, logged, tensor_hashes, train_here, write_tiny
+from support import ROOT, edit_checkpoint, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
 from pretrain.loop.state import SINCE_FORMAT_3, TrainState
@@ -60,15 +60,10 @@ def halfway(paused, tmp_path) -> Path:
 
 def edit_state(run: Path, edit) -> None:
     """Change state.json of the newest checkpoint and make its manifest agree."""
-    from pretrain.checkpoint.save import write_hashed
-
     folder = run / "checkpoints" / "step-00000020"
     state = json.loads((folder / "state.json").read_text())
     edit(state)
-    entry = write_hashed(folder / "state.json", json.dumps(state).encode())
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = [f if f["name"] != "state.json" else dataclasses.asdict(entry) for f in manifest["files"]]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_checkpoint(folder, files={"state.json": json.dumps(state).encode()})
 
 
 @pytest.mark.fault("F5")
