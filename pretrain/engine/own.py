@@ -88,7 +88,7 @@ class OwnEngine(Engine):
                         f"optimizer.{name} of the checkpoint is {stored.dtype} {tuple(stored.shape)}, this optimizer "
                         f"keeps {like.dtype} {tuple(like.shape)}; it is of another optimizer or version"
                     )
-                put(stored.to(self.world.device))
+                put(stored.to(self.world.device, copy=True))
         for count in self.optimizer.counts:
             setattr(self.optimizer, count, int(read(f"optimizer.{count}")))
 

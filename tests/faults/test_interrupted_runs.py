@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import time
 
 import pytest
@@ -210,25 +209,3 @@ def test_a_run_whose_last_save_failed_says_so(tiny, monkeypatch):
     monkeypatch.setattr(save, "write_hashed", disk_full)
     with pytest.raises(RunFailed, match="last checkpoint could not be written"):
         train_here(tiny, "--train.max_steps=2")
-
-
-@pytest.mark.fault("F4")
-@pytest.mark.slow
-def test_random_kills(tiny, tmp_path, undisturbed):
-    """Killed at random moments until it gets through; the seed of the moments is the process's and is printed."""
-    import random
-
-    seed = int(os.environ.get("SPARLOW_TEST_SEED", "0"))
-    print(f"SPARLOW_TEST_SEED={seed}")
-    rng = random.Random(seed)
-    for _ in range(15):
-        process = start_command(
-            "train", str(tiny), "--train.max_steps=24", "--checkpoint.every=2", "--checkpoint.keep=2"
-        )
-        try:
-            process.communicate(timeout=rng.uniform(2.5, 6.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-    train_here(tiny, "--train.max_steps=24", "--checkpoint.every=2", "--checkpoint.keep=2")
-    assert (tensor_hashes(tmp_path / "run", 24), logged(tmp_path / "run")) == undisturbed
