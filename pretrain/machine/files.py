@@ -2,23 +2,37 @@
 
 import contextlib
 import errno
+import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from pretrain.machine.fault import fault_flag, fault_point
 
+CHUNK_BYTES = 2**20
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until its bytes are on the disk."""
+
+def write_synced(path: Path, *parts: bytes | memoryview) -> str:
+    """Write a file of `parts`, wait until its bytes are on the disk, and return their sha256."""
     if fault_flag("disk_full"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        for start in range(0, len(data), 2**24):
-            file.write(data[start : start + 2**24])
-            if start == 0:
+        for index, chunk in enumerate(_chunks(parts)):
+            digest.update(chunk)
+            file.write(chunk)
+            if index == 0:
                 fault_point("mid_file")
         sync_file(file)
+    return digest.hexdigest()
+
+
+def _chunks(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """Pieces that a processor's cache holds from the hash to the write."""
+    for part in parts:
+        for start in range(0, len(part), CHUNK_BYTES):
+            yield memoryview(part)[start : start + CHUNK_BYTES]
 
 
 def sync_file(file: IO[bytes]) -> None:
