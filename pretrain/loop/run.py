@@ -21,12 +21,14 @@ from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
+from pretrain.loop.optional import reason
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin
 from pretrain.loop.reader import MicroBatchReader
 from pretrain.loop.resume import require_same_run, resolve_dtype
 from pretrain.loop.state import TrainState
 from pretrain.machine.console import Console
 from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
+from pretrain.machine.files import replace_text, tolerate_full
 from pretrain.memory_plan.run import require_memory
 
 
@@ -142,7 +144,10 @@ def _settle(
 def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Console, active: bool) -> Metrics:
     try:
         if active:
-            (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+            with tolerate_full(
+                lambda full: console.say(f"resolved.toml not written ({reason(full)}); training goes on")
+            ):
+                replace_text(run_dir / "resolved.toml", to_toml(config, comments=True))
         return Metrics(run_dir, state.step, config.metrics.tensorboard, active, console.say)
     except OSError as error:
         raise UserError(

@@ -177,7 +177,7 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
         loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        run.metrics.add(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
+        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
     run.state.evaluation_due = False
     return evaluation, stop.agreed(run.world)
 

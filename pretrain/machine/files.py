@@ -4,7 +4,9 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 from pathlib import Path
 from typing import IO
 
@@ -48,6 +50,29 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: str | PathLike[str], most: int | None = None) -> bytes:
+    """All bytes of a file, or the first `most`; OSError for a pipe, a socket or a device, which might never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file but a pipe or a device")
+        return file.read(-1 if most is None else most)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing fails with when the disk, the user's share of it or the largest file allowed is full."""
+
+
+@contextlib.contextmanager
+def tolerate_full(say: Callable[[OSError], None]) -> Iterator[None]:
+    """Go on after a write for which there is no room, once `say` was told; other errors come through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        say(error)
 
 
 def replace_text(path: Path, text: str) -> None:

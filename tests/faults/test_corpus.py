@@ -124,7 +124,7 @@ def test_every_byte_belongs_to_a_block_that_is_compared(listed_blocks, tmp_path)
 
 
 def test_a_change_after_a_block_was_compared_is_found_too(listed_blocks):
-    files, path, entry = listed_blocks
+    files, path, _ = listed_blocks
     files.read(0, 100, 500)
     with path.open("r+b") as file:
         file.write(b"another text")
