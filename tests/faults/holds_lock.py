@@ -27,7 +27,7 @@ try:
     print("taken", flush=True)
 except UserError as error:
     print(error, flush=True)
-    sys.exit(2)
+    os._exit(2)  # at once: to take an interpreter with torch apart costs seconds
 if "children" in kinds and not os.fork():
     os.close(1)
     time.sleep(30)
@@ -35,3 +35,4 @@ if "children" in kinds and not os.fork():
 if "ends" not in kinds:
     time.sleep(60)
 store.unlock()
+os._exit(0)
