@@ -8,9 +8,10 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import require_disk_space, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.data.dataset import TokenDataset
@@ -75,7 +76,7 @@ def open_run(
     newest = on_main(world, lambda: _claim(store, console))
     source = None if newest else source
     opened = newest or source
-    checkpoint = together(world, lambda: Checkpoint(opened)) if opened else None
+    checkpoint = together(world, lambda: open_folder(opened)) if opened else None
     config = on_main(world, lambda: _settle(config, world, dataset, checkpoint if newest else None, start))
     together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
@@ -89,6 +90,8 @@ def open_run(
     if checkpoint:
         warm_up = dataset.batch(0, config.train.micro_batch_size)
         with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
+        names = [name for name, *_ in engine.whole_tensors()]
+        require_names(checkpoint.names(), names, with_optimizer)
         engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
