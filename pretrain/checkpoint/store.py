@@ -50,6 +50,10 @@ class CheckpointStore:
         found = [(int(match[1]), bool(match[2]), path) for path, match in matches if match]
         return [path for *_, path in sorted(found, reverse=True)]
 
+    def ends_at(self, step: int) -> bool:
+        """Whether the newest checkpoint is of `step`."""
+        return any(path.name in (step_folder(step), step_folder(step, grown=True)) for path in self.folders()[:1])
+
     def newest_good(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every byte is right; None when there is none at all.
 

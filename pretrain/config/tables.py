@@ -70,6 +70,8 @@ class ParallelConfig(Frozen):
     """What ZeRO shards over processes: 1 optimizer state, 2 and gradients, 3 and weights; 0 nothing."""
     offload: Literal["none", "optimizer"] = "none"
     """optimizer: ZeRO's optimizer state and fp32 masters are in host memory, pinned, and the CPU updates them."""
+    timeout_minutes: float = Field(5.0, gt=0)
+    """A process that gives no sign of life for so long (it is stopped, or its machine is gone) ends the run."""
 
 
 class KernelsConfig(Frozen):

@@ -29,6 +29,7 @@ from pretrain.loop.resume import require_same_run, resolve_dtype
 from pretrain.loop.state import TrainState
 from pretrain.machine.console import Console
 from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
+from pretrain.machine.fault import fault_point
 from pretrain.machine.files import replace_text, tolerate_full
 from pretrain.memory_plan.run import require_memory
 
@@ -83,6 +84,7 @@ def open_run(
     if checkpoint and source and start:
         state = begin(checkpoint, start)
 
+    fault_point("opening")
     engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
     model, device = engine.model, world.device
     state.kernels = on_main(world, lambda: decide(model, config, state.kernels, grad_accum_steps, device))
