@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
         )
     memory.keep_freed_memory()
-    with distributed.processes() as world:
+    with distributed.processes(60 * config.parallel.timeout_minutes) as world:
         unlisted = distributed.on_main(world, lambda: check_at_start(args.data or config.data.path))
         model = load_model(checkpoint, world.device)
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)

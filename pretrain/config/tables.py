@@ -70,6 +70,8 @@ class ParallelConfig(Frozen):
     """What ZeRO shards over processes: 1 optimizer state, 2 and gradients, 3 and weights; 0 nothing."""
     offload: Literal["none", "optimizer"] = "none"
     """optimizer: ZeRO's optimizer state and fp32 masters are in host memory, pinned, and the CPU updates them."""
+    timeout_minutes: float = Field(5.0, gt=0)
+    """A process that gives no sign of life for so long (it is stopped, or its machine is gone) ends the run."""
 
 
 class KernelsConfig(Frozen):
@@ -280,7 +282,8 @@ def table_type(section: str, table: dict[str, Any]) -> type[Frozen] | None:
     named = members(section)
     if not named:
         return typing.cast(type[Frozen], field.annotation)
-    return named.get(table.get("name", field.default.name))
+    name = table.get("name", field.default.name)
+    return named.get(name) if isinstance(name, str) else None
 
 
 def users(section: str, key: str) -> list[str]:

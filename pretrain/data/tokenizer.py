@@ -88,13 +88,13 @@ def _vocabulary_error(message: str, vocab_size: int) -> UserError:
 class Tokenizer:
     """A SentencePiece model file, ours or anyone's: LLaMA's (BPE, dummy prefix), T5's (unigram, no bos).
 
-    Raises UserError when `path` holds no SentencePiece model.
+    Raises UserError when `path`, or `model` where its bytes have been read already, holds no SentencePiece model.
     """
 
-    def __init__(self, path: str | PathLike[str]):
+    def __init__(self, path: str | PathLike[str], model: bytes | None = None):
         self.path = Path(path)
         try:
-            model = self.path.read_bytes()
+            model = self.path.read_bytes() if model is None else model
         except OSError as error:
             raise UserError(
                 f"{path}: the tokenizer cannot be read ({error.strerror}); give a SentencePiece .model"
@@ -149,7 +149,8 @@ def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         loaded = bool(model) and processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError):
+        processor.id_to_piece(list(range(processor.vocab_size() if loaded else 0)))
+    except (RuntimeError, OSError, UnicodeDecodeError):  # the last of a piece that is no text
         loaded = False
     if not loaded:
         found = _stand_in(model)

@@ -115,17 +115,17 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tiny, tmp_p
 def test_a_second_signal_kills_but_an_echo_of_the_first_does_not(monkeypatch):
     from pretrain.machine import stop
 
-    raised: list[int] = []
+    ended: list[int] = []
     clock = [100.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(stop.signal, "raise_signal", raised.append)
+    monkeypatch.setattr(stop, "end", lambda sentence, status: ended.append(status))
     monkeypatch.setattr(stop.signal, "signal", lambda *_: None)
     stop.listen()
-    for seconds, expected in ((0.0, []), (1.0, []), (3.0, [signal.SIGTERM])):
+    for seconds, expected in ((0.0, []), (1.0, []), (3.0, [stop.KILLED])):
         clock[0] = 100.0 + seconds
-        stop._on_signal(signal.SIGTERM, None)
+        stop.told(signal.SIGTERM)
         assert stop.asked()
-        assert raised == expected
+        assert ended == expected
     stop.listen()
 
 

@@ -88,20 +88,21 @@ def test_a_closed_terminal_never_kills_whatever_came_before(monkeypatch):
     killed: list[int] = []
     clock = [100.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(stop.signal, "raise_signal", killed.append)
+    monkeypatch.setattr(stop, "end", lambda sentence, status: killed.append(status))
     handlers = {}
     monkeypatch.setattr(stop.signal, "signal", handlers.__setitem__)
     stop.listen()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGHUP):
-        handlers[number](number, None)
+        assert number in handlers
+        stop.told(number)
         clock[0] += 10.0
     assert stop.asked()
     assert not killed
     stop.listen()
-    handlers[signal.SIGHUP](signal.SIGHUP, None)
+    stop.told(signal.SIGHUP)
     assert stop.asked()
     clock[0] += 10.0
-    handlers[signal.SIGTERM](signal.SIGTERM, None)  # the first that kills is the second of these
+    stop.told(signal.SIGTERM)  # the first that kills is the second of these
     assert not killed
     stop.listen()
 
