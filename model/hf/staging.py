@@ -1,5 +1,6 @@
 """A folder that is filled aside and takes its place when it is complete; the one before it stays until then."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -24,9 +25,11 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     the old one has only its other name; the next call gives it back. UserError when `out` exists, unless `overwrite`
     and it holds a config.json; when it cannot be written; and when another process is about it.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # resolve() has no OSError for links in a circle
     folder, replaced = out.with_name(out.name + PARTIAL), out.with_name(out.name + REPLACED)
     with writing(out):
+        if out.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder, out)
     try:

@@ -44,9 +44,11 @@ class CheckpointStore:
 
     def folders(self) -> list[Path]:
         """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one."""
-        if not self.folder.is_dir():
-            return []
-        matches = ((path, STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
+        try:
+            paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        except OSError as error:  # no rights, or a name that is too long
+            raise UserError(f"run.dir: {self.folder} cannot be read ({error.strerror})") from None
+        matches = ((path, STEP_FOLDER.fullmatch(path.name)) for path in paths)
         found = [(int(match[1]), bool(match[2]), path) for path, match in matches if match]
         return [path for *_, path in sorted(found, reverse=True)]
 

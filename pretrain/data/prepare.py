@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from model.errors import UserError
+from model.hf.staging import writing
 from model.hf.tokenizer import export_obstacle
 from model.lfs import refuse_pointer
 from pretrain.data.blocks import BLOCKS, blocks_json
@@ -118,8 +119,9 @@ def _warn(path: Path, say: Callable[[str], None]) -> None:
 
 def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[str], None]) -> Manifest | None:
     """The manifest of a finished corpus made of the same; UserError when the folder holds anything else."""
-    if options.overwrite or not (options.out / MANIFEST).exists():
-        return None
+    with writing(f"--out {options.out}"):  # where no such name can be
+        if options.overwrite or not (options.out / MANIFEST).exists():
+            return None
     try:
         manifest = read_manifest(options.out)
     except UserError as error:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _is_older(summary: dict[str, Any], records: list[dict[str, Any]]) -> bool:
 
 def _names(runs: list[Path]) -> list[str]:
     """What each run is called: its folder's name, or its path as given where two folders have the same name."""
-    names = [run.resolve().name for run in runs]
+    names = [Path(realpath(run)).name for run in runs]
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from growth_runs import checkpoint
-from support import train_here, write_tiny
+from support import edit_checkpoint, train_here, write_tiny
 
 from model.errors import UserError
 from model.hf import load_folder
@@ -66,6 +66,21 @@ def refused(*arguments: str, capsys) -> None:
     assert said.count("\n") == 1, said
 
 
+@pytest.mark.fault("F9", "F45")
+@pytest.mark.parametrize("name", ["tensors-00000.safetensors", "state.json", "config.toml", "tokenizer.model"])
+def test_in_a_checkpoint_whose_manifest_agrees(trained, tmp_path, bomb, capsys, name):
+    run, config = shutil.copytree(trained / "run", tmp_path / "run"), str(trained / "tiny.toml")
+    edit_checkpoint(checkpoint(run, 1), files={name: bomb})
+    new = f"--run.dir={tmp_path}/new"
+    commands = [[command, str(run)] for command in ("eval", "sample")]
+    commands += [["export", str(run), "--out", str(tmp_path / "hf")], ["grow", str(run), config, new]]
+    if name != "tokenizer.model":
+        commands.append(["train", config, new, "--from", str(run)])
+        commands.append(["train", config, f"--run.dir={run}"])  # last, as it sets the checkpoint aside
+    for command in commands:
+        refused(*command, capsys=capsys)
+
+
 @pytest.mark.fault("F9")
 def test_beside_the_files_of_a_checkpoint(trained, tmp_path, bomb):
     run = shutil.copytree(trained / "run", tmp_path / "run")
@@ -114,6 +129,17 @@ def test_in_a_prepared_corpus(trained, tmp_path, bomb, capsys):
             shutil.rmtree(tmp_path / "new")
         else:
             refused(*command, capsys=capsys)
+
+
+@pytest.mark.fault("F9", "F45")
+def test_in_the_files_of_a_run(trained, tmp_path, bomb, capsys):
+    """They are read again by `report` and by the next `train`."""
+    for name in ("metrics.jsonl", "summary.json", "resolved.toml", "checkpoints/latest", "checkpoints/lock"):
+        run = shutil.copytree(trained / "run", tmp_path / name.replace("/", "-"))
+        (run / name).write_bytes(bomb)
+        assert main(["report", str(run)]) in (0, 2)
+        assert main(["train", str(trained / "tiny.toml"), "--train.max_steps=2", f"--run.dir={run}"]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.fault("F9", "F45")
