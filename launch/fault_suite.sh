@@ -2,10 +2,11 @@
 # Injects every fault of tests/faults/table.py and says of each what became of it: `bash launch/fault_suite.sh [OUT.json]`.
 # Takes up to half an hour on two cores; SPARLOW_TEST_SEED chooses the random moments.
 set -euo pipefail
+out=$PWD/${1:-fault_suite.json}
+[ "${1:0:1}" != / ] || out=$1
 cd "$(dirname "$0")/.."
 source launch/common.sh
 
-out=${1:-fault_suite.json}
 step "environment" use_environment dev
 step "installation" install "dev"
 export HF_HUB_OFFLINE=1

@@ -3,22 +3,20 @@
 The mark's names travel in the reports of the tests, so that the process that hands tests out to others sees them.
 """
 
-import ast
 import datetime
-import functools
 import json
 import os
 import platform
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from faults.table import FAULTS
+from faults_page import marked_tests
 from support import ROOT
 
 PROPERTY = "faults"
@@ -31,32 +29,6 @@ def faults_of(item: pytest.Item) -> list[str]:
     if unknown := [name for name in names if name not in FAULTS]:
         raise ValueError(f"{item.nodeid} is marked with {unknown}, which tests/faults/table.py does not list")
     return list(dict.fromkeys(names))
-
-
-def named(tree: ast.AST) -> Iterator[str]:
-    """The faults of all marks within `tree`; "*" where a name is not written out."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "fault":
-            yield from (arg.value if isinstance(arg, ast.Constant) else "*" for arg in node.args)
-
-
-@functools.cache
-def marked_tests() -> dict[str, tuple[str, ...]]:
-    """The faults of every marked test function, `file::name`, as the sources have them: nothing is imported."""
-    found: dict[str, tuple[str, ...]] = {}
-    for path in sorted(ROOT.joinpath("tests").rglob("test_*.py")):
-        tree = ast.parse(path.read_text())
-        of_all = [n for node in tree.body if _assigns(node, "pytestmark") for n in named(node)]
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                names = of_all + [name for decorator in node.decorator_list for name in named(decorator)]
-                if names:
-                    found[f"{path.relative_to(ROOT)}::{node.name}"] = tuple(dict.fromkeys(names))
-    return found
-
-
-def _assigns(node: ast.stmt, name: str) -> bool:
-    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
 
 
 class FaultReport:
