@@ -58,7 +58,7 @@ class Checkpoint:
             stored = dict(self._headers())
             with self._named():
                 self.config: Config = load_recorded(folder / "config.toml", most_layers(stored))
-                self.state = TrainState.from_json(_object(texts["state.json"]))
+                self.state = read_state(texts["state.json"])
                 self._require_place()
                 require_tensors(stored, self.stage.config)
 
@@ -131,11 +131,13 @@ class Checkpoint:
             raise error if str(self.folder) in str(error) else UserError(f"{self.folder}: {error}") from None
 
 
-def _object(data: bytes) -> dict[str, object]:
+def read_state(data: bytes) -> TrainState:
+    """The numbers in the content of a state.json; UserError unless every one is what a run may have written."""
     try:
-        return parse_object(data)
+        fields = parse_object(data)
     except ValueError as error:
         raise UserError(f"state.json: {error}; use another checkpoint") from None
+    return TrainState.from_json(fields)
 
 
 @contextmanager
