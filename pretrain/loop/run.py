@@ -1,6 +1,8 @@
 """What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
 
+import gc
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +10,8 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.read import Checkpoint, open_folder
+from pretrain.checkpoint.manifest import CheckpointRemoved
+from pretrain.checkpoint.read import Checkpoint, has_another, open_folder
 from pretrain.checkpoint.save import require_disk_space, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import require_names
@@ -65,9 +68,21 @@ def open_run(
 ) -> Run:
     """Check the data, take the run folder, build the model and put back what the newest checkpoint holds.
 
-    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0. `first` is
-    false for the later stages of a run that grows.
+    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0. Begins again
+    where another run, named by its folder, has removed that one meanwhile and has a newer one. `first` is false for the
+    later stages of a run that grows.
     """
+    while True:
+        try:
+            return _open_run(config, world, store, start, first)
+        except CheckpointRemoved as removed:
+            alone = world.size > 1 and not getattr(removed, "on_all_ranks", False)
+            if start is None or alone or not on_main(world, partial(has_another, start.path)):
+                raise
+            gc.collect()  # the engine that was begun goes before the next one comes
+
+
+def _open_run(config: Config, world: World, store: CheckpointStore, start: Start | None, first: bool) -> Run:
     console = Console(world.is_main)
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
     if first and (unlisted := on_main(world, lambda: check_at_start(config.data.path))):
@@ -82,7 +97,7 @@ def open_run(
     together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
     if checkpoint and source and start:
-        state = begin(checkpoint, start)
+        state = on_main(world, partial(begin, checkpoint, start))
 
     fault_point("opening")
     engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
@@ -94,7 +109,11 @@ def open_run(
         with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
         names = [name for name, *_ in engine.whole_tensors()]
         require_names(checkpoint.names(), names, with_optimizer)
-        engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+        try:
+            engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+        except CheckpointRemoved:
+            engine.close()
+            raise
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
     if source:
