@@ -222,8 +222,8 @@ class GrowthConfig(Frozen):
             tokens, part = type(time) is int and time >= 1, type(time) is float and 0 < time < 1
             if not (tokens or part or (time == "formula" and value == "formula")):
                 raise ValueError(
-                    f"{as_toml(value):.100} is no time; give tokens (an integer), a part of the run between 0.0 and 1.0, "
-                    'or "formula"; a list of the first two for several growths'
+                    f"{as_toml(value):.100} is no time; give tokens (an integer), a part of the run between 0.0 and "
+                    '1.0, or "formula"; a list of the first two for several growths'
                 )
         if not times:
             raise ValueError("[] names no time; give one for each growth")
