@@ -9,7 +9,6 @@ import torch
 
 from kernels.measured import device_name
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.engine.base import Update
@@ -25,7 +24,6 @@ from pretrain.loop.run import Run, open_run
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
-from pretrain.machine.fault import fault_point
 from pretrain.machine.hardware import peak_flops
 from pretrain.machine.memory import peak_figures, readable
 from pretrain.memory_plan.run import compare, planned_bytes
@@ -55,9 +53,11 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 first = False
                 stopped = _train(run, clock)
             except Exception as error:
+                run.saver.close(alone=not getattr(error, "on_all_ranks", False))
                 _summarize_failure(run, clock, error)
                 raise
             finally:
+                run.saver.close()
                 run.reader.close()
                 run.console.stop_steps()
                 run.metrics.close()
@@ -79,7 +79,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
 def _train(run: Run, clock: StepClock) -> bool:
     """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
-    saved, stopping = True, False
+    stopping = False
     end = min(run.stage.end, config.last_step)
     evaluation = None
     # metrics.jsonl has an evaluation that was made after the checkpoint, which calls it due.
@@ -101,18 +101,18 @@ def _train(run: Run, clock: StepClock) -> bool:
         console.step(step, _line(figures) if figures else None)
         run.metrics.write(step, figures)
 
-        # The commit comes first: whatever befalls the evaluation, the steps so far are safe.
+        # The save comes first: whatever error ends the evaluation, the steps so far are committed before the run ends.
         state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
         commits = step % config.checkpoint.every == 0 or step == end or stopping
         if commits:
-            saved = _save(run)
+            run.saver.save(state, run.engine.whole_tensors)
         evaluation = None
         if state.evaluation_due and not stopping:
             evaluation, stopping = _evaluate(run)
             if stopping and not commits:
-                saved = _save(run)
+                run.saver.save(state, run.engine.whole_tensors)
 
-    if not saved:
+    if not run.saver.finish():
         raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
     if not stopping and end < config.last_step:
         return False
@@ -300,21 +300,6 @@ def _sample(run: Run) -> None:
         text = generate(model, run.tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
         run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
-
-
-def _save(run: Run) -> bool:
-    """Commit a checkpoint; a full disk costs this checkpoint, not the run."""
-    try:
-        save_checkpoint(run.store, run.world, run.config, run.state, run.engine.whole_tensors(), run.dataset)
-    except OSError as error:
-        step = run.state.step
-        run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")
-        return False
-    world, console, keep = run.world, run.console, run.config.checkpoint.keep
-    prune = partial(on_main, world, lambda: run.store.prune(keep, console.say))
-    attempt(world, console, f"step {run.state.step}: older checkpoints not deleted", prune)
-    fault_point("after_save")
-    return True
 
 
 def _introduce(run: Run, whole: bool) -> None:
