@@ -75,7 +75,10 @@ def held(monkeypatch):
         monkeypatch.setattr(Saver, name, waits(getattr(Saver, name)))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("stage 3", "galore") else []) for name in ENGINES],
+)
 def test_what_is_saved_is_the_step_of_the_copy(tiny, tmp_path, held, engine):
     """Bit by bit what a save saves that training waits for, though two more steps are made before anything is read."""
     for mode in (BACK, FRONT):
@@ -88,6 +91,7 @@ def test_what_is_saved_is_the_step_of_the_copy(tiny, tmp_path, held, engine):
         assert seconds.sub("", state[0].read_text()) == seconds.sub("", state[1].read_text())
 
 
+@pytest.mark.slow
 def test_every_rank_writes_its_files(tiny, tmp_path):
     """Two processes, with files so small that both write some; the world's script compares their weights too."""
     runs = [[*EVERY_2, f"--run.dir={tmp_path}/{mode}", mode] for mode in (BACK, FRONT)]
