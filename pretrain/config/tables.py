@@ -102,6 +102,8 @@ class CheckpointConfig(Frozen):
     """Optimizer steps between two checkpoints; the last step always commits one."""
     keep: int = Field(3, ge=1)
     """Newest checkpoints kept; older ones are deleted after a new one is committed."""
+    background: bool = True
+    """Write a checkpoint from a copy in host memory while training goes on; training waits where no copy has room."""
 
 
 class EvalConfig(Frozen):

@@ -13,6 +13,7 @@ from model.errors import RunFailed, UserError
 from pretrain.checkpoint.manifest import CheckpointRemoved
 from pretrain.checkpoint.read import Checkpoint, has_another, open_folder
 from pretrain.checkpoint.save import require_disk_space, save_checkpoint
+from pretrain.checkpoint.saver import Saver
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
@@ -34,6 +35,7 @@ from pretrain.machine.console import Console
 from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import replace_text, tolerate_full
+from pretrain.memory_plan.copies import copied_bytes, lacks_room
 from pretrain.memory_plan.run import require_memory
 
 
@@ -54,6 +56,7 @@ class Run:
     state: TrainState
     reader: MicroBatchReader
     """Reads `dataset` ahead of the training thread."""
+    saver: Saver
     told: set[str] = field(default_factory=set)
     """What has been said already and is not said again."""
 
@@ -125,7 +128,10 @@ def _open_run(config: Config, world: World, store: CheckpointStore, start: Start
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
     reader = MicroBatchReader(dataset, config.train.micro_batch_size, device)
-    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state, reader)
+    saver = _open_saver(config, world, console, store, dataset, engine, state)
+    return Run(
+        config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state, reader, saver
+    )
 
 
 def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:
@@ -177,6 +183,29 @@ def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Con
         raise UserError(
             f"run.dir: {run_dir} cannot be written ({error.strerror}); make room or choose another"
         ) from None
+
+
+def _open_saver(
+    config: Config,
+    world: World,
+    console: Console,
+    store: CheckpointStore,
+    dataset: TokenDataset,
+    engine: Engine,
+    state: TrainState,
+) -> Saver:
+    """What saves the run: in the background if it may be and every machine has room for the copies of its ranks."""
+    background = config.checkpoint.background
+    if background:
+        sizes = gather_outcomes(world, copied_bytes(engine.whole_tensors(), world))
+        stage = config.stages[state.stage].config
+        lacking = list(filter(None, gather_outcomes(world, lacks_room(stage, world, state.kernels, sizes))))
+        background = not lacking
+        if lacking:
+            console.say(f"checkpoints are written while training waits: {lacking[0]}")
+    saver = Saver(store, world, config, dataset, console.say, background)
+    saver.prepare(engine.whole_tensors)
+    return saver
 
 
 def _parameters(stage: Stage) -> int:
