@@ -75,6 +75,8 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     finally:
         stop.opened()
         store.unlock()
+    if stopped:
+        stop.stopped()
     return stop.STOPPED if stopped else 0
 
 
