@@ -24,6 +24,7 @@ from pretrain.loop.run import Run, open_run
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
+from pretrain.machine.fault import fault_point
 from pretrain.machine.hardware import peak_flops
 from pretrain.machine.memory import peak_figures, readable
 from pretrain.memory_plan.run import compare, planned_bytes
@@ -75,6 +76,8 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     finally:
         stop.opened()
         store.unlock()
+    if stopped:
+        stop.stopped()
     return stop.STOPPED if stopped else 0
 
 
