@@ -10,6 +10,7 @@ from pretrain.config.schema import Config, Stage
 from pretrain.engine.kernel_choices import describe, recorded
 from pretrain.machine.distributed import require_divisible
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
+from pretrain.memory_plan.copies import planned_copies
 from pretrain.memory_plan.memory import plan_stage, worst_of
 from pretrain.memory_plan.transfers import transfers
 
@@ -47,7 +48,8 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
     Memory is that of the rank and the growth stage with most: `memory_bytes` by item at the worst moment of an
     optimizer step, with their sum as `total`; `memory_phases` the same for each part of the step; `reserve` what a GPU
     must have besides; `host_memory_bytes` what a process keeps in the host's memory instead; `transfers` how long the
-    activations among it are on their way.
+    activations among it are on their way; `checkpoint_copy_bytes` what a process copies there of a checkpoint that is
+    written in the background.
 
     `kernels`: for each stage the record of how its linears are taken to compute, which FLOPs and memory follow.
     `tokens_at_most`: whether rows are padded, so that the run sees fewer tokens than `tokens`.
@@ -85,6 +87,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
         "memory_worst_layers": memory.n_layers,
         "memory_phases": {phase: moment.items | {"total": moment.total} for phase, moment in memory.phases.items()},
         "host_memory_bytes": memory.host,
+        "checkpoint_copy_bytes": planned_copies(config, world_size),
         "transfers": transfers(config, speed),
         "reserve": reserve(memory.total, fragmentation(config)),
         "fits": {f"{size}GiB": fit for size, fit in fitting(config, world_size).items()},

@@ -27,6 +27,7 @@ PARTS = [
     Part("equal bits", gpu_kernels.repeats),
     Part("training", gpu_training.parity),
     Part("resume", gpu_training.resume),
+    Part("background saves", gpu_training.background),
     Part("compute-sanitizer", gpu_kernels.sanitizer),
     *gpu_7b.parts(),
     Part("timings", gpu_kernels.timings, proof=False),

@@ -55,6 +55,25 @@ def resume(check: Check) -> dict[str, Any]:
     return found
 
 
+def background(check: Check) -> dict[str, Any]:
+    """Saves in the background, of tensors that are overwritten meanwhile, and others that training waits for."""
+    steps = max(2, check.steps // 10)
+    options = ["--train.deterministic=true", "--checkpoint.every=1", f"--checkpoint.keep={steps}"]
+    options += [f"--train.max_steps={steps}", "--metrics.every=1", *check.small]
+    runs = {
+        name: _train(check, "configs/quickstart.toml", f"saves {name}", f"--checkpoint.background={value}", *options)
+        for name, value in (("background", "true"), ("foreground", "false"))
+    }
+    there, here = ({step: _tensors(run, step) for step in range(1, steps + 1)} for run in runs.values())
+    differ = [step for step in there if there[step] != here[step]]
+    found = {"steps": steps, "differ": differ, **{f"loss_{name}": losses(run)[steps] for name, run in runs.items()}}
+    if differ:
+        raise Failed(
+            f"checkpoints of {len(differ)} of {steps} steps differ when they are saved in the background", **found
+        )
+    return found
+
+
 def corpus(check: Check) -> Path:
     """The standard library's sources as tokens, made once; Skipped when a package of training is absent."""
     if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:

@@ -1,9 +1,11 @@
 """Reading a checkpoint: tensors by name, the numbers and the configuration; a model out of it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +15,14 @@ from model.errors import UserError
 from model.linear.support.base import check_supports
 from model.strict_json import parse_object, read_plain
 from model.transformer import Transformer
-from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, reading, verify_hashes
+from pretrain.checkpoint.manifest import (
+    BrokenCheckpoint,
+    CheckpointRemoved,
+    Manifest,
+    read_manifest,
+    reading,
+    verify_hashes,
+)
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
@@ -22,6 +31,11 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine.kernel_choices import apply, can_follow
 from pretrain.loop.build import build
 from pretrain.loop.state import TrainState
+from pretrain.machine.distributed import World, on_main, together
+
+T = TypeVar("T")
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 LARGEST = {"config.toml": 2**20, "state.json": 2**24, "tokenizer.model": 2**28}
 """Bytes that each file which is held in memory may have."""
@@ -44,7 +58,7 @@ class Checkpoint:
             stored = dict(self._headers())
             with self._named():
                 self.config: Config = load_recorded(folder / "config.toml", most_layers(stored))
-                self.state = TrainState.from_json(_object(texts["state.json"]))
+                self.state = read_state(texts["state.json"])
                 self._require_place()
                 require_tensors(stored, self.stage.config)
 
@@ -117,11 +131,13 @@ class Checkpoint:
             raise error if str(self.folder) in str(error) else UserError(f"{self.folder}: {error}") from None
 
 
-def _object(data: bytes) -> dict[str, object]:
+def read_state(data: bytes) -> TrainState:
+    """The numbers in the content of a state.json; UserError unless every one is what a run may have written."""
     try:
-        return parse_object(data)
+        fields = parse_object(data)
     except ValueError as error:
         raise UserError(f"state.json: {error}; use another checkpoint") from None
+    return TrainState.from_json(fields)
 
 
 @contextmanager
@@ -147,10 +163,38 @@ def open_folder(folder: Path, verify: bool = False) -> Checkpoint:
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """A step's folder, or the newest good checkpoint of a run folder; UserError when there is none."""
-    path = Path(path)
-    named = STEP_FOLDER.fullmatch(path.name) and path.is_dir()
-    for folder in [path] if named else CheckpointStore(path).folders():
-        return open_folder(folder, verify=True)
+    return open_folder(_find(Path(path)), verify=True)
+
+
+def on_newest(path: str | Path, work: Callable[[Checkpoint], T], world: World = ALONE) -> T:
+    """Do `work` with the checkpoint that `path` names, the same one on every rank of `world`.
+
+    A run that trains on may remove it in the middle. Where `path` is its folder, the work is done again, with the
+    checkpoint that is the newest by then; UserError (CheckpointRemoved) where there is none. Collective.
+    """
+    while True:
+        try:
+            checkpoint = on_main(world, lambda: open_checkpoint(path).folder)
+            return together(world, partial(_work_on, checkpoint, work))
+        except CheckpointRemoved:
+            if not on_main(world, lambda: has_another(path)):
+                raise
+
+
+def has_another(path: str | Path) -> bool:
+    """Whether there is another checkpoint in the place of one that `path` named and that is gone."""
+    return not STEP_FOLDER.fullmatch(Path(path).name) and bool(CheckpointStore(Path(path)).folders())
+
+
+def _work_on(folder: Path, work: Callable[[Checkpoint], T]) -> T:
+    return work(open_folder(folder))
+
+
+def _find(path: Path) -> Path:
+    if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
+        return path
+    for folder in CheckpointStore(path).folders():
+        return folder
     raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")
 
 

@@ -128,7 +128,7 @@ def read_tensors(world: World, tensors: WholeTensors, take: Callable[[int, str, 
     failed: Exception | None = None
     name = "the list of tensors"
     try:
-        for index, name, read in _numbered(tensors):
+        for index, name, _, read in numbered(tensors):
             try:
                 tensor = read()
             except Exception as error:
@@ -148,14 +148,14 @@ def read_tensors(world: World, tensors: WholeTensors, take: Callable[[int, str, 
     return failed
 
 
-def _numbered(tensors: WholeTensors) -> Iterator[tuple[int, str, Callable[[], Tensor]]]:
-    """Tensors in their order, with the numbers of their files: of at most SHARD_BYTES, but for a larger tensor's."""
+def numbered(tensors: WholeTensors) -> Iterator[tuple[int, str, int, Callable[[], Tensor]]]:
+    """Tensors in their order, each after the number of its file: of at most SHARD_BYTES, but for a larger tensor's."""
     index, filled = 0, 0
     for name, size, read in tensors:
         if filled and filled + size > SHARD_BYTES:
             index, filled = index + 1, 0
         filled += size
-        yield index, name, read
+        yield index, name, size, read
 
 
 def told(step: int, error: Exception | None) -> Exception | None:

@@ -18,7 +18,8 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from model.errors import UserError
-    from pretrain.checkpoint.read import load_model, open_checkpoint
+    from model.transformer import Transformer
+    from pretrain.checkpoint.read import Checkpoint, load_model, on_newest
     from pretrain.data.dataset import TokenDataset
     from pretrain.data.verify import check_at_start
     from pretrain.machine import distributed, memory
@@ -26,20 +27,24 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tokens is not None and args.tokens < 1:
         raise UserError(f"--tokens {args.tokens}: must be at least 1")
-    checkpoint = open_checkpoint(args.checkpoint)
-    config = checkpoint.config
-    dataset = TokenDataset(
-        args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
-    )
-    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-        raise UserError(
-            f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
-            "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
+
+    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, TokenDataset, Transformer]:
+        config = checkpoint.config
+        dataset = TokenDataset(
+            args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
         )
+        if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
+            raise UserError(
+                f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
+                "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
+            )
+        return checkpoint, dataset, load_model(checkpoint, world.device)
+
     memory.keep_freed_memory()
-    with distributed.processes(60 * config.parallel.timeout_minutes) as world:
+    with distributed.processes() as world:
+        checkpoint, dataset, model = on_newest(args.checkpoint, opened, world)
+        config = checkpoint.config
         unlisted = distributed.on_main(world, lambda: check_at_start(args.data or config.data.path))
-        model = load_model(checkpoint, world.device)
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
     assert result is not None
     figures = {

@@ -125,7 +125,7 @@ def _source(args: argparse.Namespace) -> "Source":
     from pretrain.data.sources.text import TYPES, TextSource
 
     # A path that is not there is a mistake of its own and not the id of a data set.
-    if args.hf and (Path(args.hf).exists() or args.hf.startswith(LOCAL) or args.hf.endswith(TYPES)):
+    if args.hf and (_exists(args.hf) or args.hf.startswith(LOCAL) or args.hf.endswith(TYPES)):
         from pretrain.data.sources.folder import FolderSource
 
         return FolderSource(Path(args.hf), args.config, args.split, args.text_key, args.val_fraction)
@@ -138,6 +138,14 @@ def _source(args: argparse.Namespace) -> "Source":
     from pretrain.data.sources.stdlib import StdlibSource
 
     return StdlibSource()
+
+
+def _exists(path: str) -> bool:
+    """Whether something stands at a path; also where it cannot be looked at, which the folder's reader then says."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return True
 
 
 def _table(manifest: "Manifest") -> str:

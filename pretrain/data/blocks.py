@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from model.schema import Frozen
 from pretrain.data.manifest import MANIFEST
+from pretrain.machine.files import read_regular
 
 BLOCKS = "blocks.json"
 BLOCK_BYTES = 1 << 20
@@ -83,7 +84,7 @@ def blocks_json(manifest: bytes, files: Iterable[tuple[str, str]]) -> str:
 def read_blocks(folder: Path) -> Blocks | None:
     """The hashes of a folder's blocks; None where there are none of its manifest: then files are checked whole."""
     try:
-        blocks = Blocks.model_validate_json((folder / BLOCKS).read_bytes())
+        blocks = Blocks.model_validate_json(read_regular(folder / BLOCKS))
         manifest = (folder / MANIFEST).read_bytes()
     except (OSError, ValidationError):
         return None

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from model.schema import Frozen, expected
+from pretrain.machine.files import read_regular
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -94,7 +95,7 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     """The manifest of a folder, by itself; `UserError` when it is missing or makes no sense."""
     path = Path(folder) / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(read_regular(path))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no prepared corpus there (no {MANIFEST}); run sparlow prepare --out {folder}"

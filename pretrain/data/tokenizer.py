@@ -13,8 +13,11 @@ import sentencepiece
 
 from model.errors import UserError
 from model.lfs import HEAD, POINTER
+from pretrain.machine.files import read_regular
 
 SENTENCE_CHARACTERS = 4096
+LARGEST_MODEL = 1 << 30
+"""Bytes; a model of 256,000 pieces has 5 MB. Of a larger file the beginning is no model."""
 SPACE = "\u2581"
 """A space, as pieces write it."""
 SETTINGS: dict[str, Any] = {
@@ -94,11 +97,10 @@ class Tokenizer:
     def __init__(self, path: str | PathLike[str], model: bytes | None = None):
         self.path = Path(path)
         try:
-            model = self.path.read_bytes() if model is None else model
-        except OSError as error:
-            raise UserError(
-                f"{path}: the tokenizer cannot be read ({error.strerror}); give a SentencePiece .model"
-            ) from error
+            model = read_regular(self.path, LARGEST_MODEL) if model is None else model
+        except (OSError, ValueError) as error:  # ValueError: NUL in a path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{path}: the tokenizer cannot be read ({reason}); give a SentencePiece .model") from error
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._processor = _load(model, self.path)
         self.vocab_size: int = self._processor.vocab_size()

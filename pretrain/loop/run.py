@@ -1,6 +1,8 @@
 """What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
 
+import gc
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,8 +10,10 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.read import Checkpoint, open_folder
+from pretrain.checkpoint.manifest import CheckpointRemoved
+from pretrain.checkpoint.read import Checkpoint, has_another, open_folder
 from pretrain.checkpoint.save import require_disk_space, save_checkpoint
+from pretrain.checkpoint.saver import Saver
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
@@ -31,6 +35,7 @@ from pretrain.machine.console import Console
 from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import replace_text, tolerate_full
+from pretrain.memory_plan.copies import copied_bytes, lacks_room
 from pretrain.memory_plan.run import require_memory
 
 
@@ -51,6 +56,7 @@ class Run:
     state: TrainState
     reader: MicroBatchReader
     """Reads `dataset` ahead of the training thread."""
+    saver: Saver
     told: set[str] = field(default_factory=set)
     """What has been said already and is not said again."""
 
@@ -65,9 +71,21 @@ def open_run(
 ) -> Run:
     """Check the data, take the run folder, build the model and put back what the newest checkpoint holds.
 
-    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0. `first` is
-    false for the later stages of a run that grows.
+    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0. Begins again
+    where another run, named by its folder, has removed that one meanwhile and has a newer one. `first` is false for the
+    later stages of a run that grows.
     """
+    while True:
+        try:
+            return _open_run(config, world, store, start, first)
+        except CheckpointRemoved as removed:
+            alone = world.size > 1 and not getattr(removed, "on_all_ranks", False)
+            if start is None or alone or not on_main(world, partial(has_another, start.path)):
+                raise
+            gc.collect()  # the engine that was begun goes before the next one comes
+
+
+def _open_run(config: Config, world: World, store: CheckpointStore, start: Start | None, first: bool) -> Run:
     console = Console(world.is_main)
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
     if first and (unlisted := on_main(world, lambda: check_at_start(config.data.path))):
@@ -82,7 +100,7 @@ def open_run(
     together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
     if checkpoint and source and start:
-        state = begin(checkpoint, start)
+        state = on_main(world, partial(begin, checkpoint, start))
 
     fault_point("opening")
     engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
@@ -94,7 +112,11 @@ def open_run(
         with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
         names = [name for name, *_ in engine.whole_tensors()]
         require_names(checkpoint.names(), names, with_optimizer)
-        engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+        try:
+            engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+        except CheckpointRemoved:
+            engine.close()
+            raise
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
     if source:
@@ -106,7 +128,10 @@ def open_run(
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
     tokenizer = Tokenizer(dataset.tokenizer_file)
     reader = MicroBatchReader(dataset, config.train.micro_batch_size, device)
-    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state, reader)
+    saver = _open_saver(config, world, console, store, dataset, engine, state)
+    return Run(
+        config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state, reader, saver
+    )
 
 
 def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:
@@ -158,6 +183,29 @@ def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Con
         raise UserError(
             f"run.dir: {run_dir} cannot be written ({error.strerror}); make room or choose another"
         ) from None
+
+
+def _open_saver(
+    config: Config,
+    world: World,
+    console: Console,
+    store: CheckpointStore,
+    dataset: TokenDataset,
+    engine: Engine,
+    state: TrainState,
+) -> Saver:
+    """What saves the run: in the background if it may be and every machine has room for the copies of its ranks."""
+    background = config.checkpoint.background
+    if background:
+        sizes = gather_outcomes(world, copied_bytes(engine.whole_tensors(), world))
+        stage = config.stages[state.stage].config
+        lacking = list(filter(None, gather_outcomes(world, lacks_room(stage, world, state.kernels, sizes))))
+        background = not lacking
+        if lacking:
+            console.say(f"checkpoints are written while training waits: {lacking[0]}")
+    saver = Saver(store, world, config, dataset, console.say, background)
+    saver.prepare(engine.whole_tensors)
+    return saver
 
 
 def _parameters(stage: Stage) -> int:

@@ -9,7 +9,6 @@ import torch
 
 from kernels.measured import device_name
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.save import save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.engine.base import Update
@@ -56,9 +55,11 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 first = False
                 stopped = _train(run, clock)
             except Exception as error:
+                run.saver.close(alone=not getattr(error, "on_all_ranks", False))
                 _summarize_failure(run, clock, error)
                 raise
             finally:
+                run.saver.close()
                 run.reader.close()
                 run.console.stop_steps()
                 run.metrics.close()
@@ -75,6 +76,8 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     finally:
         stop.opened()
         store.unlock()
+    if stopped:
+        stop.stopped()
     return stop.STOPPED if stopped else 0
 
 
@@ -87,7 +90,7 @@ def _train(run: Run, clock: StepClock) -> bool:
             f"{_how_to_go_on(run)}"
         )
         return False
-    saved, stopping = True, False
+    stopping = False
     end = min(run.stage.end, config.last_step)
     evaluation = None
     # metrics.jsonl has an evaluation that was made after the checkpoint, which calls it due.
@@ -113,16 +116,18 @@ def _train(run: Run, clock: StepClock) -> bool:
         console.step(step, _line(figures) if figures else None)
         run.metrics.write(step, figures)
 
-        # The commit comes first: whatever befalls the evaluation, the steps so far are safe.
+        # The save comes first: whatever error ends the evaluation, the steps so far are committed before the run ends.
         state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
         if step % config.checkpoint.every == 0 or step == end:
-            saved = _save(run)
+            run.saver.save(state, run.engine.whole_tensors)
         evaluation = None
         if state.evaluation_due:
             evaluation, stopping = _evaluate(run)
 
+    saved = run.saver.finish()
     if stopping and state.step and not on_main(run.world, lambda: run.store.ends_at(state.step)):
-        saved = _save(run)
+        run.saver.save(state, run.engine.whole_tensors)
+        saved = run.saver.finish()
     if not saved:
         raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
     if not stopping and end < config.last_step:
@@ -317,21 +322,6 @@ def _sample(run: Run) -> None:
         text = generate(model, run.tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
         run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
-
-
-def _save(run: Run) -> bool:
-    """Commit a checkpoint; a full disk costs this checkpoint, not the run."""
-    try:
-        save_checkpoint(run.store, run.world, run.config, run.state, run.engine.whole_tensors(), run.dataset)
-    except OSError as error:
-        step = run.state.step
-        run.console.say(f"step {step}: CHECKPOINT NOT WRITTEN ({error}); older ones are untouched, training goes on")
-        return False
-    world, console, keep = run.world, run.console, run.config.checkpoint.keep
-    prune = partial(on_main, world, lambda: run.store.prune(keep, console.say))
-    attempt(world, console, f"step {run.state.step}: older checkpoints not deleted", prune)
-    fault_point("after_save")
-    return True
 
 
 def _introduce(run: Run, whole: bool) -> None:

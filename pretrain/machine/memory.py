@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import resource
+from pathlib import Path
 
 import torch
 
@@ -72,9 +73,17 @@ def gpu_bytes(device: torch.device) -> int:
     return min(has, gpu_cap() or has)
 
 
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux tells a container how much memory it may take, in both versions of control groups."""
+
+
 def host_bytes() -> int:
-    """Memory of this machine, whoever uses it."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory of this machine, whoever uses it, or of this container where that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
 
 
 def hold_to_cap(device: torch.device) -> None:

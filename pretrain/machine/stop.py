@@ -48,6 +48,7 @@ def listen() -> None:
     """
     global _asked_at, _hung_up, _pipe
     _asked_at, _hung_up = None, False
+    _tell_script("")
     if _pipe is None:
         _pipe = os.pipe()
         os.set_blocking(_pipe[1], False)
@@ -92,6 +93,17 @@ def due() -> bool:
             _changed.wait()
         _count += 1
         return _place is not None and _count >= _place
+
+
+def stopped() -> None:
+    """Tell the script that has started this process that it has stopped as it was told to: torchrun ends with 1."""
+    _tell_script("stopped\n")
+
+
+def _tell_script(text: str) -> None:
+    if path := os.environ.get("SPARLOW_STOPPED"):
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            file.write(text)
 
 
 def agree_by(wake: Callable[[], None] | None) -> None:
@@ -158,6 +170,8 @@ def _end_opening() -> None:
 
 def end(sentence: str | None, status: int) -> NoReturn:
     """End this process now, from any thread, with `sentence` on stderr."""
+    if status == STOPPED:
+        stopped()
     unwritable = contextlib.suppress(OSError, ValueError, RuntimeError)  # closed, or written to by another thread
     with unwritable:
         sys.stdout.flush()

@@ -21,6 +21,9 @@ def describe_memory(config: Config, figures: dict[str, Any]) -> Iterator[str]:
     yield f"  {'reserve':<15} {reserve / GIB:>22.3f}  GiB  ({assumed})"
     if figures["host_memory_bytes"]:
         yield f"  {'in host memory':<15} {figures['host_memory_bytes'] / GIB:>22.3f}  GiB  (besides)"
+    if figures["checkpoint_copy_bytes"]:
+        where = "in host memory; checkpoint.background = false needs none"
+        yield f"  {'checkpoint copy':<15} {figures['checkpoint_copy_bytes'] / GIB:>22.3f}  GiB  ({where})"
     fitting = [size for size, fits in figures["fits"].items() if fits]
     yield f"fits a GPU of     {fitting[0] + ' or more' if fitting else 'no size known here':>22}"
 

@@ -108,8 +108,9 @@ def _records(run: Path) -> list[dict[str, Any]]:
         raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run") from None
     except OSError as error:
         raise UserError(f"{run}/metrics.jsonl: cannot be read ({error.strerror}); give the folder of a run") from None
-    if broken and len(broken) <= lines - broken[0]:  # a sound line follows
+    if not records:
         refuse_pointer(run / "metrics.jsonl")
+    if broken and len(broken) <= lines - broken[0]:  # a sound line follows
         raise UserError(f"{run}/metrics.jsonl: line {broken[0]} is not JSON of a step; delete that line")
     return records
 

@@ -21,7 +21,7 @@ from model.hf.staging import staged, writing
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.checkpoint.manifest import reading
-from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint, tokenizer_of
+from pretrain.checkpoint.read import Checkpoint, load_model, on_newest, tokenizer_of
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.machine.distributed import World
 from pretrain.using.check_texts import hard_strings, held_out_documents, held_out_split
@@ -51,7 +51,10 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
     An older folder of that name stays until the new one is checked. One whose check failed, in whatever way, is kept
     under another name, with the reason in FAILED_CHECK.txt.
     """
-    checkpoint = open_checkpoint(source)
+    return on_newest(source, lambda checkpoint: _export(checkpoint, out, dtype=dtype, overwrite=overwrite, check=check))
+
+
+def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, check: bool) -> dict[str, Any]:
     with staged(Path(out), overwrite=overwrite) as folder:
         model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
         counts = count_parameters(model.config, checkpoint.stage.config.linear)

@@ -57,7 +57,7 @@ def mutated_data(rng: random.Random, data: Any, strange: tuple[Any, ...] = STRAN
             del owner[key]
         elif kind == 1 and isinstance(owner, dict):
             owner[rng.choice(("", "unknown", "step", "x" * 300, key + "_"))] = value
-        elif kind == 2 and type(value) in (int, float):
+        elif kind == 2 and type(value) in (int, float) and abs(value) < 1e200:
             owner[key] = rng.choice((value + 1, -value, value * 2**20, value / 3, value * 10**30))
         elif kind == 3:
             other, place = rng.choice(places)

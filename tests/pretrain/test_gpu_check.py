@@ -57,6 +57,22 @@ def test_a_resume_passes_on_a_cpu(check, corpus, tmp_path):
     assert record(tmp_path / "results")["parts"]["resume"]["bit_exact"]
 
 
+@pytest.mark.slow
+def test_saves_in_the_background_pass_on_a_cpu(check, corpus, tmp_path):
+    check.data = corpus
+    assert run_parts(check, [Part("background saves", gpu_training.background)], tmp_path / "results") == 0
+    assert record(tmp_path / "results")["parts"]["background saves"]["differ"] == []
+
+
+def test_saves_that_differ_fail_the_check(check, monkeypatch):
+    monkeypatch.setattr(gpu_training, "_train", lambda check, config, name, *a, **k: name)
+    monkeypatch.setattr(gpu_training, "losses", lambda run: dict.fromkeys(range(99), 1.0))
+    monkeypatch.setattr(gpu_training, "_tensors", lambda run, step: {"file": run if step == 2 else ""})
+    with pytest.raises(Failed, match=r"of 1 of \d+ steps differ") as failed:
+        gpu_training.background(check)
+    assert failed.value.figures["differ"] == [2]
+
+
 def test_a_failing_part_is_recorded_and_the_rest_runs(check, tmp_path):
     def fails(check):
         raise Failed("a sentence", figure=3)

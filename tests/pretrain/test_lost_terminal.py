@@ -48,6 +48,7 @@ def start_torchrun(tiny, *prefix: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.fault("F14")
 def test_sighup_saves(tiny, tmp_path):
     process = start_command("train", str(tiny), "--train.micro_batch_size=1")
     wait_for_step(process, tmp_path / "run" / "metrics.jsonl")
@@ -57,11 +58,13 @@ def test_sighup_saves(tiny, tmp_path):
     assert tensor_hashes(tmp_path / "run", stopped_at(output))
 
 
+@pytest.mark.fault("F14")
 def test_sighup_to_the_launcher_saves(tiny, tmp_path):
     process = start_torchrun(tiny)
     wait_for_step(process, tmp_path / "run" / "metrics.jsonl")
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
     assert tensor_hashes(tmp_path / "run", stopped_at(output))
 
 
@@ -84,6 +87,7 @@ def test_sighup_to_the_launcher_does_not_matter_under_nohup(tiny, tmp_path):
     assert tensor_hashes(tmp_path / "run", 60)
 
 
+@pytest.mark.fault("F16")
 def test_a_closed_terminal_never_kills_whatever_came_before(monkeypatch):
     killed: list[int] = []
     clock = [100.0]

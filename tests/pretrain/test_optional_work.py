@@ -9,7 +9,7 @@ from processes import run_command
 from support import logged, tensor_hashes, train_here
 
 from model.errors import UserError
-from pretrain.checkpoint.save import save_checkpoint
+from pretrain.checkpoint.saver import Saver
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
@@ -150,20 +150,20 @@ def test_an_evaluation_that_was_made_is_not_made_again(tiny, tmp_path, monkeypat
 
 def test_every_save_of_an_evaluated_step_precedes_its_evaluation(tiny, monkeypatch):
     events = []
-    evaluate = train.evaluate
+    evaluate, save = train.evaluate, Saver.save
 
-    def saves(store, world, config, state, *rest):
-        events.append(f"commit {state.step}")
-        return save_checkpoint(store, world, config, state, *rest)
+    def saves(saver, state, tensors):
+        events.append(f"save {state.step}")
+        return save(saver, state, tensors)
 
     def evaluates(*arguments):
         events.append("evaluate")
         return evaluate(*arguments)
 
-    monkeypatch.setattr(train, "save_checkpoint", saves)
+    monkeypatch.setattr(Saver, "save", saves)
     monkeypatch.setattr(train, "evaluate", evaluates)
     train_here(tiny, *OPTIONS)
-    assert events == ["commit 2", "evaluate", "commit 4", "evaluate", "commit 6", "evaluate"]
+    assert events == ["save 2", "evaluate", "save 4", "evaluate", "save 6", "evaluate"]
 
 
 def test_sigterm_in_an_evaluation_between_commits_saves(tiny, tmp_path, monkeypatch):
