@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 
 POINTS = {
+    "copied": "after a save in the background has its copies, before it writes them",
     "mid_file": "within a file of a checkpoint, after its first 16 MiB",
     "shard": "after a file of tensors",
     "before_manifest": "after a checkpoint's last file but the manifest",
