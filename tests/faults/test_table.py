@@ -79,7 +79,7 @@ def test_every_point_is_visited_and_every_visited_one_is_known():
 
 def test_a_misspelt_point_is_an_error(monkeypatch):
     monkeypatch.setenv("SPARLOW_FAULT", "shart:2")
-    with pytest.raises(ValueError, match="names no point: shart; there are mid_file, shard"):
+    with pytest.raises(ValueError, match=r"names no point: shart; there are .*mid_file, shard"):
         fault_point("shard")
 
 
