@@ -10,7 +10,7 @@ class ModelConfig(Frozen):
 
     dim: int = Field(512, ge=1, le=2**24)
     """Width of the residual stream."""
-    n_layers: int = Field(8, ge=1, le=2**24)
+    n_layers: int = Field(8, ge=1, le=2**12)
     """Number of transformer blocks."""
     n_heads: int = Field(8, ge=1, le=2**24)
     """Query heads per block."""

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from faults_report import PROPERTY, FaultReport, faults_of
 from support import ROOT, write_tiny
 
 SPREAD = ("tests/kernels/compile/test_compile.py", "tests/kernels/test_triton.py")
@@ -23,7 +24,19 @@ LONGEST = (
 """Begun first: a file that takes a minute and comes last leaves the other cores idle."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-report", help="write what became of the tests marked `fault` to this file (JSON)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    out = config.getoption("--fault-report")
+    if out and not hasattr(config, "workerinput"):  # the process that hands the tests out, or the only one
+        config.pluginmanager.register(FaultReport(Path(out)), "fault-report")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties.append((PROPERTY, faults_of(item)))
     rank = {ROOT / name: index for index, name in enumerate(LONGEST)}
     assert all(path.exists() for path in rank), "LONGEST names a file that is gone"
     items.sort(key=lambda item: rank.get(item.path, len(rank)))

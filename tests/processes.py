@@ -25,6 +25,8 @@ from typing import Any
 
 from support import ROOT, freeze_imports
 
+from pretrain.machine.fault import POINTS
+
 WIDTH = 16
 """Digits of a number that a process is told by."""
 WORLD = str(Path(__file__).with_name("world.py"))
@@ -44,6 +46,7 @@ class Process:
             read, written = os.pipe()
             self.stdout = open(read, errors="replace")  # noqa: SIM115 - the test reads it
         self._told, telling = os.pipe()
+        assert environment.get("SPARLOW_FAULT", "").partition(":")[0] in ("", *POINTS), "no such fault point"
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         message = json.dumps({"arguments": arguments, "environment": variables}).encode()
         server = _server(environment.get("TRITON_INTERPRET") == "1")

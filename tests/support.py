@@ -103,6 +103,17 @@ def train_here(path: Path, *overrides: str, start: "Start | None" = None) -> int
             signal.signal(number, handler)
 
 
+def edit_checkpoint(folder: Path, /, *, files: dict[str, bytes] | None = None, **changes: object) -> None:
+    """Put `files` in the place of those of a checkpoint, and `changes` into its manifest, which verifies after it."""
+    from pretrain.checkpoint.manifest import seal
+    from pretrain.checkpoint.save import write_hashed
+
+    fields = json.loads((folder / "manifest.json").read_text()) | changes
+    entries = {entry["name"]: entry for entry in fields["files"]}
+    entries |= {name: vars(write_hashed(folder / name, data)) for name, data in (files or {}).items()}
+    (folder / "manifest.json").write_bytes(seal(fields | {"files": list(entries.values())}))
+
+
 def tensor_hashes(run: Path, step: int) -> dict[str, str]:
     """sha256 of every tensor file of a checkpoint."""
     manifest = json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())

@@ -1,5 +1,6 @@
 """A folder that is filled aside and takes its place when it is complete; the one before it stays until then."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -24,9 +25,11 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     the old one has only its other name; the next call gives it back. UserError when `out` exists, unless `overwrite`
     and it holds a config.json; when it cannot be written; and when another process is about it.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # resolve() has no OSError for links in a circle
     folder, replaced = out.with_name(out.name + PARTIAL), out.with_name(out.name + REPLACED)
     with writing(out):
+        if out.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder, out)
     try:
@@ -44,9 +47,11 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield folder
         with writing(out):
+            _sync(*(path for path in folder.iterdir() if path.is_file()), folder)
             if out.exists():
                 out.rename(replaced)
             folder.rename(out)
+            _sync(out.parent)
             if replaced.exists():
                 replaced.rename(folder)
     finally:
@@ -63,6 +68,16 @@ def writing(out: Path | str) -> Iterator[None]:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); choose another folder or make room"
         ) from None
+
+
+def _sync(*paths: Path) -> None:
+    """Wait until files, or the names in folders, are on the disk: a name that outlives a power cut has its bytes."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(folder: Path, out: Path) -> int:

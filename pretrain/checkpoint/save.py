@@ -210,7 +210,7 @@ def commit(draft: Draft, parts: Iterable[list[FileEntry]]) -> None:
     files = [*shards, *(write_hashed(draft.temporary / name, data) for name, data in draft.documents.items())]
     fault_point("before_manifest")
     manifest = Manifest(**draft.fields, files=tuple(files))
-    write_synced(draft.temporary / "manifest.json", _json(dataclasses.asdict(manifest)))
+    write_synced(draft.temporary / "manifest.json", manifest.to_bytes())
     sync_folder(draft.temporary)
     fault_point("before_rename")
     draft.temporary.rename(draft.final)

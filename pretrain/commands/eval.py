@@ -18,26 +18,33 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from model.errors import UserError
-    from pretrain.checkpoint.read import load_model, open_checkpoint
+    from model.transformer import Transformer
+    from pretrain.checkpoint.read import Checkpoint, load_model, on_newest
     from pretrain.data.dataset import TokenDataset
+    from pretrain.data.verify import check_at_start
     from pretrain.machine import distributed, memory
     from pretrain.using.evaluate import evaluate
 
     if args.tokens is not None and args.tokens < 1:
         raise UserError(f"--tokens {args.tokens}: must be at least 1")
-    checkpoint = open_checkpoint(args.checkpoint)
-    config = checkpoint.config
-    dataset = TokenDataset(
-        args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
-    )
-    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-        raise UserError(
-            f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
-            "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
+
+    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, TokenDataset, Transformer]:
+        config = checkpoint.config
+        dataset = TokenDataset(
+            args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
         )
+        if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
+            raise UserError(
+                f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
+                "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
+            )
+        return checkpoint, dataset, load_model(checkpoint, world.device)
+
     memory.keep_freed_memory()
     with distributed.processes() as world:
-        model = load_model(checkpoint, world.device)
+        checkpoint, dataset, model = on_newest(args.checkpoint, opened, world)
+        config = checkpoint.config
+        unlisted = distributed.on_main(world, lambda: check_at_start(args.data or config.data.path))
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
     assert result is not None
     figures = {
@@ -50,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if not world.is_main:
         return 0
-    if dataset.bytes_note:
-        print(f"note: {dataset.bytes_note}", file=sys.stderr)
+    for note in filter(None, (unlisted, dataset.bytes_note)):
+        print(f"note: {note}", file=sys.stderr)
     if args.json:
         print(json.dumps(figures))
     else:

@@ -20,18 +20,18 @@ def run(args: argparse.Namespace) -> int:
     import math
 
     from model.errors import UserError
-    from pretrain.checkpoint.read import best_device, load_model, open_checkpoint, tokenizer_of
+    from pretrain.checkpoint.read import best_device, load_model, on_newest, tokenizer_of
     from pretrain.machine import memory
     from pretrain.machine.distributed import World
     from pretrain.using.generate import generate
 
     if not 0 <= args.temperature < math.inf or args.tokens < 1 or args.top_k < 1:
         raise UserError("--temperature must be a finite number of at least 0, --tokens and --top-k at least 1")
-    checkpoint = open_checkpoint(args.checkpoint)
-    tokenizer = tokenizer_of(checkpoint)
     memory.keep_freed_memory()
     device = best_device()
-    model = load_model(checkpoint, device)
+    checkpoint, tokenizer, model = on_newest(
+        args.checkpoint, lambda found: (found, tokenizer_of(found), load_model(found, device))
+    )
     outputs = []
     for prompt in args.prompt or [*checkpoint.config.eval.prompts] or ["The "]:
         text = generate(

@@ -50,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
         memory.expand_segments()
     if config.train.deterministic:  # cuBLAS reads this at its first use
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with distributed.processes() as world:
+    with distributed.processes(60 * config.parallel.timeout_minutes) as world:
         memory.hold_to_cap(world.device)
         return train(config, world, Start(args.start, args.from_state or "weights") if args.start is not None else None)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.schema import expected
+from pretrain.config.plain import shown
 from pretrain.config.tables import Tables, as_toml, members, table_type, users
 
 
@@ -30,14 +31,14 @@ def _sentence(item: Any, raw: dict[str, Any]) -> str:
         return _unknown_key(key, path, raw)
     if kind == "union_tag_invalid" or (kind == "literal_error" and path[1:] == ["name"]):
         tag = item["ctx"].get("tag", item["input"])
-        close = difflib.get_close_matches(str(tag), named, 1)
+        close = difflib.get_close_matches(str(tag)[:100], named, 1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{section}.name: unknown name {tag!r}; one of {', '.join(named)}{meant}"
+        return f"{section}.name: unknown name {shown(repr(tag))}; one of {', '.join(named)}{meant}"
     if kind == "value_error":
         message = str(item["ctx"]["error"])
         return f"{key}: {message}" if key and not message.startswith(section + ".") else message
     if len(path) == 1:
-        return f"{key}: {expected(item)} [{key}], got {item['input']!r}"
+        return f"{key}: {expected(item)} [{key}], got {shown(repr(item['input']))}"
     return _wrong_value(path, item, raw)
 
 
@@ -58,7 +59,7 @@ def _wrong_value(path: list[Any], item: Any, raw: dict[str, Any]) -> str:
         key += f".{path[2]}"
     if field.default in ((), ""):
         example = '["one", "two"]' if str in parts else "[1, 2]" if parts else '"text"'
-    return f"{key}: {takes}, got {_as_given(got)}; for example {name} = {example}"
+    return f"{key}: {takes}, got {shown(_as_given(got))}; for example {name} = {example}"
 
 
 def _as_given(value: Any) -> str:

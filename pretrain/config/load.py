@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.errors import UserError
-from model.lfs import refuse_pointer
 from pretrain.config.explain import explain
+from pretrain.config.plain import parse, read_toml, require_plain, shown
 from pretrain.config.schema import Config
 from pretrain.config.tables import members, table_type
 
@@ -27,21 +27,42 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return validate(raw)
 
 
-def load_recorded(path: str | Path) -> Config:
+def load_recorded(path: str | Path, most_layers: int | None = None) -> Config:
     """The configuration that a run has written into its folder or a checkpoint.
 
-    Earlier versions took any value of a key that the optimizer ignores, and wrote it down; it is not read.
+    Earlier versions took any value of a key that the optimizer ignores, and wrote it down; it is not read. UserError
+    for one whose model has more than `most_layers`, before anything is made of them.
     """
-    raw = read_toml(Path(path))
-    for section, table in raw.items():
-        owner = table_type(section, table) if isinstance(table, dict) else None
-        for key in owner.ignored & table.keys() if owner else ():
-            del table[key]
-    return validate(raw)
+    try:
+        raw = read_toml(Path(path))
+        if most_layers is not None:
+            _require_few_layers(raw, most_layers, path)
+        for section, table in raw.items():
+            owner = table_type(section, table) if isinstance(table, dict) else None
+            for key in owner.ignored & table.keys() if owner else ():
+                del table[key]
+        return validate(raw)
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be a configuration") from None
+    except (ValueError, OverflowError) as error:  # of a number with too many digits
+        raise UserError(f"{path}: holds a number that is none of a configuration ({error})") from None
+
+
+def _require_few_layers(raw: dict[str, Any], most: int, path: str | Path) -> None:
+    """UserError where the model, or one that it grows from, has more than `most` layers."""
+    tables = [raw.get(name) for name in ("model", "growth")]
+    model, growth = (table if isinstance(table, dict) else {} for table in tables)
+    small = growth.get("layers", [])
+    for layers in (model.get("n_layers", 0), *(small if isinstance(small, list) else ())):
+        if type(layers) is int and layers > most:
+            raise UserError(f"{path}: a model of {layers} layers, of which the tensors beside it are no part")
 
 
 def validate(raw: dict[str, Any]) -> Config:
     """A `Config` from plain data; `name` of a table may be left out where the default member is meant."""
+    require_plain(raw)
     for section, field in Config.model_fields.items():
         table = raw.get(section)
         if isinstance(table, dict) and "name" in type(field.default).model_fields:
@@ -52,27 +73,14 @@ def validate(raw: dict[str, Any]) -> Config:
         raise UserError(explain(error, raw)) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; configs/ holds the shipped ones") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        refuse_pointer(path)
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-
-
 def _override(raw: dict[str, Any], argument: str) -> None:
     key, equals, text = argument.removeprefix("--").partition("=")
     section, _, name = key.partition(".")
     if not (argument.startswith("--") and equals and name):
-        raise UserError(f"{argument}: expected --section.key=value, for example --optimizer.lr=1e-3")
+        raise UserError(f"{shown(argument)}: expected --section.key=value, for example --optimizer.lr=1e-3")
     table = raw.setdefault(section, {})
     if not isinstance(table, dict):
-        raise UserError(f"{section}: is a value in the file, expected a table [{section}]")
+        raise UserError(f"{shown(section)}: is a value in the file, expected a table [{section}]")
     if name == "name":
         _switch_member(section, table, text)
     owner = table_type(section, table)
@@ -83,11 +91,13 @@ def _override(raw: dict[str, Any], argument: str) -> None:
 def _literal(key: str, text: str) -> Any:
     """The TOML value that `text` spells; a bare word is a string (names and choices need no quotes)."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = parse(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:
+        raise UserError(f"{shown(key)}: {shown(text)} is no TOML value: {error}") from None
     if set(parsed) != {"value"}:
-        raise UserError(f"{key}: {text!r} is not one TOML value")
+        raise UserError(f"{shown(key)}: {shown(ascii(text))} is not one TOML value")
     return parsed["value"]
 
 

@@ -70,6 +70,8 @@ class ParallelConfig(Frozen):
     """What ZeRO shards over processes: 1 optimizer state, 2 and gradients, 3 and weights; 0 nothing."""
     offload: Literal["none", "optimizer"] = "none"
     """optimizer: ZeRO's optimizer state and fp32 masters are in host memory, pinned, and the CPU updates them."""
+    timeout_minutes: float = Field(5.0, gt=0)
+    """A process that gives no sign of life for so long (it is stopped, or its machine is gone) ends the run."""
 
 
 class KernelsConfig(Frozen):
@@ -202,7 +204,7 @@ class GrowthConfig(Frozen):
     def _whole_factors(cls, value: Any) -> Any:
         factors = value if isinstance(value, tuple) else (value,)
         if not factors or not all(type(factor) is int and factor >= 2 for factor in factors):
-            wrong = f"{as_toml(value)} is no factor of growth"
+            wrong = f"{as_toml(value):.100} is no factor of growth"
             raise ValueError(f"{wrong}; give an integer of at least 2, or a list of them")
         return value
 
@@ -211,8 +213,8 @@ class GrowthConfig(Frozen):
     def _layers_before(cls, value: Any) -> Any:
         if not (isinstance(value, tuple) and all(type(layers) is int and layers >= 1 for layers in value)):
             raise ValueError(
-                f"{as_toml(value)} does not say the layers before each growth; give a list of integers of at least 1, "
-                "as in [6] for one growth"
+                f"{as_toml(value):.100} does not say the layers before each growth; give a list of integers of at "
+                "least 1, as in [6] for one growth"
             )
         return value
 
@@ -224,8 +226,8 @@ class GrowthConfig(Frozen):
             tokens, part = type(time) is int and time >= 1, type(time) is float and 0 < time < 1
             if not (tokens or part or (time == "formula" and value == "formula")):
                 raise ValueError(
-                    f"{as_toml(value)} is no time; give tokens (an integer), a part of the run between 0.0 and 1.0, or "
-                    '"formula"; a list of the first two for several growths'
+                    f"{as_toml(value):.100} is no time; give tokens (an integer), a part of the run between 0.0 and "
+                    '1.0, or "formula"; a list of the first two for several growths'
                 )
         if not times:
             raise ValueError("[] names no time; give one for each growth")
@@ -235,7 +237,7 @@ class GrowthConfig(Frozen):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in GROWTH:
-            raise ValueError(f"{value!r} is none of {', '.join(GROWTH)}")
+            raise ValueError(f"{value!r:.100} is none of {', '.join(GROWTH)}")
         return value
 
 
@@ -282,7 +284,8 @@ def table_type(section: str, table: dict[str, Any]) -> type[Frozen] | None:
     named = members(section)
     if not named:
         return typing.cast(type[Frozen], field.annotation)
-    return named.get(table.get("name", field.default.name))
+    name = table.get("name", field.default.name)
+    return named.get(name) if isinstance(name, str) else None
 
 
 def users(section: str, key: str) -> list[str]:

@@ -10,7 +10,7 @@ from pretrain.config.tables import as_toml
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (
     *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "parallel.offload", "guard.memory"),
-    *("optimizer.accumulators", "train.offload_activations"),
+    *("parallel.timeout_minutes", "optimizer.accumulators", "train.offload_activations"),
     *("checkpoint", "eval", "metrics"),
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.seeding import derive_seed
+from pretrain.data.blocks import read_blocks
 from pretrain.data.manifest import AGAIN, MANIFEST, load_manifest
 from pretrain.data.shards import Tokens, document_starts
 from pretrain.data.text_bytes import TextBytes
@@ -39,7 +40,8 @@ class TokenDataset:
     one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
     document of one token has no target and gets no row.
 
-    Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row.
+    Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row; and
+    where a file is read whose contents are not those that `prepare` wrote.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class TokenDataset:
         seed: int,
     ):
         folder = Path(path)
-        manifest = load_manifest(folder)
+        manifest, blocks = load_manifest(folder), read_blocks(folder)
         entry = manifest.tokenizer
         self.seq_len, self.split, self._seed = seq_len, split, seed
         self.tokenizer_file = folder / entry.file
@@ -61,9 +63,9 @@ class TokenDataset:
             raise UserError(f"{self.tokenizer_file}: this tokenizer did not make the shards beside it; {AGAIN}")
         self.vocab_size = tokenizer.vocab_size
         self._pad = next((i for i in (entry.pad, entry.eos) if i is not None), 0)
-        self._tokens = Tokens(folder, manifest, split)
+        self._tokens = Tokens(folder, manifest, split, blocks)
         self.n_tokens = self._tokens.n_tokens
-        self._bytes = TextBytes(folder, manifest, split, tokenizer, self._tokens)
+        self._bytes = TextBytes(folder, manifest, split, tokenizer, self._tokens, blocks)
         self.bytes_note = self._bytes.note
         self._starts = document_starts(folder, manifest, split) if packing == "document" else None
         self._rows = None if self._starts is None else np.flatnonzero(np.diff(self._starts) > 1)
@@ -116,10 +118,11 @@ class TokenDataset:
         return starts, np.minimum(self._starts[documents + 1] - starts, self.seq_len)
 
     def _samples(self, cursor: int, n: int) -> np.ndarray:
-        epochs, samples = np.divmod(np.arange(cursor, cursor + n), self.n_samples)
+        first, offset = divmod(cursor, self.n_samples)  # Python's integers: no cursor is too large
+        epochs, samples = np.divmod(np.arange(offset, offset + n), self.n_samples)
         if self.split == "train":
             for epoch in np.unique(epochs):
-                seed = derive_seed(self._seed, "data", int(epoch))
+                seed = derive_seed(self._seed, "data", first + int(epoch))
                 samples[epochs == epoch] = permute(samples[epochs == epoch], self.n_samples, seed)
         return samples
 

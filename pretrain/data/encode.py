@@ -31,6 +31,8 @@ class Encoder:
         self._tokenizer, self._quotas = tokenizer, quotas
         self._writers = {split: ShardWriter(folder, split, dtype, shard_tokens) for split in SPLITS}
         self._bytes = dict.fromkeys(SPLITS, 0)
+        self.blocks: list[tuple[str, str]] = []
+        """By file, the digests of its blocks, once `run` has ended."""
         self._begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self._end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
@@ -74,6 +76,7 @@ class Encoder:
                 f"--val-fraction: no document is left for split {split}; give more text or another fraction"
             )
         index, text_bytes = writer.close()
+        self.blocks += writer.blocks
         return SplitEntry(
             documents=writer.documents,
             tokens=writer.tokens,

@@ -1,6 +1,5 @@
 """The manifest of a prepared corpus: what the folder holds, written last, so that its presence means completeness."""
 
-import hashlib
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from model.schema import Frozen, expected
+from pretrain.machine.files import read_regular
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -95,7 +95,7 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     """The manifest of a folder, by itself; `UserError` when it is missing or makes no sense."""
     path = Path(folder) / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(read_regular(path))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no prepared corpus there (no {MANIFEST}); run sparlow prepare --out {folder}"
@@ -122,16 +122,6 @@ def load_manifest(folder: str | PathLike[str]) -> Manifest:
             refuse_pointer(path)
             raise UserError(f"{path}: {found} bytes where the manifest says {entry.bytes}; {AGAIN}")
     return manifest
-
-
-def verify_hashes(folder: str | PathLike[str]) -> None:
-    """Read every file and compare its sha256; `UserError` names the first that differs."""
-    manifest = load_manifest(folder)
-    written = {manifest.tokenizer.file: manifest.tokenizer.sha256} | {e.name: e.sha256 for e in manifest.all_files}
-    for name, sha256 in written.items():
-        with (Path(folder) / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise UserError(f"{Path(folder) / name}: its contents changed since it was written; {AGAIN}")
 
 
 def _require_consistent(manifest: Manifest, path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from model.errors import UserError
+from model.hf.staging import writing
 from model.hf.tokenizer import export_obstacle
 from model.lfs import refuse_pointer
+from pretrain.data.blocks import BLOCKS, blocks_json
 from pretrain.data.documents import SkipLog, Source, Text, readable
 from pretrain.data.encode import Encoder
 from pretrain.data.manifest import MANIFEST, Manifest, TokenizerEntry, load_manifest, read_manifest
@@ -101,6 +103,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
             skipped=log.counts,
             skipped_first=log.first,
         )
+        blocks = blocks_json(manifest.to_json().encode(), encoder.blocks)
+        write_synced(folder / BLOCKS, blocks.encode())
         commit(folder, options.out, manifest.to_json())
     return manifest
 
@@ -115,8 +119,9 @@ def _warn(path: Path, say: Callable[[str], None]) -> None:
 
 def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[str], None]) -> Manifest | None:
     """The manifest of a finished corpus made of the same; UserError when the folder holds anything else."""
-    if options.overwrite or not (options.out / MANIFEST).exists():
-        return None
+    with writing(f"--out {options.out}"):  # where no such name can be
+        if options.overwrite or not (options.out / MANIFEST).exists():
+            return None
     try:
         manifest = read_manifest(options.out)
     except UserError as error:

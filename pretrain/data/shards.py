@@ -6,22 +6,25 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
+from pretrain.data.blocks import BlockHasher, Blocks
 from pretrain.data.manifest import AGAIN, FileEntry, Manifest
+from pretrain.data.sound import SoundFiles, read_whole
 from pretrain.machine.files import sync_file
 
 SHARD_TOKENS = 100_000_000
 
 
 class HashedFile:
-    """A file being written, its sha256 growing with it; `close` returns once the bytes are on the disk."""
+    """A file being written, its hashes growing with it; `close` returns once the bytes are on the disk."""
 
     def __init__(self, path: Path):
         self.name, self.bytes = path.name, 0
-        self._file, self._sha256 = path.open("wb"), hashlib.sha256()
+        self._file, self._sha256, self.blocks = path.open("wb"), hashlib.sha256(), BlockHasher()
 
     def write(self, data: bytes) -> None:
         self._file.write(data)
         self._sha256.update(data)
+        self.blocks.update(data)
         self.bytes += len(data)
 
     def close(self, tokens: int) -> FileEntry:
@@ -40,6 +43,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS):
         self.documents, self.tokens, self.files = 0, 0, list[FileEntry]()
+        self.blocks: list[tuple[str, str]] = []
         self._folder, self._split, self._dtype, self._shard_tokens = folder, split, dtype, shard_tokens
         self._index = HashedFile(folder / f"{split}.index.bin")
         self._sizes = HashedFile(folder / f"{split}.bytes.bin")
@@ -62,10 +66,14 @@ class ShardWriter:
         self.documents += 1
 
     def close(self) -> tuple[FileEntry, FileEntry]:
-        """Finish the last shard, the index and the sizes; the latter two are returned, the shards are in `files`."""
+        """Finish the last shard, the index and the sizes; the latter two are returned, the shards are in `files`.
+
+        `blocks` has the digests of every file's blocks then, by its name.
+        """
         if self._shard is not None:
             self._finish_shard()
         self._index.write(np.uint64(self.tokens).astype("<u8").tobytes())
+        self.blocks += [(file.name, file.blocks.hexdigest()) for file in (self._index, self._sizes)]
         return self._index.close(tokens=0), self._sizes.close(tokens=0)
 
     @property
@@ -74,6 +82,7 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         assert self._shard is not None
+        self.blocks.append((self._shard.name, self._shard.blocks.hexdigest()))
         self.files.append(self._shard.close(self._in_shard))
         self._shard = None
 
@@ -81,24 +90,29 @@ class ShardWriter:
 class Tokens:
     """`n_tokens` token ids, of which `read` returns any stretch, over shard borders too."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str):
+    def __init__(self, folder: Path, manifest: Manifest, split: str, blocks: Blocks | None):
         entry = manifest.split(split)
-        self._paths = [folder / file.name for file in entry.files]
-        self._shards = [np.memmap(path, dtype=manifest.token_dtype, mode="r") for path in self._paths]
+        self._dtype, self._shards = manifest.token_dtype, SoundFiles(folder, entry.files, blocks)
         self._ends = np.cumsum([file.tokens for file in entry.files])
         self._vocab_size = manifest.tokenizer.vocab_size
         self.n_tokens = entry.tokens
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens start … start + length. int64 [length]. UserError names a shard with an id beyond the vocabulary."""
-        pieces = []
+        """Tokens start … start + length. int64 [length].
+
+        UserError names a shard that changed, was cut, or has an id beyond the vocabulary.
+        """
+        pieces, width = [], self._dtype.itemsize
         while length:
             shard = int(np.searchsorted(self._ends, start, side="right"))
             first = start - (int(self._ends[shard - 1]) if shard else 0)
-            piece = self._shards[shard][first : first + length].astype(np.int64)
+            count = min(length, int(self._ends[shard]) - start)
+            read = self._shards.read(shard, first * width, count * width)
+            piece = np.frombuffer(read, self._dtype).astype(np.int64)
             if piece.max() >= self._vocab_size:
                 raise UserError(
-                    f"{self._paths[shard]}: token {piece.max()} is beyond the vocabulary of {self._vocab_size}; {AGAIN}"
+                    f"{self._shards.paths[shard]}: token {piece.max()} is beyond the vocabulary of "
+                    f"{self._vocab_size}; {AGAIN}"
                 )
             pieces.append(piece)
             start, length = start + len(piece), length - len(piece)
@@ -108,7 +122,7 @@ class Tokens:
 def document_starts(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     """The first token of each document, then the number of tokens. int64 [documents + 1]."""
     path = folder / manifest.split(split).index.name
-    starts = np.fromfile(path, dtype="<u8").astype(np.int64)
+    starts = read_whole(path, manifest.split(split).index, "<u8").astype(np.int64)
     if starts[0] != 0 or starts[-1] != manifest.split(split).tokens or (np.diff(starts) < 1).any():
         raise UserError(f"{path}: the starts of the documents are not in order; {AGAIN}")
     return starts

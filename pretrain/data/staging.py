@@ -9,11 +9,12 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.hf.staging import PARTIAL, writing
+from pretrain.data.blocks import BLOCKS
 from pretrain.data.manifest import MANIFEST
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
 
-OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin")
+OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin", BLOCKS)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,15 @@
 """Bytes of text that tokens stand for."""
 
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
 
 from model.errors import UserError
+from pretrain.data.blocks import Blocks
 from pretrain.data.manifest import AGAIN, Manifest
 from pretrain.data.shards import Tokens
+from pretrain.data.sound import Column
 from pretrain.data.tokenizer import Tokenizer
 
 
@@ -23,15 +26,17 @@ class TextBytes:
     In a folder prepared without that record a document has the bytes that its tokens spell; `note` says so.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, tokenizer: Tokenizer, tokens: Tokens):
+    def __init__(
+        self, folder: Path, manifest: Manifest, split: str, tokenizer: Tokenizer, tokens: Tokens, blocks: Blocks | None
+    ):
         entry = manifest.split(split)
         self._tokens = tokens
         # From the disk as far as they are asked for: with millions of documents they are large.
         self._index = folder / entry.index.name
-        self._starts = np.memmap(self._index, dtype="<i8", mode="r")
+        self._starts = Column(folder, entry.index, blocks)
         self.note, self._sizes = None, None
         if entry.text_bytes:
-            self._sizes = np.memmap(folder / entry.text_bytes.name, dtype="<i8", mode="r")
+            self._sizes = Column(folder, entry.text_bytes, blocks)
         else:
             self.note = (
                 f"{folder} was prepared by an earlier version, without the bytes of each document: bits per byte are "
@@ -48,7 +53,7 @@ class TextBytes:
     def between(self, start: int, end: int) -> int:
         """Bytes behind the tokens start … end."""
         total = 0
-        document = int(np.searchsorted(self._starts, start, side="right")) - 1
+        document = bisect_right(self._starts, start) - 1
         while start < end:
             first, after = self._span(document)
             if not first <= start < after:
@@ -61,14 +66,14 @@ class TextBytes:
     def _span(self, document: int) -> tuple[int, int]:
         """The first token of a document and of the next; what no sound index has where there is no such document."""
         inside = 0 <= document < len(self._starts) - 1
-        return (int(self._starts[document]), int(self._starts[document + 1])) if inside else (0, 0)
+        return (self._starts[document], self._starts[document + 1]) if inside else (0, 0)
 
     def _before(self, document: int, count: int) -> int:
         """Bytes behind the first `count` tokens of a document."""
         spelt = self._cumulated(document)
         if self._sizes is None:
             return int(spelt[count])
-        return int(self._sizes[document]) * int(spelt[count]) // int(spelt[-1])
+        return self._sizes[document] * int(spelt[count]) // int(spelt[-1])
 
     def _cumulated(self, document: int) -> np.ndarray:
         """Bytes that the first 0, 1, … tokens of a document spell. Kept for the next row, which may go on with it."""

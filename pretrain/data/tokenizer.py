@@ -13,8 +13,11 @@ import sentencepiece
 
 from model.errors import UserError
 from model.lfs import HEAD, POINTER
+from pretrain.machine.files import read_regular
 
 SENTENCE_CHARACTERS = 4096
+LARGEST_MODEL = 1 << 30
+"""Bytes; a model of 256,000 pieces has 5 MB. Of a larger file the beginning is no model."""
 SPACE = "\u2581"
 """A space, as pieces write it."""
 SETTINGS: dict[str, Any] = {
@@ -88,17 +91,16 @@ def _vocabulary_error(message: str, vocab_size: int) -> UserError:
 class Tokenizer:
     """A SentencePiece model file, ours or anyone's: LLaMA's (BPE, dummy prefix), T5's (unigram, no bos).
 
-    Raises UserError when `path` holds no SentencePiece model.
+    Raises UserError when `path`, or `model` where its bytes have been read already, holds no SentencePiece model.
     """
 
-    def __init__(self, path: str | PathLike[str]):
+    def __init__(self, path: str | PathLike[str], model: bytes | None = None):
         self.path = Path(path)
         try:
-            model = self.path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{path}: the tokenizer cannot be read ({error.strerror}); give a SentencePiece .model"
-            ) from error
+            model = read_regular(self.path, LARGEST_MODEL) if model is None else model
+        except (OSError, ValueError) as error:  # ValueError: NUL in a path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{path}: the tokenizer cannot be read ({reason}); give a SentencePiece .model") from error
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._processor = _load(model, self.path)
         self.vocab_size: int = self._processor.vocab_size()
@@ -149,7 +151,8 @@ def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         loaded = bool(model) and processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError):
+        processor.id_to_piece(list(range(processor.vocab_size() if loaded else 0)))
+    except (RuntimeError, OSError, UnicodeDecodeError):  # the last of a piece that is no text
         loaded = False
     if not loaded:
         found = _stand_in(model)

@@ -88,9 +88,12 @@ class OwnEngine(Engine):
                         f"optimizer.{name} of the checkpoint is {stored.dtype} {tuple(stored.shape)}, this optimizer "
                         f"keeps {like.dtype} {tuple(like.shape)}; it is of another optimizer or version"
                     )
-                put(stored.to(self.world.device))
+                put(stored.to(self.world.device, copy=True))
         for count in self.optimizer.counts:
-            setattr(self.optimizer, count, int(read(f"optimizer.{count}")))
+            number = read(f"optimizer.{count}")
+            if number.dtype != torch.int64 or number.shape != () or number < 0:
+                raise UserError(f"optimizer.{count} of the checkpoint is no count; it is of another optimizer")
+            setattr(self.optimizer, count, int(number))
 
     def _count(self, name: str) -> Tensor:
         return torch.tensor(getattr(self.optimizer, name))

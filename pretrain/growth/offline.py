@@ -7,7 +7,7 @@ from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import require_linears_growable
 from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
-from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.read import Checkpoint, on_newest
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
@@ -38,7 +38,17 @@ def grow_offline(
     `sparlow train` with the same configuration goes on from it: steps and schedule begin anew, while the tokens and
     FLOPs of the source are counted on. UserError, with nothing written, where the one is no growth of the other.
     """
-    checkpoint = open_checkpoint(source)
+    return on_newest(source, lambda checkpoint: _grow(checkpoint, source, config, operator, options, optimizer))
+
+
+def _grow(
+    checkpoint: Checkpoint,
+    source: str | Path,
+    config: Config,
+    operator: str,
+    options: GrowthOptions,
+    optimizer: OptimizerState,
+) -> Grown:
     config = _with_dtype_of(checkpoint, config)
     small = checkpoint.stage.config
     plan = _plan(small, config, source, operator, options)
@@ -64,6 +74,7 @@ def grow_offline(
         store.clean()
         if store.folders():
             raise UserError(f"run.dir: {config.run.dir} holds checkpoints already; choose another")
+        store.newest_good(print)  # there is none, and there was none
         growth = Growth(checkpoint, plan, config, optimizer)
         zero = dict.fromkeys(("step", "stage", "stage_start", "skipped_steps", "consecutive_skips"), 0)
         state = growth.state(checkpoint.state, cursor=checkpoint.state.cursor if continues else 0, **zero)

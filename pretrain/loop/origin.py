@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ def find_source(
 
     Writes nothing. UserError where the checkpoint does not fit, or the run is in the folder that it would begin in.
     """
-    if _run_folder(Path(start.path).resolve()) == Path(config.run.dir).resolve():
+    if _run_folder(Path(realpath(start.path))) == Path(realpath(config.run.dir)):
         raise UserError(
             f"--from {start.path} is run.dir itself; give the new run another folder with --run.dir=NEW, or leave "
             "--from out to go on with the old one"
@@ -74,7 +75,7 @@ def require_same_origin(start: Start, checkpoint: Checkpoint, run_dir: str) -> N
             f"run.dir: {run_dir} holds a run that began without --from; choose another folder, or leave --from out to "
             "go on with it"
         )
-    path = Path(start.path).resolve()
+    path = Path(realpath(start.path))
     name = path.name if STEP_FOLDER.fullmatch(path.name) else origin["checkpoint"]
     folder = path if name == path.name else path / "checkpoints" / name
     manifest = folder / "manifest.json"

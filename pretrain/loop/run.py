@@ -1,6 +1,8 @@
 """What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
 
+import gc
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,25 +10,31 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.manifest import CheckpointRemoved
+from pretrain.checkpoint.read import Checkpoint, has_another, open_folder
 from pretrain.checkpoint.save import require_disk_space, save_checkpoint
 from pretrain.checkpoint.saver import Saver
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.verify import check_at_start
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
+from pretrain.loop.optional import reason
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin
 from pretrain.loop.reader import MicroBatchReader
 from pretrain.loop.resume import require_same_run, resolve_dtype
 from pretrain.loop.state import TrainState
 from pretrain.machine.console import Console
 from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
+from pretrain.machine.fault import fault_point
+from pretrain.machine.files import replace_text, tolerate_full
 from pretrain.memory_plan.copies import copied_bytes, lacks_room
 from pretrain.memory_plan.run import require_memory
 
@@ -58,25 +66,43 @@ class Run:
         return self.config.stages[self.state.stage]
 
 
-def open_run(config: Config, world: World, store: CheckpointStore, start: Start | None = None) -> Run:
+def open_run(
+    config: Config, world: World, store: CheckpointStore, start: Start | None = None, first: bool = True
+) -> Run:
     """Check the data, take the run folder, build the model and put back what the newest checkpoint holds.
 
-    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0.
+    Where there is none yet, that is what `start` names, committed as the run's own checkpoint of step 0. Begins again
+    where another run, named by its folder, has removed that one meanwhile and has a newer one. `first` is false for the
+    later stages of a run that grows.
     """
+    while True:
+        try:
+            return _open_run(config, world, store, start, first)
+        except CheckpointRemoved as removed:
+            alone = world.size > 1 and not getattr(removed, "on_all_ranks", False)
+            if start is None or alone or not on_main(world, partial(has_another, start.path)):
+                raise
+            gc.collect()  # the engine that was begun goes before the next one comes
+
+
+def _open_run(config: Config, world: World, store: CheckpointStore, start: Start | None, first: bool) -> Run:
     console = Console(world.is_main)
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
+    if first and (unlisted := on_main(world, lambda: check_at_start(config.data.path))):
+        console.say(unlisted)
     run_dir = Path(config.run.dir)
     source = on_main(world, lambda: find_source(start, config, dataset, store, console.say)) if start else None
     newest = on_main(world, lambda: _claim(store, console))
     source = None if newest else source
     opened = newest or source
-    checkpoint = together(world, lambda: Checkpoint(opened)) if opened else None
+    checkpoint = together(world, lambda: open_folder(opened)) if opened else None
     config = on_main(world, lambda: _settle(config, world, dataset, checkpoint if newest else None, start))
     together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
     if checkpoint and source and start:
-        state = begin(checkpoint, start)
+        state = on_main(world, partial(begin, checkpoint, start))
 
+    fault_point("opening")
     engine = _build_engine(config.stages[state.stage].config, world, grad_accum_steps)
     model, device = engine.model, world.device
     state.kernels = on_main(world, lambda: decide(model, config, state.kernels, grad_accum_steps, device))
@@ -84,7 +110,13 @@ def open_run(config: Config, world: World, store: CheckpointStore, start: Start 
     if checkpoint:
         warm_up = dataset.batch(0, config.train.micro_batch_size)
         with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
-        engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+        names = [name for name, *_ in engine.whole_tensors()]
+        require_names(checkpoint.names(), names, with_optimizer)
+        try:
+            engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
+        except CheckpointRemoved:
+            engine.close()
+            raise
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
     if source:
@@ -142,7 +174,10 @@ def _settle(
 def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Console, active: bool) -> Metrics:
     try:
         if active:
-            (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+            with tolerate_full(
+                lambda full: console.say(f"resolved.toml not written ({reason(full)}); training goes on")
+            ):
+                replace_text(run_dir / "resolved.toml", to_toml(config, comments=True))
         return Metrics(run_dir, state.step, config.metrics.tensorboard, active, console.say)
     except OSError as error:
         raise UserError(

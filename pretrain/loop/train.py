@@ -24,14 +24,13 @@ from pretrain.loop.run import Run, open_run
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
+from pretrain.machine.fault import fault_point
 from pretrain.machine.hardware import peak_flops
 from pretrain.machine.memory import peak_figures, readable
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.plan import flops_per_update
 from pretrain.using.evaluate import Evaluation, evaluate
 from pretrain.using.generate import generate
-
-STOPPED = 143
 
 TOLD_DATA_WAIT = 0.03
 """Share of a step that may wait for data without being told of in its line."""
@@ -40,14 +39,17 @@ TOLD_DATA_WAIT = 0.03
 def train(config: Config, world: World, start: Start | None = None) -> int:
     """Train to `config.last_step`, from the newest checkpoint of `run.dir` where there is one, else from `start`.
 
-    Returns 0, or 143 when SIGTERM, Ctrl-C or a closed terminal ended it early, with a checkpoint.
+    Returns 0, or 143 when SIGTERM, Ctrl-C or a closed terminal ended it early, with a checkpoint; such a signal while
+    the run opens ends the process with 143, as nothing has been computed.
     """
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
     ended, first = False, True
     try:
         while not ended:
-            run, clock = open_run(config, world, store, start), StepClock()
+            stop.opening()
+            run, clock = open_run(config, world, store, start, first), StepClock()
+            stop.opened()
             try:
                 attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
                 first = False
@@ -62,7 +64,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 run.console.stop_steps()
                 run.metrics.close()
             run.engine.close()
-            ended = stopped or run.state.step == config.last_step
+            ended = stopped or run.state.step >= config.last_step
             if not ended:
                 grow(run)
             del run  # the old engine goes before the new one comes
@@ -72,13 +74,22 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     except torch.OutOfMemoryError as error:
         raise amended(out_of_memory(error), config, store) from error
     finally:
+        stop.opened()
         store.unlock()
-    return STOPPED if stopped else 0
+    if stopped:
+        stop.stopped()
+    return stop.STOPPED if stopped else 0
 
 
 def _train(run: Run, clock: StepClock) -> bool:
     """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
+    if state.step > config.last_step:  # a lowered train.max_steps takes nothing back, and grows nothing early
+        console.say(
+            f"nothing to do: {run.dir} is at step {state.step} already, past train.max_steps {config.last_step}; "
+            f"{_how_to_go_on(run)}"
+        )
+        return False
     stopping = False
     end = min(run.stage.end, config.last_step)
     evaluation = None
@@ -90,7 +101,11 @@ def _train(run: Run, clock: StepClock) -> bool:
     while state.step < end and not stopping:
         started, seen, waited = time.perf_counter(), state.tokens_seen, run.reader.waited
         lr = run.stage.lr(state.step + 1)
-        loss, update, stopping = train_step(run, lr)
+        made = train_step(run, lr)
+        if made is None:
+            stopping = True
+            break
+        loss, update = made
         clock.add(time.perf_counter() - started, state.tokens_seen - seen, run.reader.waited - waited)
         state.train_seconds += clock.last
         _count_skips(run, update)
@@ -103,16 +118,17 @@ def _train(run: Run, clock: StepClock) -> bool:
 
         # The save comes first: whatever error ends the evaluation, the steps so far are committed before the run ends.
         state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
-        commits = step % config.checkpoint.every == 0 or step == end or stopping
-        if commits:
+        if step % config.checkpoint.every == 0 or step == end:
             run.saver.save(state, run.engine.whole_tensors)
         evaluation = None
-        if state.evaluation_due and not stopping:
+        if state.evaluation_due:
             evaluation, stopping = _evaluate(run)
-            if stopping and not commits:
-                run.saver.save(state, run.engine.whole_tensors)
 
-    if not run.saver.finish():
+    saved = run.saver.finish()
+    if stopping and state.step and not on_main(run.world, lambda: run.store.ends_at(state.step)):
+        run.saver.save(state, run.engine.whole_tensors)
+        saved = run.saver.finish()
+    if not saved:
         raise shared(RunFailed(f"the last checkpoint could not be written to {run.store.folder}; free some disk space"))
     if not stopping and end < config.last_step:
         return False
@@ -124,8 +140,10 @@ def _train(run: Run, clock: StepClock) -> bool:
         if evaluation is None:
             evaluation, stopping = _held_out(run)
     _summarize(run, clock, evaluation)
-    if stopping:
+    if stopping and state.step:
         console.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from here")
+    elif stopping:
+        console.say("stopped before the end of the first step; the same command begins again")
     return stopping
 
 
@@ -171,9 +189,9 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
         loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        run.metrics.add(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
+        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
     run.state.evaluation_due = False
-    return evaluation, stop.agreed(run.world)
+    return evaluation, stop.due()
 
 
 def _held_out(run: Run) -> tuple[Evaluation | None, bool]:
@@ -193,11 +211,12 @@ def _held_out(run: Run) -> tuple[Evaluation | None, bool]:
     return attempt(run.world, run.console, f"step {step}: held-out loss not measured", work) or (None, False)
 
 
-def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
+def train_step(run: Run, lr: float) -> tuple[float, Update] | None:
     """Make one optimizer step on the next global batch; moves the run's state on by one step.
 
     Micro-batch k of the global batch goes to rank k mod world size, so that the same data makes the same update on
-    every number of processes. Returns the mean loss per target token, the update, and whether to stop.
+    every number of processes. Returns the mean loss per target token and the update. None when told to stop before
+    its last micro-step: the sums so far are worth nothing then, and the state is that before the step.
     """
     config, engine, state, world = run.config, run.engine, run.state, run.world
     batch_size, size = config.train.global_batch_size, config.train.micro_batch_size
@@ -208,15 +227,18 @@ def train_step(run: Run, lr: float) -> tuple[float, Update, bool]:
     ends = state.step + 1 == min(run.stage.end, config.last_step)
     next_cursors = [*cursors[1:], None if ends else cursors[0] + batch_size]
     for cursor, next_cursor in zip(cursors, next_cursors, strict=True):
+        fault_point("micro_step")
+        if stop.due():
+            return None
         nll += engine.micro_step(run.reader.read(cursor, next_cursor), targets)
     update = engine.update()
-    total_nll, asked = sum_over_ranks(world, nll.item(), stop.asked())
+    (total_nll,) = sum_over_ranks(world, nll.item())
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
     state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
     state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
-    return total_nll / targets, update, asked > 0
+    return total_nll / targets, update
 
 
 def _count_skips(run: Run, update: Update) -> None:

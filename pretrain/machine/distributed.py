@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import pickle
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +16,19 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from model.errors import UserError
-from pretrain.machine.lone_failure import fail, watch
+from model.errors import RunFailed, UserError
+from pretrain.machine import stop
+from pretrain.machine.lone_failure import fail, lost_connection, sentence
+from pretrain.machine.watch import Watch
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
+
+EXCHANGE_TIMEOUT = timedelta(hours=1)
+"""How long an exchange may wait: rank 0 may read a large checkpoint twice meanwhile. The watch sees a dead rank long
+before."""
+SILENCE_S = 300.0
+"""How long a process may give no sign of life where no configuration says (parallel.timeout_minutes)."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,9 @@ def start() -> World:
         import_deepspeed()
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
-            # Rank 0 may read a large checkpoint twice while the others wait.
-            dist.init_process_group(backend, timeout=timedelta(hours=1))
+            store, rank, size = next(dist.rendezvous("env://", timeout=EXCHANGE_TIMEOUT))
+            arguments = {"rank": rank, "world_size": size, "timeout": EXCHANGE_TIMEOUT}
+            dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), **arguments)
         else:
             try:
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -65,28 +76,60 @@ def start() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
+def _attempt() -> str:
+    """What sets the keys of this start in the launcher's store apart.
+
+    With --max-restarts, torchrun of torch 2.13 hands the restarted processes the store of the dead ones, with their
+    addresses in it. Where it spans several machines, each counts restarts for itself: there the variable
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes it begin a new store.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+    return f"start/{restarts}"
+
+
 @contextmanager
-def processes() -> Iterator[World]:
+def processes(silence_s: float = SILENCE_S) -> Iterator[World]:
     """`start`, and at the end leave the process group again, if it was not there before.
 
-    An error of this rank alone ends the process here, and with it the job.
+    An error of one rank alone ends all processes here. A rank that gives no sign of life for `silence_s` seconds does
+    so too.
     """
     was_there = dist.is_initialized()
     world = start()
-    stop_watch = watch(world.rank) if world.size > 1 else None
+    watch = Watch(world.rank, world.size, silence_s) if world.size > 1 else None
     try:
         yield world
-        if world.size > 1:
+        if watch:
             dist.barrier()  # nobody takes the group apart while another is still in it
     except Exception as error:
-        if world.size > 1 and not getattr(error, "on_all_ranks", False):
-            fail(world.rank, error)
+        if watch and not getattr(error, "on_all_ranks", False):
+            fail(watch, error)
+        if watch:
+            raise _told_by_rank(world, error) from error
+        raise
+    except SystemExit as end:  # of a signal
+        if watch:
+            stop.end(None, int(end.code or 0))
         raise
     finally:
-        if stop_watch:
-            stop_watch()
+        if watch:
+            watch.close()
         if dist.is_initialized() and not was_there:
             _leave()
+
+
+def _told_by_rank(world: World, error: Exception) -> Exception:
+    """An error that all ranks raise, with the rank where it happened in its sentence; the first one's needs none.
+
+    A program error keeps its traceback, on that rank alone.
+    """
+    rank = getattr(error, "rank", 0)
+    if not isinstance(error, UserError | RunFailed):
+        if rank == world.rank:
+            traceback.print_exception(error)
+        return shared(RunFailed(f"process {rank}: {sentence(error)}"))
+    kind = UserError if isinstance(error, UserError) else RunFailed
+    return shared(kind(f"process {rank}: {error}")) if rank else error
 
 
 def _leave() -> None:
@@ -109,13 +152,30 @@ def _outcome(work: Callable[[], Any]) -> list[Any]:
         return [None, error]
 
 
+class LostConnection(RunFailed):
+    """An exchange failed because another process is gone."""
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if lost_connection(error):
+            raise LostConnection(str(error)) from error
+        raise
+
+
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and hand its result to all; an error there is raised on every rank, so nobody waits."""
     outcome: list[Any] = _outcome(work) if world.is_main else [None, None]
+    error = outcome[1]
     if world.size > 1:
-        dist.broadcast_object_list(outcome, src=0)
+        outcome[1] = portable(error)
+        with _exchange():
+            dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise shared(outcome[1])
+        raise shared(outcome[1]) from error
     return outcome[0]
 
 
@@ -124,11 +184,22 @@ def gather_outcomes(world: World, value: T, error: Exception | None = None) -> l
     outcomes: list[Any] = [(value, error)]
     if world.size > 1:
         outcomes = [None] * world.size
-        dist.all_gather_object(outcomes, (value, error))
-    for _, failed in outcomes:
+        with _exchange():
+            dist.all_gather_object(outcomes, (value, portable(error)))
+    for rank, (_, failed) in enumerate(outcomes):
         if failed is not None:
-            raise shared(failed)
+            raise shared(failed, rank) from (error if rank == world.rank and failed is not error else None)
     return [value for value, _ in outcomes]
+
+
+def portable(error: Exception | None) -> Exception | None:
+    """The error as another process can read it: one that cannot be pickled and read again becomes a RunFailed."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        assert error is not None
+        return RunFailed(sentence(error))
+    return error
 
 
 def together(world: World, work: Callable[[], T]) -> T:
@@ -145,9 +216,9 @@ def of_main(world: World, work: Callable[[], T]) -> T:
     return results[0]
 
 
-def shared(error: E) -> E:
-    """Mark an error that every rank raises, so that one of them prints it."""
-    error.on_all_ranks = True  # type: ignore[attr-defined]
+def shared(error: E, rank: int = 0) -> E:
+    """Mark an error that every rank raises, so that one of them prints it; `rank` is where it happened."""
+    error.on_all_ranks, error.rank = True, rank  # type: ignore[attr-defined]
     return error
 
 
@@ -155,7 +226,8 @@ def sum_over_ranks(world: World, *values: float) -> list[float]:
     """Element-wise sums over all ranks, in float64."""
     total = torch.tensor(values, dtype=torch.float64, device=world.device)
     if world.size > 1:
-        dist.all_reduce(total)
+        with _exchange():
+            dist.all_reduce(total)
     return total.tolist()
 
 

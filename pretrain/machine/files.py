@@ -1,9 +1,12 @@
 """Files that must be whole: synced to the disk, or put in the place of an older one at once."""
 
+import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 from pathlib import Path
 from typing import IO
 
@@ -49,8 +52,36 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_regular(path: str | PathLike[str], most: int | None = None) -> bytes:
+    """All bytes of a file, or the first `most`; OSError for a pipe, a socket or a device, which might never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file but a pipe or a device")
+        return file.read(-1 if most is None else most)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing fails with when the disk, the user's share of it or the largest file allowed is full."""
+
+
+@contextlib.contextmanager
+def tolerate_full(say: Callable[[OSError], None]) -> Iterator[None]:
+    """Go on after a write for which there is no room, once `say` was told; other errors come through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        say(error)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file that readers see whole, the old one or the new one, also when this process is killed."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:  # a full disk: the half of it takes room from others
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

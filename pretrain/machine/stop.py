@@ -3,28 +3,79 @@
 Launchers pass on what the terminal has sent to everybody already: a signal within SAME_S of the first is the same one.
 A terminal that closes (SIGHUP) only ever asks: nobody is impatient there, and the checkpoint of a Ctrl-C before it may
 still be on its way. Under nohup it does not even ask.
+
+Several processes must stop at the same place, and one that is told may be at another place than the rest. They agree
+without an exchange between the training threads: all of them ask `due` at the same places in the same order and count
+these. Once one has been told, each process's watch (pretrain/machine/watch.py) tells the count that its training thread
+has reached and lets it go no further for the moment; the place to stop at is the one after the largest count, which
+nobody has passed. So a step costs nothing but the counting while nobody is told.
 """
 
+import contextlib
+import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
-from pretrain.machine.distributed import World, sum_over_ranks
+STOPPED = 143
+"""Exit status of a run that a signal has stopped, with a checkpoint where it had made a step."""
+KILLED = 137
+"""Exit status after a second signal, as after kill -9: what was not committed is lost."""
 
 SAME_S = 2.0
 
 _asked_at: float | None = None
 _hung_up = False
+_opening = False
+_pipe: tuple[int, int] | None = None
+
+_changed = threading.Condition()
+_wake: Callable[[], None] | None = None
+_count = 0
+_held = False
+_place: int | None = None
 
 
 def listen() -> None:
-    """Let SIGTERM, SIGINT and, where it is not ignored, SIGHUP set a flag that every loop polls."""
-    global _asked_at, _hung_up
+    """Note SIGTERM, SIGINT and, where it is not ignored, SIGHUP from now on; forgets those that have come.
+
+    A thread of its own hears them: Python runs a handler only when the main thread is not inside of C code, which may
+    be writing a checkpoint or waiting for another process.
+    """
+    global _asked_at, _hung_up, _pipe
     _asked_at, _hung_up = None, False
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    _tell_script("")
+    if _pipe is None:
+        _pipe = os.pipe()
+        os.set_blocking(_pipe[1], False)
+        threading.Thread(target=_hear, args=(_pipe[0],), name="signals", daemon=True).start()
+    signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, _heard)
+    signal.signal(signal.SIGINT, _heard)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, _on_hangup)
+        signal.signal(signal.SIGHUP, _heard)
+
+
+def opening() -> None:
+    """Until `opened`, a signal ends the run where it is: all that it has made is committed."""
+    global _opening
+    _opening = True
+    if asked():
+        _end_opening()
+
+
+def opened() -> None:
+    """From now on, `due` tells where to stop."""
+    global _opening
+    _opening = False
+
+
+def is_opening() -> bool:
+    return _opening
 
 
 def asked() -> bool:
@@ -32,20 +83,99 @@ def asked() -> bool:
     return _hung_up or _asked_at is not None
 
 
-def agreed(world: World) -> bool:
-    """Whether any process has been told to stop; collective."""
-    return sum_over_ranks(world, asked())[0] > 0
+def due() -> bool:
+    """Whether to stop here. All processes ask at the same places in the same order, and all get the same answer."""
+    global _count
+    if _wake is None:
+        return asked()
+    with _changed:
+        while _held and _place is None:
+            _changed.wait()
+        _count += 1
+        return _place is not None and _count >= _place
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _asked_at
-    if _asked_at is None:
+def stopped() -> None:
+    """Tell the script that has started this process that it has stopped as it was told to: torchrun ends with 1."""
+    _tell_script("stopped\n")
+
+
+def _tell_script(text: str) -> None:
+    if path := os.environ.get("SPARLOW_STOPPED"):
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            file.write(text)
+
+
+def agree_by(wake: Callable[[], None] | None) -> None:
+    """Several processes: `wake` is called when this one is told, and `hold` and `stop_at` follow. None: only one."""
+    global _wake, _count, _held, _place
+    with _changed:
+        _wake, _count, _held, _place = wake, 0, False, None
+
+
+def hold() -> int:
+    """Let `due` wait for `stop_at`; returns how often it has been answered."""
+    global _held
+    with _changed:
+        _held = True
+        return _count
+
+
+def stop_at(place: int) -> None:
+    """Let `due` say yes at its answer number `place`, counted from 1."""
+    global _place
+    with _changed:
+        _place = place
+        _changed.notify_all()
+
+
+def is_agreed() -> bool:
+    """Whether `stop_at` has been called."""
+    return _place is not None
+
+
+def _hear(pipe: int) -> None:
+    while numbers := os.read(pipe, 64):
+        for number in numbers:
+            told(number)
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    """Do nothing: `_hear` has been told."""
+
+
+def told(number: int) -> None:
+    """Note a signal; a second one ends the process, save for SIGHUP."""
+    global _asked_at, _hung_up
+    if number == signal.SIGHUP:
+        _hung_up = True
+    elif number not in (signal.SIGTERM, signal.SIGINT):
+        return
+    elif _asked_at is None:
         _asked_at = time.monotonic()
     elif time.monotonic() - _asked_at > SAME_S:
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
+        end("ended at once by a second signal; the checkpoint before is untouched", KILLED)
+    if _opening:
+        _end_opening()
+    if _wake is not None:
+        _wake()
 
 
-def _on_hangup(number: int, frame: FrameType | None) -> None:
-    global _hung_up
-    _hung_up = True
+def _end_opening() -> None:
+    if _wake is not None:
+        _wake()  # the watch ends all processes
+    else:
+        end("stopped while the run opened; the same command opens it again", STOPPED)
+
+
+def end(sentence: str | None, status: int) -> NoReturn:
+    """End this process now, from any thread, with `sentence` on stderr."""
+    if status == STOPPED:
+        stopped()
+    unwritable = contextlib.suppress(OSError, ValueError, RuntimeError)  # closed, or written to by another thread
+    with unwritable:
+        sys.stdout.flush()
+    with unwritable:
+        if sentence:
+            print(f"sparlow: {sentence}", file=sys.stderr, flush=True)
+    os._exit(status)

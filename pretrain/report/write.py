@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _baseline(runs: list[LoggedRun], name: str | None) -> int | None:
     for index, run in enumerate(runs):
         if name is None and run.grown is False:
             return index
-        if name is not None and (name == run.name or Path(name).resolve() == run.path.resolve()):
+        if name is not None and (name == run.name or realpath(name) == realpath(run.path)):
             return index
     if name is not None:
         raise UserError(f"--baseline {name}: is not one of the runs given: {', '.join(run.name for run in runs)}")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from model.errors import UserError
 from pretrain.checkpoint.read import Checkpoint, tokenizer_of
+from pretrain.data.blocks import read_blocks
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Tokens, document_starts
+from pretrain.data.verify import verify_split
 
 FRAGMENTS = (
     " ", "  ", "     ", "\t", "\n", "\r\n", "\r", "\n\n\n", "\t \t", "\u00a0", "\u3000", "\u2009", "\u200b", "\ufeff",
@@ -51,6 +53,7 @@ def held_out_split(checkpoint: Checkpoint) -> TokenDataset | None:
     config = checkpoint.config
     try:
         dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
+        verify_split(config.data.path, "val")
     except UserError:
         return None
     return dataset if dataset.fingerprint == checkpoint.manifest.data_fingerprint else None
@@ -62,7 +65,7 @@ def held_out_documents(checkpoint: Checkpoint) -> list[str] | None:
         return None
     folder, tokenizer = Path(checkpoint.config.data.path), tokenizer_of(checkpoint)
     manifest = load_manifest(folder)
-    tokens, starts = Tokens(folder, manifest, "val"), document_starts(folder, manifest, "val")
+    tokens, starts = Tokens(folder, manifest, "val", read_blocks(folder)), document_starts(folder, manifest, "val")
     documents: list[str] = []
     left = CHARACTERS
     for start, stop in pairwise(starts[: DOCUMENTS + 1]):

@@ -10,6 +10,7 @@ from pretrain.data.dataset import IGNORE, Batch, TokenDataset
 from pretrain.engine.kernel_choices import weights_kept
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, gather_outcomes, sum_over_ranks
+from pretrain.machine.fault import fault_point
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,10 @@ def evaluate(
     try:
         with weights_kept(model):
             for turn, first in enumerate(range(0, len(starts), world.size)):
-                if turn % 8 == 0:
-                    asked, failed = sum_over_ranks(world, stop.asked(), failure is not None)
-                    stopped = asked > 0
-                    if stopped or failed:
-                        break
+                fault_point("evaluation")
+                stopped = stop.due()
+                if stopped or (turn % 8 == 0 and sum_over_ranks(world, failure is not None)[0]):
+                    break
                 if failure is None:
                     try:
                         batch, spelled = _micro_batch(dataset, starts, first + world.rank, micro_batch_size)

@@ -21,7 +21,7 @@ from model.hf.staging import staged, writing
 from model.linear.dense import Dense
 from model.transformer import Transformer
 from pretrain.checkpoint.manifest import reading
-from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint, tokenizer_of
+from pretrain.checkpoint.read import Checkpoint, load_model, on_newest, tokenizer_of
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.machine.distributed import World
 from pretrain.using.check_texts import hard_strings, held_out_documents, held_out_split
@@ -51,7 +51,10 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
     An older folder of that name stays until the new one is checked. One whose check failed, in whatever way, is kept
     under another name, with the reason in FAILED_CHECK.txt.
     """
-    checkpoint = open_checkpoint(source)
+    return on_newest(source, lambda checkpoint: _export(checkpoint, out, dtype=dtype, overwrite=overwrite, check=check))
+
+
+def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, check: bool) -> dict[str, Any]:
     with staged(Path(out), overwrite=overwrite) as folder:
         model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
         counts = count_parameters(model.config, checkpoint.stage.config.linear)
@@ -78,18 +81,18 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
 
 
 def _keep_failed(folder: Path, out: Path, error: BaseException) -> Path:
-    """Rename the folder and write down the reason in it; what an earlier failure left is never touched."""
+    """Write down the reason in the folder and rename it; what an earlier failure left is never touched."""
     reason = "interrupted before the check was done" if isinstance(error, KeyboardInterrupt) else str(error)
     name, number = f"{out.name}.{FAILED}", 1
     while (kept := out.with_name(name if number == 1 else f"{name}-{number}")).exists():
         number += 1
-    folder.rename(kept)
-    (kept / "FAILED_CHECK.txt").write_text(
+    (folder / "FAILED_CHECK.txt").write_text(
         f"The check of this exported folder failed: {type(error).__name__}: {reason}\n\n"
         "Do not use the folder as the checkpoint's model. To export the same without any check, add --no-check: the "
         "model card says so then.\n",
         encoding="utf-8",
     )
+    folder.rename(kept)  # last, so that no folder ever has that name without the reason in it
     return kept
 
 

@@ -12,6 +12,7 @@ from model.transformer import Transformer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, of_main
+from pretrain.machine.fault import fault_point
 from pretrain.using.decoding import decoding
 
 
@@ -69,8 +70,9 @@ def continue_ids(
     model.eval()
     try:
         with decoding(model):
-            for count in range(tokens):
-                if count % 8 == 0 and stop.agreed(world):
+            for _ in range(tokens):
+                fault_point("sample")
+                if stop.due():
                     break
                 drawn = of_main(world, draw_next)
                 if drawn == end:

@@ -67,5 +67,9 @@ FAULTS = {
     "F43": Fault("eval, sample and export beside a run that deletes checkpoints", "they work on the newest"),
     "F44": Fault("a full disk empties again", "metrics and TensorBoard go on, no line is lost to another"),
     "F45": Fault("checkpoints, configurations and tokenizers from strangers", "one sentence, whatever is in them"),
+    "F46": Fault(
+        "a process is stopped (SIGSTOP), or all of them for a while", "it is named and all end; the run goes on"
+    ),
+    "F47": Fault("SLURM preempts a job that may be requeued", "a checkpoint, and the job is requeued and goes on"),
 }
 """Faults by name, in the order of the report."""

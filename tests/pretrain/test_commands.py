@@ -138,6 +138,7 @@ def test_export_refuses_a_folder_whose_token_ids_differ(finished, tmp_path, monk
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.fault("F28")
 @pytest.mark.parametrize("error", [KeyError("a weight"), KeyboardInterrupt()])
 def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_path, monkeypatch, error):
     from pretrain.using import export
@@ -168,6 +169,7 @@ def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatc
         export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
 
 
+@pytest.mark.fault("F28")
 @needs_transformers
 def test_export_survives_a_silent_death_of_its_check(finished, tmp_path, monkeypatch):
     from pretrain.using import export

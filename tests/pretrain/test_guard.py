@@ -64,6 +64,6 @@ def test_too_many_in_a_row_end_the_run_and_the_count_survives_a_resume(tiny, tmp
 
 
 def test_the_fault_hook_strikes_once(monkeypatch):
-    monkeypatch.setenv("SPARLOW_FAULT", "here:2")
+    monkeypatch.setenv("SPARLOW_FAULT", "shard:2")
     fault._visits.clear()
-    assert [fault.fault_flag(point) for point in ("here", "there", "here", "here")] == [False, False, True, False]
+    assert [fault.fault_flag(point) for point in ("shard", "prune", "shard", "shard")] == [False, False, True, False]

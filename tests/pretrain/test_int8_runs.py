@@ -47,6 +47,8 @@ def test_trains_counts_and_keeps_everything_in_codes(tiny, tmp_path):
     assert torch.equal(model.layers[0].attention.q_proj.codes, kept[f"model.{q}.codes"])
 
 
+@pytest.mark.fault("F1")
+@pytest.mark.fault("F2")
 @pytest.mark.parametrize(
     ("options", "pause"),
     [

@@ -11,7 +11,8 @@ from pretrain.checkpoint.manifest import read_manifest
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config import load_config
 from pretrain.loop.metrics import Metrics
-from pretrain.report.logged import _records, _summary
+from pretrain.report.logged import _records
+from pretrain.report.summary import read_summary
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 12345\n".format("0" * 64)
 FILES = ("manifest.json", "config.toml", "state.json", "tokenizer.model", "tensors-00000.safetensors")
@@ -87,7 +88,7 @@ def test_a_damaged_index_of_weights_is_a_sentence(tmp_path, content):
 
 def test_a_run_that_is_reported_or_goes_on(tmp_path):
     pointer(pointer(tmp_path, "metrics.jsonl"), "summary.json")
-    for read, name in ((_records, "metrics.jsonl"), (_summary, "summary.json")):
+    for read, name in ((_records, "metrics.jsonl"), (read_summary, "summary.json")):
         with pytest.raises(UserError, match=said(tmp_path / name)):
             read(tmp_path)
     with pytest.raises(UserError, match=said(tmp_path / "metrics.jsonl")):

@@ -48,6 +48,7 @@ def start_torchrun(tiny, *prefix: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.fault("F14")
 def test_sighup_saves(tiny, tmp_path):
     process = start_command("train", str(tiny), "--train.micro_batch_size=1")
     wait_for_step(process, tmp_path / "run" / "metrics.jsonl")
@@ -57,11 +58,13 @@ def test_sighup_saves(tiny, tmp_path):
     assert tensor_hashes(tmp_path / "run", stopped_at(output))
 
 
+@pytest.mark.fault("F14")
 def test_sighup_to_the_launcher_saves(tiny, tmp_path):
     process = start_torchrun(tiny)
     wait_for_step(process, tmp_path / "run" / "metrics.jsonl")
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
     assert tensor_hashes(tmp_path / "run", stopped_at(output))
 
 
@@ -84,24 +87,26 @@ def test_sighup_to_the_launcher_does_not_matter_under_nohup(tiny, tmp_path):
     assert tensor_hashes(tmp_path / "run", 60)
 
 
+@pytest.mark.fault("F16")
 def test_a_closed_terminal_never_kills_whatever_came_before(monkeypatch):
     killed: list[int] = []
     clock = [100.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(stop.signal, "raise_signal", killed.append)
+    monkeypatch.setattr(stop, "end", lambda sentence, status: killed.append(status))
     handlers = {}
     monkeypatch.setattr(stop.signal, "signal", handlers.__setitem__)
     stop.listen()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGHUP):
-        handlers[number](number, None)
+        assert number in handlers
+        stop.told(number)
         clock[0] += 10.0
     assert stop.asked()
     assert not killed
     stop.listen()
-    handlers[signal.SIGHUP](signal.SIGHUP, None)
+    stop.told(signal.SIGHUP)
     assert stop.asked()
     clock[0] += 10.0
-    handlers[signal.SIGTERM](signal.SIGTERM, None)  # the first that kills is the second of these
+    stop.told(signal.SIGTERM)  # the first that kills is the second of these
     assert not killed
     stop.listen()
 

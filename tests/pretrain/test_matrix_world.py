@@ -65,6 +65,7 @@ def both(corpus, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize("preset", COMPARED)
 def test_two_processes_equal_one(both, preset):
     assert len(logged(both / "two" / preset)) == STEPS
@@ -84,6 +85,8 @@ def test_projected_gradients_are_what_travels(both):
     assert whole["reduced_bytes_per_step"] == full
 
 
+@pytest.mark.fault("F22")
+@pytest.mark.fault("F1")
 @pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize("preset", ["galore_adamw", "q_galore"])
 def test_a_run_of_two_processes_goes_on_with_another_number(both, corpus, tmp_path, preset, processes):

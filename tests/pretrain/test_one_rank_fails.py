@@ -15,6 +15,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port"]
 
 
+@pytest.mark.fault("F18")
 @pytest.mark.parametrize(
     ("launcher", "stage", "rank", "deaf"),
     [

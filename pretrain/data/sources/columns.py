@@ -19,7 +19,7 @@ def parquet_rows(name: str, stream: BinaryIO, key: str) -> Iterator[Document | S
     try:
         file = pyarrow.parquet.ParquetFile(stream)
         yield from _rows(name, file.iter_batches(batch_size=1024, columns=[key]), file.schema_arrow.names, key)
-    except pyarrow.ArrowException:
+    except (pyarrow.ArrowException, UnicodeError):  # UnicodeError: the name of a column
         yield Skipped(name, "unreadable file")
 
 
@@ -36,7 +36,7 @@ def arrow_rows(name: str, stream: BinaryIO, key: str) -> Iterator[Document | Ski
         columns = reader.schema.names
         chosen = (batch.select([key] if columns.count(key) == 1 else []) for batch in batches)
         yield from _rows(name, chosen, columns, key)
-    except pyarrow.ArrowException:
+    except (pyarrow.ArrowException, UnicodeError):
         yield Skipped(name, "unreadable file")
 
 

@@ -5,11 +5,21 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from model.errors import UserError
 from pretrain.data.documents import Skipped
+from pretrain.data.sources.bounded import seen
 
-Named = tuple[str, Path]
+
+class Named(NamedTuple):
+    """A file: what it is called in the corpus, where it lies, and its bytes when it was found."""
+
+    name: str
+    path: Path
+    size: int
+
+
 TWICE = "reached under another name already"
 
 
@@ -42,7 +52,7 @@ class FileFinder:
         elif not stat.S_ISREG(status.st_mode):
             raise UserError(f"{self.option} {argument}: neither a file nor a folder; give a file on disk")
         elif self._new(argument, status):
-            self.files.append((argument.name, argument))
+            self.files.append(Named(argument.name, argument, status.st_size))
         else:
             self.left_out.append(Skipped(argument.name, TWICE))
 
@@ -92,7 +102,7 @@ class FileFinder:
         elif stat.S_ISDIR(status.st_mode):
             folders.append(path)
         else:
-            found.append((name, path))
+            found.append(Named(name, path, status.st_size))
 
     def _new(self, path: Path, status: os.stat_result) -> bool:
         key = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
@@ -104,8 +114,8 @@ class FileFinder:
 def listing_sha256(files: list[Named]) -> str:
     """A hash of the names and contents of files: equal for the same text alone, wherever it lies."""
     listing = hashlib.sha256()
-    for name, path in files:
-        listing.update(f"{name}\0{_content(path)}\n".encode("utf-8", "surrogateescape"))
+    for name, path, size in files:
+        listing.update(f"{name}\0{_content(path, size)}\n".encode("utf-8", "surrogateescape"))
     return listing.hexdigest()
 
 
@@ -115,9 +125,9 @@ def shortened(names: Iterator[str] | list[str], most: int = 20) -> str:
     return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, size: int) -> str:
     try:
-        with path.open("rb") as file:
+        with seen(path, size) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return "unreadable"

@@ -43,19 +43,19 @@ class FolderSource:
         finder.add(folder)
         known, self._left_out = known_files(finder)
         splits: dict[str, list[Named]] = {}
-        saved = any(name.endswith(".arrow") for name, _ in known)
-        for name, path in known:
-            if reason := _no_text(name, saved):
-                self._left_out.append(Skipped(name, reason))
+        saved = any(file.name.endswith(".arrow") for file in known)
+        for file in known:
+            if reason := _no_text(file.name, saved):
+                self._left_out.append(Skipped(file.name, reason))
             else:
-                splits.setdefault(_split_of(name), []).append((name, path))
+                splits.setdefault(_split_of(file.name), []).append(file)
         if not splits:
             raise UserError(f"--hf {folder}: no file of a known type there; known are {SHOWN_TYPES}")
         if split not in splits:
             raise UserError(f"--split {split}: {folder} has no such split; it has {', '.join(sorted(splits))}")
         self._train = splits.pop(split)
         self._validation = splits.pop("validation", None)
-        self._left_out += [Skipped(name, f"of split {other}") for other in splits for name, _ in splits[other]]
+        self._left_out += [Skipped(file.name, f"of split {other}") for other in splits for file in splits[other]]
         self._description = {"kind": "hf", "config": None, "split": split, "text_key": text_key}
         self._require_key(folder)
 
@@ -69,8 +69,8 @@ class FolderSource:
         return {**self._description, "id": f"local {listing_sha256(used)}", "files": len(used)}
 
     def _rows(self, files: list[Named]) -> Iterator[Document | Skipped]:
-        for name, path in files:
-            yield from file_records(name, path, self.text_key)
+        for file in files:
+            yield from file_records(file, self.text_key)
 
     def _require_key(self, folder: Path) -> None:
         """Refuse a key that no row has, which takes one row where the key is right."""

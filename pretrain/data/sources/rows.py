@@ -95,8 +95,7 @@ def _skip(text: str, at: int, inside: bool) -> int:
 def csv_rows(name: str, stream: BinaryIO, key: str, delimiter: str) -> Iterator[Document | Skipped]:
     """Rows below a line of column names; what stands in them stays as it is."""
     csv.field_size_limit(MAX_LINE)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    table = csv.DictReader(text, delimiter=delimiter)
+    table = csv.DictReader(_TextLines(stream), delimiter=delimiter)
     row = 0
     while True:
         try:
@@ -109,6 +108,29 @@ def csv_rows(name: str, stream: BinaryIO, key: str, delimiter: str) -> Iterator[
             columns = {str(column): cell for column, cell in value.items() if column is not None}
             yield keyed_document(name, row, columns, key, f"{name}:{row + 1}")
         row += 1
+
+
+class _TextLines:
+    """Lines of a table as text; one that is too long is a csv.Error, and the next comes after it."""
+
+    def __init__(self, stream: BinaryIO):
+        self._lines, self._parts = lines(stream), list[bytes]()
+        self._first = True
+
+    def __iter__(self) -> "_TextLines":
+        return self
+
+    def __next__(self) -> str:
+        if not self._parts:
+            line = next(self._lines)
+            if line is None:
+                raise csv.Error("line over 10 MB")
+            # A carriage return ends a line for csv too, and alone it must not stand inside of one.
+            self._parts = line.splitlines(keepends=True)[::-1]
+        part = self._parts.pop()
+        if self._first:
+            part, self._first = part.removeprefix(BOM), False
+        return part.decode("utf-8", "surrogateescape")
 
 
 def lines(stream: BinaryIO) -> Iterator[bytes | None]:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from model.errors import UserError
 from model.lfs import POINTER, is_pointer
 from pretrain.data.documents import Document, Skipped, score
+from pretrain.data.sources.bounded import seen
 from pretrain.data.sources.columns import arrow_rows, parquet_rows
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.rows import csv_rows, json_rows, lines
@@ -45,8 +46,8 @@ class TextSource:
 
     def records(self) -> Iterator[Document | Skipped]:
         yield from self._left_out
-        for name, path in self._files:
-            yield from file_records(name, path, self.text_key)
+        for file in self._files:
+            yield from file_records(file, self.text_key)
 
     def describe(self) -> dict[str, Any]:
         count, sha256 = len(self._files), listing_sha256(self._files)
@@ -55,18 +56,30 @@ class TextSource:
 
 def known_files(finder: FileFinder) -> tuple[list[Named], list[Skipped]]:
     """(the files of a known type, all that is left out)."""
-    known = [file for file in finder.files if file[1].name.endswith(TYPES)]
-    others = [Skipped(name, "unknown file type") for name, path in finder.files if not path.name.endswith(TYPES)]
+    known = [file for file in finder.files if file.path.name.endswith(TYPES)]
+    others = [Skipped(file.name, "unknown file type") for file in finder.files if not file.path.name.endswith(TYPES)]
     return known, [*others, *finder.left_out]
 
 
-def file_records(name: str, path: Path, text_key: str) -> Iterator[Document | Skipped]:
-    """All documents of one file; what cannot be read of it is one `Skipped` and never an error."""
+def file_records(file: Named, text_key: str) -> Iterator[Document | Skipped]:
+    """All documents of one file; what cannot be read of it is one `Skipped`, and so is one that holds no row.
+
+    UserError alone where the file was cut or removed since it was found.
+    """
+    record = None
+    for record in _records(file, text_key):
+        yield record
+    if record is None:
+        yield Skipped(file.name, "empty")
+
+
+def _records(file: Named, text_key: str) -> Iterator[Document | Skipped]:
+    name, path, size = file
     try:
         if is_pointer(path):
             yield Skipped(name, POINTER)
             return
-        with path.open("rb") as stream:
+        with seen(path, size) as stream:
             if path.name.endswith(PLAIN):
                 yield from _sections(name, stream)
             elif path.name.endswith(".parquet"):

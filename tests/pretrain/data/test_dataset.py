@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from corpora import as_if_written_so
 
 from model.errors import UserError
 from pretrain.cli import main
@@ -224,6 +225,7 @@ def test_a_damaged_index_is_named_where_bytes_are_counted(prepared, starts):
     damaged[:] = starts[-1]
     damaged[:3] = starts
     damaged.tofile(index)
+    as_if_written_so(prepared)
     data = TokenDataset(prepared, "val", 16, "concat", 0)
     with pytest.raises(UserError, match=r"val\.index\.bin: the starts of the documents are not in order"):
         data.target_bytes(0, data.n_samples)
@@ -261,6 +263,7 @@ def test_token_beyond_the_vocabulary(prepared):
     tokens = np.fromfile(shard, "<u2")
     tokens[3] = 320
     tokens.tofile(shard)
+    as_if_written_so(prepared)
     with pytest.raises(UserError, match=r"val-00000\.bin: token 320 is beyond the vocabulary of 320"):
         TokenDataset(prepared, "val", 16, "concat", 0).batch(0, 1)
 
@@ -270,6 +273,7 @@ def test_document_starts_out_of_order(prepared):
     starts = np.fromfile(index, "<u8")
     starts[[2, 3]] = starts[[3, 2]]
     starts.tofile(index)
+    as_if_written_so(prepared)
     with pytest.raises(UserError, match=r"train\.index\.bin: the starts of the documents are not in order"):
         TokenDataset(prepared, "train", 16, "document", 0)
 

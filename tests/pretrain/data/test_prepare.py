@@ -17,9 +17,10 @@ from processes import run_command, start_command
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.documents import score
-from pretrain.data.manifest import load_manifest, verify_hashes
+from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import HashedFile
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.verify import verify
 
 
 def command(texts, out, *more) -> list[str]:
@@ -58,7 +59,7 @@ def test_what_the_manifest_says(texts, salad, tmp_path, capsys):
     tokenizer = Tokenizer(tmp_path / "a" / "tokenizer.model")
     assert shown["train"]["tokens"] + shown["val"]["tokens"] == sum(len(tokenizer.encode(t)) + 2 for t in salad)
     assert shown["tokenizer"]["sha256"] == tokenizer.sha256
-    verify_hashes(tmp_path / "a")
+    verify(tmp_path / "a")
 
 
 def test_a_second_run_does_nothing_and_another_one_is_refused(texts, tmp_path, capsys):
@@ -108,7 +109,7 @@ def test_a_kill_while_replacing_a_corpus_leaves_no_manifest(texts, prepared):
     assert status == -signal.SIGKILL
     assert not (prepared / "manifest.json").exists()
     assert main(command(texts, prepared)) == 0
-    verify_hashes(prepared)
+    verify(prepared)
 
 
 def test_what_a_killed_run_left_is_not_taken_over(texts, prepared, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 
 from model.errors import UserError
 from pretrain.data.dataset import TokenDataset
-from pretrain.data.manifest import FileEntry, load_manifest, verify_hashes
+from pretrain.data.manifest import FileEntry, load_manifest
 from pretrain.data.shards import ShardWriter
+from pretrain.data.verify import verify
 
 
 @pytest.mark.parametrize(("dtype", "shard_tokens"), [("<u2", 7), ("<u2", 1000), ("<u4", 10), ("<u4", 1)])
@@ -31,7 +32,7 @@ def test_tokens_and_starts_come_back(tmp_path, dtype, shard_tokens):
 
 
 def test_sound_corpus(prepared):
-    verify_hashes(prepared)
+    verify(prepared)
     manifest = load_manifest(prepared)
     assert manifest.train.documents + manifest.val.documents == 40
     assert manifest.dtype == "uint16"
@@ -126,6 +127,6 @@ def test_a_flipped_bit_is_found_by_its_hash(prepared):
         sound = (prepared / name).read_bytes()
         (prepared / name).write_bytes(bytes(raw))
         with pytest.raises(UserError, match=f"{name}: its contents changed"):
-            verify_hashes(prepared)
+            verify(prepared)
         (prepared / name).write_bytes(sound)
-    verify_hashes(prepared)
+    verify(prepared)

@@ -74,6 +74,7 @@ def killed(config, tmp_path_factory, request) -> Path:
     return folder
 
 
+@pytest.mark.fault("F27")
 @pytest.mark.parametrize(
     ("point", "again"),
     [pytest.param(point, again, marks=() if point in QUICK else pytest.mark.slow) for point, again in POINTS.items()],
@@ -95,6 +96,8 @@ def flip(folder: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.fault("F27")
+@pytest.mark.fault("F5")
 @pytest.mark.parametrize("name", KEPT.values())
 def test_a_damaged_grown_checkpoint_is_grown_again(config, undisturbed, killed, capsys, name):
     run = killed / name
@@ -110,6 +113,7 @@ def test_a_damaged_grown_checkpoint_is_grown_again(config, undisturbed, killed, 
     assert (run / "checkpoints" / GROWN / "state.json").read_bytes() == before
 
 
+@pytest.mark.fault("F6")
 def test_without_the_small_checkpoint_a_damaged_grown_one_is_the_end(config, undisturbed, tmp_path):
     from model.errors import UserError
 
@@ -121,6 +125,7 @@ def test_without_the_small_checkpoint_a_damaged_grown_one_is_the_end(config, und
     assert names(run) == [f"{GROWN}.corrupt"]
 
 
+@pytest.mark.fault("F27")
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("galore", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "pauses",
@@ -144,6 +149,7 @@ def test_pauses(config, undisturbed, tmp_path_factory, tmp_path, pauses, optimiz
 STOPS = {"a step before": GROWS - 1, "at the growth step": GROWS, "during the growth": GROWS + 1}
 
 
+@pytest.mark.fault("F14")
 @pytest.mark.parametrize(("when", "stops_at"), STOPS.items())
 def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
     """Stops before the growth, or with the first step after it where the signal comes during the growth."""
@@ -168,6 +174,7 @@ def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
     assert ending(run) == ending(undisturbed)
 
 
+@pytest.mark.fault("F14")
 @pytest.mark.parametrize("step", [GROWS, pytest.param(GROWS + 2, marks=pytest.mark.slow)])
 def test_an_evaluation_that_is_cut_short_at_the_growth_is_made_up_for(config, tmp_path, monkeypatch, step):
     from pretrain.loop import train
@@ -188,6 +195,7 @@ def test_an_evaluation_that_is_cut_short_at_the_growth_is_made_up_for(config, tm
     assert ending(run) == ending(straight)
 
 
+@pytest.mark.fault("F11")
 def test_a_full_disk_during_the_growth_leaves_the_small_model(config, undisturbed, tmp_path, monkeypatch):
     from model.errors import RunFailed
     from pretrain.machine import files

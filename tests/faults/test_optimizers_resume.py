@@ -1,0 +1,54 @@
+"""Every optimizer goes on after a pause as if there had been none, also around a refresh of its bases."""
+
+from pathlib import Path
+
+import pytest
+from support import logged, tensor_hashes, train_here
+
+from pretrain.optim import OPTIMIZERS
+from pretrain.optim.rules import PRESETS
+
+GAP = 4
+
+
+@pytest.mark.fault("F1")
+@pytest.mark.parametrize("name", ["adamw", "apollo_mini"])
+def test_what_is_restored_does_not_lie_in_the_file(tiny, tmp_path, monkeypatch, name):
+    """It lies where a tensor of the run's own would, so that every sum has the same order; and the file can go."""
+    from pretrain.loop import train
+
+    options, mapped, step = [f"--optimizer.name={name}", "--linear.name=dense"], [], train.train_step
+
+    def look(*arguments):
+        mapped.append(Path("/proc/self/maps").read_text().count(f"{tmp_path}/run/checkpoints"))
+        return step(*arguments)
+
+    train_here(tiny, *options, "--train.max_steps=1")
+    monkeypatch.setattr(train, "train_step", look)
+    train_here(tiny, *options, "--train.max_steps=3")
+    assert mapped == [0, 0]
+
+
+def options_of(name: str) -> list[str]:
+    options = [f"--optimizer.name={name}", "--linear.name=dense"]
+    if name in PRESETS.keys() - {"ldadam", "muon"}:
+        options.append(f"--optimizer.update_proj_gap={GAP}")
+    if name in PRESETS.keys() - {"apollo_mini", "muon"}:
+        options.append("--optimizer.rank=4")
+    return options
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F1", "F2")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_resumes_exactly(tiny, tmp_path, name):
+    """Paused one step before a refresh, at it and after it: every tensor, loss and count of refreshes is equal."""
+    options = options_of(name)
+    straight, paused = tmp_path / "straight", tmp_path / "paused"
+    assert train_here(tiny, *options, f"--run.dir={straight}", f"--train.max_steps={2 * GAP + 2}") == 0
+    for pause in (GAP - 1, GAP, GAP + 1, 2 * GAP, 2 * GAP + 2):
+        assert train_here(tiny, *options, f"--run.dir={paused}", f"--train.max_steps={pause}") == 0
+    assert tensor_hashes(paused, 2 * GAP + 2) == tensor_hashes(straight, 2 * GAP + 2)
+    for key in ("train/loss", "train/grad_norm", "train/grad_norm_projected", "train/refreshes"):
+        assert logged(paused, key) == logged(straight, key)
+    assert len(logged(paused)) == 2 * GAP + 2
