@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 MOST_WAITING = 100_000
 """Figures and texts that are kept in memory until they are on the disk, at most."""
@@ -14,7 +15,8 @@ class Board:
     """
 
     def __init__(self, folder: Path, resume_step: int):
-        self._folder, self._writer = folder, None  # type: tuple[Path, Any]
+        self._folder = folder
+        self._writer: Any = None
         self._waiting: deque[tuple[str, str, float | str, int]] = deque(maxlen=MOST_WAITING)
         _silence_writer_threads()
         self._open(resume_step + 1)

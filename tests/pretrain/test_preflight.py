@@ -11,6 +11,7 @@ from model.errors import RunFailed, UserError
 Usage = namedtuple("Usage", "total used free")
 
 
+@pytest.mark.fault("F12")
 def test_a_disk_too_small_for_the_checkpoints(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 300_000))
     with pytest.raises(UserError, match=r"checkpoint\.keep = 3 checkpoints .* need .* GB"):

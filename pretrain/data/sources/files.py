@@ -128,7 +128,7 @@ def shortened(names: Iterator[str] | list[str], most: int = 20) -> str:
 def _content(path: Path, size: int) -> str:
     try:
         with seen(path, size) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return "unreadable"
 
