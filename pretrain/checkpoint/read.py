@@ -191,8 +191,11 @@ def _work_on(folder: Path, work: Callable[[Checkpoint], T]) -> T:
 
 
 def _find(path: Path) -> Path:
-    if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
-        return path
+    try:
+        if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
+            return path
+    except OSError as error:  # of a name that is too long
+        raise UserError(f"{str(path)[:200]}: cannot be read ({error.strerror})") from None
     for folder in CheckpointStore(path).folders():
         return folder
     raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")

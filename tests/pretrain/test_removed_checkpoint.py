@@ -31,6 +31,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.fault("F43")
 @pytest.mark.parametrize(("command", "point"), [(name, point) for name, points in COMMANDS.items() for point in points])
 def test_one_sentence(old, corpus, tmp_path, monkeypatch, capsys, command, point):
     run, config = tmp_path / "run", str(old / "tiny.toml")
