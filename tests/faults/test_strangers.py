@@ -305,14 +305,11 @@ def test_a_pickle_in_the_place_of_any_file(trained, run, folder, tmp_path, name,
         (folder / name).write_bytes(bomb)
     else:
         edit_checkpoint(folder, files={name: bomb})
-    command = ["train", str(trained / "tiny.toml"), *OPTIONS, f"--run.dir={run}", "--train.max_steps=3"]
-    for arguments in (
-        ["eval", str(run)],
-        ["sample", str(run)],
-        ["export", str(run), "--out", str(tmp_path / "hf")],
-        command,
-    ):
-        assert main(arguments) == 2
+    resume = ["train", str(trained / "tiny.toml"), *OPTIONS, f"--run.dir={run}", "--train.max_steps=3"]
+    out = ["--out", str(tmp_path / "hf"), "--no-check"]
+    for arguments in (["eval", str(run)], ["sample", str(run)], ["export", str(run), *out], resume):
+        # A resume reads text with the tokenizer of its corpus and only copies the checkpoint's.
+        assert main(arguments) == (0 if arguments is resume and name == "tokenizer.model" else 2)
     assert not (tmp_path / "marker").exists()
     pickle.loads(bomb)
     assert (tmp_path / "marker").exists()
