@@ -37,13 +37,14 @@ def save_checkpoint(
     tensors: WholeTensors,
     dataset: TokenDataset,
     grown: bool = False,
+    rewound: int = 0,
 ) -> Path:
-    """Commit one checkpoint and return its folder; `grown` where the model has grown after that step.
+    """Commit one checkpoint and return its folder; `grown` and `rewound` as in `step_folder`.
 
     Collective; an error while writing (OSError: disk full) is raised on all ranks, with nothing left behind and older
     checkpoints untouched.
     """
-    final = store.folder / step_folder(state.step, grown)
+    final = store.folder / step_folder(state.step, grown, rewound)
     temporary = on_main(world, lambda: _fresh_folder(final))
     try:
         files = _write_shards(temporary, world, tensors)

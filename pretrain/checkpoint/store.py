@@ -13,12 +13,13 @@ from model.errors import UserError
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, reading, verify_hashes
 from pretrain.machine.fault import fault_point
 
-STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?")
+STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?(?:-rewound(\d+))?")
 
 
-def step_folder(step: int, grown: bool = False) -> str:
-    """Name of the checkpoint after `step`; of the grown model where the model has grown after that step."""
-    return f"step-{step:08d}" + ("-grown" if grown else "")
+def step_folder(step: int, grown: bool = False, rewound: int = 0) -> str:
+    """Name of the checkpoint after `step`; of the grown model where the model has grown after that step, and of the run
+    gone back there by its `rewound`-th rewind, where that is not 0."""
+    return f"step-{step:08d}" + ("-grown" if grown else "") + (f"-rewound{rewound}" if rewound else "")
 
 
 class CheckpointStore:
@@ -58,11 +59,12 @@ class CheckpointStore:
             self._lock = None
 
     def folders(self) -> list[Path]:
-        """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one."""
+        """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one, and
+        that of the last rewind before all."""
         if not self.folder.is_dir():
             return []
         matches = ((path, STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
-        found = [(int(match[1]), bool(match[2]), path) for path, match in matches if match]
+        found = [(int(match[1]), bool(match[2]), int(match[3] or 0), path) for path, match in matches if match]
         return [path for *_, path in sorted(found, reverse=True)]
 
     def newest_good(self, say: Callable[[str], None]) -> Path | None:
@@ -96,7 +98,11 @@ class CheckpointStore:
 
     def prune(self, keep: int, say: Callable[[str], None]) -> None:
         """Delete all but the newest `keep`. A folder loses its name first: a half-deleted one is no checkpoint."""
-        for path in self.folders()[keep:]:
+        self.delete(self.folders()[keep:], say)
+
+    def delete(self, folders: list[Path], say: Callable[[str], None]) -> None:
+        """Delete checkpoints; one that cannot be is told of, and kept."""
+        for path in folders:
             doomed = path.with_name(path.name + ".deleting")
             try:
                 path.rename(doomed)

@@ -1,5 +1,6 @@
 """What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class Run:
     """Reads `dataset` ahead of the training thread."""
     told: set[str] = field(default_factory=set)
     """What has been said already and is not said again."""
+    goes_back: Callable[[], None] | None = None
+    """Commits what the run goes on from, in place of this one, after a spike."""
 
     @property
     def stage(self) -> Stage:
