@@ -211,6 +211,26 @@ def test_a_kill_on_the_way_back_changes_nothing(tiny, tmp_path, gone_back, strik
     assert ending(tmp_path / "run") == gone_back
 
 
+@pytest.mark.slow
+@pytest.mark.fault("F21")
+@pytest.mark.fault("F27")
+def test_a_run_that_grows_goes_back_no_further_than_its_growth(tiny, tmp_path, strike):
+    """With one document to a row; and a kill on the way back to the grown model changes nothing."""
+    options = [*SHORT, "--guard.spikes=rewind", "--guard.warmup=3", "--guard.sigma=100.0", "--data.packing=document"]
+    options += ["--growth.enabled=true", "--growth.factor=2", "--growth.at=0.5", "--schedule.total_steps=24"]
+    straight, killed = tmp_path / "straight", tmp_path / "run"
+    strike("loss_spike:17")
+    train_here(tiny, *options, f"--run.dir={straight}")
+    assert (straight / "checkpoints" / "step-00000012-grown-rewound1").is_dir()
+    ended = state(straight, 24)
+    assert (ended["stage"], ended["stage_start"], ended["rewinds"][0]["to"]) == (1, 12, 12)
+    status, output = run_command("train", str(tiny), *options, fault="loss_spike:17,in_rewind")
+    assert status == -signal.SIGKILL, output
+    strike("loss_spike:5")
+    train_here(tiny, *options)
+    assert ending(killed) == ending(straight)
+
+
 @pytest.mark.fault("F21")
 def test_spikes_that_come_again_end_the_run(tiny, strike):
     strike("loss_spike:17,loss_spike:20,loss_spike:22")
