@@ -60,7 +60,7 @@ def test_sigterm_anywhere(tiny, tmp_path, undisturbed, place):
 )
 def test_sigterm_to_one_of_two_processes(tiny, tmp_path, place, rank):
     """Both end at the same place, with one sentence."""
-    signalled = {"SPARLOW_FAULT": place, "SPARLOW_FAULT_SIGNAL": "SIGTERM", "SPARLOW_FAULT_RANK": str(rank)}
+    signalled = {"SPARLOW_FAULT": f"{place}/{rank}", "SPARLOW_FAULT_SIGNAL": "SIGTERM"}
     options = ["-m", "pretrain", "train", str(tiny), *OPTIONS[1:]]
     # Steps enough that the run does not end before they have agreed.
     stopped = end_of(start_world(2, *options, "--schedule.total_steps=1000000", **signalled))
