@@ -13,7 +13,7 @@ def is_pointer(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(HEAD)) == HEAD
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name with a NUL
         return False
 
 

@@ -28,6 +28,9 @@ PLAIN = (
 MAX_EXCEPTIONS = 200
 """Each rule that is not a composition costs a step of its own at every text."""
 
+MOST_VISITS, LONGEST_SOURCE = 2**20, 256
+"""Units that a table's rules lead through, and bytes of the longest one: far more than those of any real table."""
+
 
 class _Rules(NamedTuple):
     single: dict[str, str]
@@ -40,7 +43,10 @@ class _Rules(NamedTuple):
 
 def charsmap_obstacle(charsmap: bytes) -> str | None:
     """The first rule of a table that `charsmap_steps` cannot express, in words."""
-    rules = _rules(charsmap)
+    try:
+        rules = _rules(charsmap)
+    except (ValueError, IndexError):
+        return "its table is damaged"
     for source, target in (rules.single | rules.exceptions).items():
         fixed = len(target) == 1 and _composed(target, rules.single) == target
         plain = any(re.match(f"[{PLAIN}]", c) for c in source[1:])
@@ -132,12 +138,15 @@ def _decode(charsmap: bytes) -> dict[str, str]:
     order = np.argsort(parents, kind="stable")
     children, parents = children[order], parents[order]
     rules: dict[str, str] = {}
-    keys, at = np.zeros((1, 0), dtype=np.uint8), np.zeros(1, dtype=np.int64)
+    keys, at, visited = np.zeros((1, 0), dtype=np.uint8), np.zeros(1, dtype=np.int64), 0
     while len(at):
         first, last = np.searchsorted(parents, places[at]), np.searchsorted(parents, places[at], side="right")
         counts = last - first
         steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         at = children[np.repeat(first, counts) + steps]
+        visited += len(at)
+        if visited > MOST_VISITS or keys.shape[1] > LONGEST_SOURCE:
+            raise ValueError("the table leads in a circle")
         keys = np.concatenate([np.repeat(keys, counts, axis=0), (units[at] & 255).astype(np.uint8)[:, None]], axis=1)
         ends = units[at] >> 8 & 1 == 1
         starts = units[places[at[ends]]] & 0x7FFFFFFF

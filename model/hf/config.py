@@ -1,6 +1,5 @@
 """`config.json` of a Hugging Face LLaMA folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from model.schema import expected
+from model.strict_json import read_object
 
 
 def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -40,55 +40,75 @@ def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 def read_config(path: Path) -> ModelConfig:
     """The shape that the config.json at `path` describes; UserError when it is not a plain LLaMA."""
     try:
-        hf = json.loads(path.read_text(encoding="utf-8"))
+        hf = read_object(path)
     except (OSError, ValueError) as error:
         refuse_pointer(path)
         raise UserError(f"{path}: not readable as JSON ({error}); give a Hugging Face LLaMA folder") from error
     _require_plain_llama(hf, path)
-    dim, n_heads = _required(hf, "hidden_size", path), _required(hf, "num_attention_heads", path)
-    kv_heads, head_dim = hf.get("num_key_value_heads") or n_heads, hf.get("head_dim") or dim // n_heads
+    dim, n_heads = _count(hf, "hidden_size", path), _count(hf, "num_attention_heads", path)
+    kv_heads = _count(hf, "num_key_value_heads", path, n_heads)
+    head_dim = _count(hf, "head_dim", path, dim // n_heads)
     try:
         return ModelConfig(
             dim=dim,
-            n_layers=_required(hf, "num_hidden_layers", path),
+            n_layers=_count(hf, "num_hidden_layers", path),
             n_heads=n_heads,
             n_kv_heads=0 if kv_heads == n_heads else kv_heads,
             head_dim=0 if head_dim * n_heads == dim else head_dim,
-            ffn_dim=_required(hf, "intermediate_size", path),
-            vocab_size=_required(hf, "vocab_size", path),
-            max_seq_len=hf.get("max_position_embeddings", 2048),
-            rope_theta=float(_rope(hf).get("rope_theta", hf.get("rope_theta", 10000.0))),
-            norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            ffn_dim=_count(hf, "intermediate_size", path),
+            vocab_size=_count(hf, "vocab_size", path),
+            max_seq_len=_count(hf, "max_position_embeddings", path, 2048),
+            rope_theta=_number(_rope(hf, path), "rope_theta", path, _number(hf, "rope_theta", path, 10000.0)),
+            norm_eps=_number(hf, "rms_norm_eps", path, 1e-6),
             tie_embeddings=hf.get("tie_word_embeddings", False),
-            init_std=float(hf.get("initializer_range", 0.02)),
+            init_std=_number(hf, "initializer_range", path, 0.02),
         )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the model's shape"
-        raise UserError(f"{path}: {where} cannot be used here: {expected(first)}, got {first['input']!r}") from error
+        got = repr(first["input"])[:60]
+        raise UserError(f"{path}: {where} cannot be used here: {expected(first)}, got {got}") from error
 
 
-def _rope(hf: dict[str, Any]) -> dict[str, Any]:
+def _rope(hf: dict[str, Any], path: Path) -> dict[str, Any]:
     """Rotary settings: transformers 5 writes `rope_parameters`, transformers 4 `rope_scaling` beside `rope_theta`."""
-    return hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: the rotary settings are {repr(found)[:60]}, expected a table")
+    return found
 
 
 def _require_plain_llama(hf: dict[str, Any], path: Path) -> None:
     """UserError for what this network does not compute."""
     if hf.get("model_type") != "llama":
-        raise UserError(f'{path}: model_type is {hf.get("model_type")!r}; only "llama" folders can be loaded')
+        raise UserError(f'{path}: model_type is {repr(hf.get("model_type"))[:60]}; only "llama" folders can be loaded')
     for key in ("attention_bias", "mlp_bias", "quantization_config"):
         if hf.get(key):
             raise UserError(f"{path}: {key} is set; only LLaMA folders without it can be loaded")
-    rope = _rope(hf)
+    rope = _rope(hf, path)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise UserError(f"{path}: rope_scaling of type {kind!r} is not supported; only plain rotary positions are")
+        raise UserError(
+            f"{path}: rope_scaling of type {repr(kind)[:60]} is not supported; only plain rotary positions are"
+        )
     if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f'{path}: hidden_act is {hf["hidden_act"]!r}; only "silu" folders can be loaded')
+        raise UserError(f'{path}: hidden_act is {repr(hf["hidden_act"])[:60]}; only "silu" folders can be loaded')
 
 
-def _required(hf: dict[str, Any], key: str, path: Path) -> int:
-    if key not in hf:
+def _count(hf: dict[str, Any], key: str, path: Path, default: int = 0) -> int:
+    """A whole number of at least 1; `default`, where there is one, also stands for null and 0."""
+    found = hf.get(key)
+    value = default if found is None or found == 0 else found
+    if key not in hf and not default:
         raise UserError(f"{path}: {key} is missing; add it or give a complete Hugging Face LLaMA folder")
-    return hf[key]
+    if type(value) is not int or not 1 <= value <= 2**24:
+        raise UserError(f"{path}: {key} is {repr(found)[:60]}, expected a whole number from 1 to {2**24}")
+    return value
+
+
+def _number(hf: dict[str, Any], key: str, path: Path, default: float) -> float:
+    """A finite number; `default` also stands for null."""
+    value = default if hf.get(key) is None else hf[key]
+    if type(value) not in (int, float) or not abs(value) < 1e30:
+        raise UserError(f"{path}: {key} is {repr(value)[:60]}, expected a number")
+    return float(value)

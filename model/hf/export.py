@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,19 @@ def _write_weights(folder: Path, model: Transformer, dtype: torch.dtype, shard_b
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         weight_map.update({tensor.theirs: file for tensor in shard})
         merged = {tensor.theirs: merged_weight(model, tensor, dtype) for tensor in shard}
-        save_file(merged, folder / file, metadata={"format": "pt"})
+        _save(merged, folder / file)
     if len(shards) > 1:
         total = sum(_bytes(tensor, dtype) for shard in shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a weight file whom all may read that may read its neighbours."""
+    path.touch()  # with the rights that a new file has here
+    rights = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata={"format": "pt"})  # puts a file in its place that its owner alone may read
+    path.chmod(rights)
 
 
 def _plan_shards(model: Transformer, dtype: torch.dtype, shard_bytes: int) -> list[list[DenseTensor]]:

@@ -44,9 +44,11 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield folder
         with writing(out):
+            _sync(*(path for path in folder.iterdir() if path.is_file()), folder)
             if out.exists():
                 out.rename(replaced)
             folder.rename(out)
+            _sync(out.parent)
             if replaced.exists():
                 replaced.rename(folder)
     finally:
@@ -63,6 +65,16 @@ def writing(out: Path | str) -> Iterator[None]:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); choose another folder or make room"
         ) from None
+
+
+def _sync(*paths: Path) -> None:
+    """Wait until files, or the names in folders, are on the disk: a name that outlives a power cut has its bytes."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(folder: Path, out: Path) -> int:

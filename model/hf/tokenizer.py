@@ -35,10 +35,14 @@ def export_obstacle(path: Path) -> str | None:
 
 
 def _parse(path: Path) -> Any:
+    from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(path.read_bytes())
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise UserError(f"{path}: not a SentencePiece model; give a .model file") from None
     return proto
 
 

@@ -12,11 +12,19 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
 SPACE = "\u2581"
 
+LONGEST = 10**9
+"""Sum of the squared lengths of all pieces: so many characters are copied to find what each is merged from."""
+
 
 def obstacle(proto: Any) -> str | None:
     """What in the SentencePiece model no tokenizer.json expresses; None when all of it can be written."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     symbols = [entry.piece for entry in proto.pieces if entry.type == USER_DEFINED]
+    ids = [getattr(trainer, f"{role}_id") for role in ("bos", "eos", "pad", "unk")]
+    if trainer.unk_id < 0 or max(ids) >= len(proto.pieces):
+        return "its special tokens are none of its pieces"
+    if sum(len(entry.piece) ** 2 for entry in proto.pieces) > LONGEST:
+        return "its pieces are longer than those of any language"
     if trainer.model_type != trainer.BPE:
         return "it is not a BPE tokenizer, and a Hugging Face LLaMA folder can hold no other"
     if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pretrain.bench.gpu_training import QUIET, RESUME_TOLERANCE, corpus, losses
 from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
-from pretrain.machine.memory import CAP
+from pretrain.machine.memory import CAP, readable
 
 NAME, OFFLOAD = "7B recipes", "7B offload"
 STEPS, OFFLOAD_STEPS = 20, 4
@@ -153,7 +153,7 @@ def _require_room(check: Check, path: Path, card: int, figures: dict[str, Any]) 
     free = shutil.disk_usage(check.work).free
     if free < 2 * checkpoint:
         raise Skipped(
-            f"{check.work} has {free / 1e9:.0f} GB free and two checkpoints take {2 * checkpoint / 1e9:.0f} GB: name a "
+            f"{check.work} has {readable(free)} free and two checkpoints take {readable(2 * checkpoint)}: name a "
             "larger folder with TMPDIR"
         )
     if check.device == "cuda":

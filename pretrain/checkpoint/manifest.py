@@ -141,7 +141,7 @@ def parse_manifest(data: bytes, folder: Path) -> Manifest:
     if sealed:
         fields.pop(OWN_HASH)
     version = fields.get("format_version")
-    if not _is_count(version) or sealed != (version > WITHOUT_OWN_HASH):
+    if not (isinstance(version, int) and _is_count(version)) or sealed != (version > WITHOUT_OWN_HASH):
         raise BrokenCheckpoint("manifest.json is damaged (its own sha256 is missing)")
     if version not in (WITHOUT_OWN_HASH, FORMAT_VERSION):
         raise UserError(

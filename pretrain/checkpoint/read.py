@@ -1,17 +1,21 @@
 """Reading a checkpoint: tensors by name, the numbers and the configuration; a model out of it."""
 
-import json
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import UserError
 from model.linear.support.base import check_supports
+from model.strict_json import parse_object, read_plain
 from model.transformer import Transformer
 from pretrain.checkpoint.manifest import BrokenCheckpoint, Manifest, read_manifest, reading, verify_hashes
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage
 from pretrain.data.tokenizer import Tokenizer
@@ -19,22 +23,30 @@ from pretrain.engine.kernel_choices import apply, can_follow
 from pretrain.loop.build import build
 from pretrain.loop.state import TrainState
 
+LARGEST = {"config.toml": 2**20, "state.json": 2**24, "tokenizer.model": 2**28}
+"""Bytes that each file which is held in memory may have."""
+
 
 class Checkpoint:
-    """One committed checkpoint folder, opened lazily: a tensor is read when it is asked for."""
+    """One committed checkpoint folder, opened lazily: a tensor is read when it is asked for.
+
+    What it holds is taken for a stranger's: UserError unless everything in it fits together, said before memory is
+    taken for a model.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._shard_of: dict[str, Path] = {}
         with reading(folder):
             self.manifest: Manifest = read_manifest(folder)
-            self.config: Config = load_recorded(folder / "config.toml")
-            self.state = TrainState.from_json(json.loads((folder / "state.json").read_text()))
-            self.tokenizer_model = (folder / "tokenizer.model").read_bytes()
-            for entry in self.manifest.files:
-                if entry.name.endswith(".safetensors"):
-                    with safe_open(folder / entry.name, framework="pt") as shard:
-                        self._shard_of.update(dict.fromkeys(shard.keys(), folder / entry.name))
+            texts = {name: self._file(name) for name in LARGEST}
+            self.tokenizer_model = texts["tokenizer.model"]
+            stored = dict(self._headers())
+            with self._named():
+                self.config: Config = load_recorded(folder / "config.toml", most_layers(stored))
+                self.state = TrainState.from_json(_object(texts["state.json"]))
+                self._require_place()
+                require_tensors(stored, self.stage.config)
 
     @property
     def stage(self) -> Stage:
@@ -53,8 +65,84 @@ class Checkpoint:
         """The whole tensor `name`, on the CPU."""
         if name not in self._shard_of:
             raise UserError(f"{self.folder} holds no tensor {name}; it belongs to another model or version")
-        with reading(self.folder), safe_open(self._shard_of[name], framework="pt") as shard:
+        with reading(self.folder), _opened(self._shard_of[name]) as shard:
             return shard.get_tensor(name)
+
+    def _file(self, name: str) -> bytes:
+        """The content of a file that must be there, once it is known to be what was written."""
+        entry = next((entry for entry in self.manifest.files if entry.name == name), None)
+        if entry is None:
+            raise BrokenCheckpoint(f"manifest.json does not list {name}")
+        try:
+            data = read_plain(self.folder / name, LARGEST[name])
+        except ValueError as error:
+            raise UserError(f"{self.folder / name}: {error}") from None
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BrokenCheckpoint(f"{name} is damaged (sha256 differs)")
+        return data
+
+    def _headers(self) -> Iterator[tuple[str, Stored]]:
+        """What the tensor files say that they hold."""
+        for entry in self.manifest.files:
+            if not entry.name.endswith(".safetensors"):
+                continue
+            path = self.folder / entry.name
+            with _opened(path) as shard:
+                for name in shard.keys():  # noqa: SIM118
+                    if name in self._shard_of:
+                        raise UserError(f"{path}: tensor {name[:200]} is in another file too; use another checkpoint")
+                    self._shard_of[name] = path
+                    part = shard.get_slice(name)
+                    yield name, Stored(tuple(part.get_shape()), part.get_dtype())
+
+    def _require_place(self) -> None:
+        """UserError where folder, manifest, configuration and numbers are of different steps or runs."""
+        state, stages = self.state, self.config.stages
+        found = STEP_FOLDER.fullmatch(self.folder.resolve().name)
+        for wrong, sentence in (
+            (state.step != self.manifest.step, f"state.json is of step {state.step}, the manifest of another"),
+            (found and int(found[1]) != state.step, f"holds step {state.step}, which is not that of its name"),
+            (state.stage >= len(stages), f"stage {state.stage} of a run of {len(stages)}"),
+            (state.step > stages[-1].end, f"step {state.step} of a run of {stages[-1].end} steps"),
+        ):
+            if wrong:
+                raise UserError(f"{sentence}; use another checkpoint")
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Put the folder's name in front of a sentence that does not have it."""
+        try:
+            yield
+        except UserError as error:
+            raise error if str(self.folder) in str(error) else UserError(f"{self.folder}: {error}") from None
+
+
+def _object(data: bytes) -> dict[str, object]:
+    try:
+        return parse_object(data)
+    except ValueError as error:
+        raise UserError(f"state.json: {error}; use another checkpoint") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A tensor file; UserError where it is none, whatever its manifest says of it."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file that can be read ({error}); use another checkpoint") from None
+
+
+def open_folder(folder: Path, verify: bool = False) -> Checkpoint:
+    """The checkpoint in `folder`, `verify` asking for every byte to be read first; UserError when it is damaged."""
+    try:
+        with reading(folder):
+            if verify:
+                verify_hashes(folder, read_manifest(folder))
+            return Checkpoint(folder)
+    except BrokenCheckpoint as reason:
+        raise UserError(f"{folder}: the checkpoint is not usable: {reason}; name an older step's folder") from None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -62,14 +150,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     named = STEP_FOLDER.fullmatch(path.name) and path.is_dir()
     for folder in [path] if named else CheckpointStore(path).folders():
-        with reading(folder):
-            try:
-                verify_hashes(folder, read_manifest(folder))
-                return Checkpoint(folder)
-            except BrokenCheckpoint as reason:
-                raise UserError(
-                    f"{path}: the checkpoint is not usable: {reason}; name an older step's folder"
-                ) from None
+        return open_folder(folder, verify=True)
     raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")
 
 
@@ -91,5 +172,4 @@ def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torc
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer the run was trained with; a checkpoint carries its own copy."""
-    with reading(checkpoint.folder):
-        return Tokenizer(checkpoint.folder / "tokenizer.model")
+    return Tokenizer(checkpoint.folder / "tokenizer.model", checkpoint.tokenizer_model)

@@ -1,32 +1,48 @@
 """Writing a checkpoint: every rank writes its share, rank 0 commits."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import RunFailed, UserError
 from model.linear.support import LAYOUTS
 from pretrain.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest
 from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
 from pretrain.data.dataset import TokenDataset
+from pretrain.engine.base import Gathered
+from pretrain.loop.optional import reason
 from pretrain.loop.state import TrainState
 from pretrain.machine.distributed import World, gather_outcomes, on_main
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import replace_text, sync_folder, write_synced
+from pretrain.machine.memory import readable
 
 SHARD_BYTES = 512 * 1024**2
 
 WholeTensors = Iterable[tuple[str, int, Callable[[], Tensor]]]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that is being written, and on rank 0 all that its commit needs but the files of tensors."""
+
+    temporary: Path
+    final: Path
+    step: int
+    documents: dict[str, bytes]
+    """Its other files, by name, as they were when the draft was made."""
+    fields: dict[str, Any]
+    """What the manifest says beside them."""
 
 
 def save_checkpoint(
@@ -40,19 +56,53 @@ def save_checkpoint(
 ) -> Path:
     """Commit one checkpoint and return its folder; `grown` where the model has grown after that step.
 
-    Collective; an error while writing (OSError: disk full) is raised on all ranks, with nothing left behind and older
-    checkpoints untouched.
+    Collective; an error while writing (OSError: disk full; RunFailed: anything else) is raised on all ranks, with
+    nothing left behind and older checkpoints untouched. RunFailed on one rank alone where it cannot be otherwise (see
+    `read_tensors`).
     """
-    final = store.folder / step_folder(state.step, grown)
-    temporary = on_main(world, lambda: _fresh_folder(final))
+    draft = begin(store, world, config, state, dataset, grown)
     try:
-        files = _write_shards(temporary, world, tensors)
-        on_main(world, lambda: _commit(temporary, final, world, config, state, files, dataset))
-    except Exception:
-        on_main(world, lambda: shutil.rmtree(temporary, ignore_errors=True))
+        writer = _ShardWriter(draft.temporary)
+        failed = read_tensors(world, tensors, writer.add) or writer.flush()
+        parts = gather_outcomes(world, writer.written, told(draft.step, failed))
+        on_main(world, lambda: commit(draft, parts))
+    except Exception as error:
+        if world.size == 1 or getattr(error, "on_all_ranks", False):
+            on_main(world, lambda: discard(draft))
         raise
-    store.written.add(final)
-    return final
+    store.written.add(draft.final)
+    return draft.final
+
+
+def begin(
+    store: CheckpointStore,
+    world: World,
+    config: Config,
+    state: TrainState,
+    dataset: TokenDataset,
+    grown: bool = False,
+) -> Draft:
+    """Make the temporary folder of a checkpoint, and copy the numbers of this moment. Collective."""
+    final = store.folder / step_folder(state.step, grown)
+    documents: dict[str, bytes] = {}
+
+    def work() -> Path:
+        documents["state.json"] = _json(dataclasses.asdict(state))
+        documents["config.toml"] = to_toml(config).encode()
+        documents["tokenizer.model"] = dataset.tokenizer_file.read_bytes()
+        return _fresh_folder(final)
+
+    temporary = on_main(world, work)
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "tokens_seen": state.tokens_seen,
+        "config_hash": config_hash(config),
+        "data_fingerprint": dataset.fingerprint,
+        "world_size": world.size,
+        "support_layouts": dict(LAYOUTS),
+    }
+    return Draft(temporary, final, state.step, documents, fields)
 
 
 def _fresh_folder(final: Path) -> Path:
@@ -62,85 +112,111 @@ def _fresh_folder(final: Path) -> Path:
     return temporary
 
 
-def _write_shards(folder: Path, world: World, tensors: WholeTensors) -> list[FileEntry]:
-    """Tensors in their order, cut into files of at most SHARD_BYTES; file k is rank (k mod world size)'s to write."""
-    writer = _ShardWriter(folder, world)
+def discard(draft: Draft) -> None:
+    """Leave nothing of a checkpoint that could not be written."""
+    shutil.rmtree(draft.temporary, ignore_errors=True)
+
+
+def read_tensors(world: World, tensors: WholeTensors, take: Callable[[int, str, Tensor], None]) -> Exception | None:
+    """Read all tensors in their order, as all ranks do, and hand `take` those of this rank's files with the file's
+    number; return the first error. File k is rank (k mod world size)'s.
+
+    After an error this rank reads on and takes nothing more: the others wait for its part of a tensor, and then for the
+    outcome that all agree on. That cannot be where a tensor's own exchange fails here, or the list of tensors does: the
+    others are in the exchange, and the next one would be taken for it. Such an error is raised, and ends the job.
+    """
+    failed: Exception | None = None
+    name = "the list of tensors"
+    try:
+        for index, name, read in _numbered(tensors):
+            try:
+                tensor = read()
+            except Exception as error:
+                if isinstance(read, Gathered):
+                    raise
+                failed = failed or error
+                continue
+            try:
+                if index % world.size == world.rank and failed is None:
+                    take(index, name, tensor)
+            except Exception as error:  # out of memory, a full disk
+                failed = error
+    except Exception as error:
+        if world.size == 1:
+            raise
+        raise RunFailed(f"{name} could not be gathered for a checkpoint ({reason(error)})") from error
+    return failed
+
+
+def _numbered(tensors: WholeTensors) -> Iterator[tuple[int, str, Callable[[], Tensor]]]:
+    """Tensors in their order, with the numbers of their files: of at most SHARD_BYTES, but for a larger tensor's."""
+    index, filled = 0, 0
     for name, size, read in tensors:
-        writer.add(name, size, read)
-    writer.flush()
-    parts = gather_outcomes(world, writer.written, writer.failed)
-    return sorted((entry for part in parts for entry in part), key=lambda entry: entry.name)
+        if filled and filled + size > SHARD_BYTES:
+            index, filled = index + 1, 0
+        filled += size
+        yield index, name, read
+
+
+def told(step: int, error: Exception | None) -> Exception | None:
+    """The error as all ranks may raise it: an OSError costs one checkpoint, anything else is a sentence and the end."""
+    if error is None or isinstance(error, OSError | UserError | RunFailed):
+        return error
+    failure = RunFailed(f"the checkpoint of step {step} could not be written ({reason(error)})")
+    failure.__cause__ = error
+    return failure
 
 
 class _ShardWriter:
-    """One rank's side of writing the shards. Once a write has failed it only keeps count, so that nobody waits."""
+    """One rank's files, written as soon as they are full."""
 
-    def __init__(self, folder: Path, world: World):
-        self.folder, self.world = folder, world
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.written: list[FileEntry] = []
-        self.failed: Exception | None = None
-        self._index, self._bytes = 0, 0
+        self._index = 0
         self._tensors: dict[str, Tensor] = {}
 
-    def add(self, name: str, size: int, read: Callable[[], Tensor]) -> None:
-        """Add a tensor, to the next file when its `size` bytes would make the current one too large."""
-        if self._bytes and self._bytes + size > SHARD_BYTES:
-            self.flush()
-            self._index += 1
-            self._bytes = 0
-        self._bytes += size
-        tensor = read()  # on every rank, as reading is collective
-        if self._index % self.world.size == self.world.rank and self.failed is None:
-            try:
-                self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
-            except Exception as error:  # out of memory
-                self.failed = error
+    def add(self, index: int, name: str, tensor: Tensor) -> None:
+        """Add a tensor to file `index`, and write the one before when it is another."""
+        if index != self._index:
+            self._write()
+            self._index = index
+        self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
-    def flush(self) -> None:
-        if not self._tensors:
-            return
+    def flush(self) -> Exception | None:
+        """Write the last file; return why it cannot be."""
         try:
-            data = safetensors.torch.save(self._tensors)
-            self.written.append(write_hashed(self.folder / f"tensors-{self._index:05d}.safetensors", data))
-            fault_point("shard")
+            self._write()
         except Exception as error:
-            self.failed = error
-        self._tensors = {}
+            return error
+        return None
+
+    def _write(self) -> None:
+        tensors, self._tensors = self._tensors, {}
+        if tensors:
+            self.written.append(write_shard(self.folder, self._index, tensors))
 
 
-def _commit(
-    temporary: Path,
-    final: Path,
-    world: World,
-    config: Config,
-    state: TrainState,
-    shards: list[FileEntry],
-    dataset: TokenDataset,
-) -> None:
-    files = [
-        *shards,
-        write_hashed(temporary / "state.json", _json(dataclasses.asdict(state))),
-        write_hashed(temporary / "config.toml", to_toml(config).encode()),
-        write_hashed(temporary / "tokenizer.model", dataset.tokenizer_file.read_bytes()),
-    ]
+def write_shard(folder: Path, index: int, tensors: dict[str, Tensor]) -> FileEntry:
+    """Write file `index` of a checkpoint's tensors, which are contiguous and on the CPU."""
+    entry = write_tensors(folder / f"tensors-{index:05d}.safetensors", tensors)
+    fault_point("shard")
+    return entry
+
+
+def commit(draft: Draft, parts: Iterable[list[FileEntry]]) -> None:
+    """Complete a checkpoint whose files of tensors all ranks have written, and give it its name. For rank 0."""
+    shards = sorted((entry for part in parts for entry in part), key=lambda entry: entry.name)
+    files = [*shards, *(write_hashed(draft.temporary / name, data) for name, data in draft.documents.items())]
     fault_point("before_manifest")
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        step=state.step,
-        tokens_seen=state.tokens_seen,
-        config_hash=config_hash(config),
-        data_fingerprint=dataset.fingerprint,
-        world_size=world.size,
-        support_layouts=LAYOUTS,
-        files=tuple(files),
-    )
-    write_synced(temporary / "manifest.json", manifest.to_bytes())
-    sync_folder(temporary)
+    manifest = Manifest(**draft.fields, files=tuple(files))
+    write_synced(draft.temporary / "manifest.json", manifest.to_bytes())
+    sync_folder(draft.temporary)
     fault_point("before_rename")
-    temporary.rename(final)
-    sync_folder(final.parent)
+    draft.temporary.rename(draft.final)
+    sync_folder(draft.final.parent)
     fault_point("before_latest")
-    replace_text(final.parent / "latest", final.name + "\n")
+    replace_text(draft.final.parent / "latest", draft.final.name + "\n")
 
 
 def _json(fields: dict[str, Any]) -> bytes:
@@ -149,8 +225,7 @@ def _json(fields: dict[str, Any]) -> bytes:
 
 def write_hashed(path: Path, data: bytes) -> FileEntry:
     """Write one file, synced; returns its manifest entry."""
-    write_synced(path, data)
-    return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
+    return FileEntry(path.name, len(data), write_synced(path, data))
 
 
 def require_disk_space(store: CheckpointStore, tensors: WholeTensors, keep: int, growth: float = 1.0) -> None:
@@ -164,6 +239,6 @@ def require_disk_space(store: CheckpointStore, tensors: WholeTensors, keep: int,
     free = shutil.disk_usage(store.folder).free
     if free < needed:
         raise UserError(
-            f"run.dir: {store.folder} has {free / 1e9:.1f} GB free, checkpoint.keep = {keep} checkpoints of "
-            f"{one / 1e9:.1f} GB need {needed / 1e9:.1f} GB; free some, lower checkpoint.keep or choose another run.dir"
+            f"run.dir: {store.folder} has {readable(free)} free, checkpoint.keep = {keep} checkpoints of "
+            f"{readable(one)} need {readable(needed)}; free some, lower checkpoint.keep or choose another run.dir"
         )

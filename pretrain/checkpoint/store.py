@@ -1,15 +1,12 @@
 """The checkpoints of one run folder: the newest good one, the leftovers, and what may be deleted."""
 
-import fcntl
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from model.errors import UserError
+from pretrain.checkpoint.lock import FolderLock
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, reading, verify_hashes
 from pretrain.machine.fault import fault_point
 
@@ -28,33 +25,21 @@ class CheckpointStore:
         self.folder = run_dir / "checkpoints"
         self.written: set[Path] = set()
         """Folders that this process has committed: no need to read them through before they are used."""
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
 
     def lock(self) -> None:
-        """Make the folder and take it for this process; the lock goes with the process, however it ends."""
+        """Make the folder and take it for this process; UserError when another has it or it cannot be written."""
         if self._lock is not None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(self.folder / "lock", "a+")  # noqa: SIM115 - held for the life of the process
+            self._lock = FolderLock(self.folder, str(self.folder.parent))
         except OSError as error:
             raise UserError(f"run.dir: {self.folder.parent} cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(
-                f"run.dir: {self.folder.parent} is in use by {owner}; wait for it or choose another"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._lock = file
 
     def unlock(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def folders(self) -> list[Path]:

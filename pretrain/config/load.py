@@ -27,17 +27,37 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return validate(raw)
 
 
-def load_recorded(path: str | Path) -> Config:
+def load_recorded(path: str | Path, most_layers: int | None = None) -> Config:
     """The configuration that a run has written into its folder or a checkpoint.
 
-    Earlier versions took any value of a key that the optimizer ignores, and wrote it down; it is not read.
+    Earlier versions took any value of a key that the optimizer ignores, and wrote it down; it is not read. UserError
+    for one whose model has more than `most_layers`, before anything is made of them.
     """
-    raw = read_toml(Path(path))
-    for section, table in raw.items():
-        owner = table_type(section, table) if isinstance(table, dict) else None
-        for key in owner.ignored & table.keys() if owner else ():
-            del table[key]
-    return validate(raw)
+    try:
+        raw = read_toml(Path(path))
+        if most_layers is not None:
+            _require_few_layers(raw, most_layers, path)
+        for section, table in raw.items():
+            owner = table_type(section, table) if isinstance(table, dict) else None
+            for key in owner.ignored & table.keys() if owner else ():
+                del table[key]
+        return validate(raw)
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be a configuration") from None
+    except (ValueError, OverflowError) as error:  # of a number with too many digits
+        raise UserError(f"{path}: holds a number that is none of a configuration ({error})") from None
+
+
+def _require_few_layers(raw: dict[str, Any], most: int, path: str | Path) -> None:
+    """UserError where the model, or one that it grows from, has more than `most` layers."""
+    tables = [raw.get(name) for name in ("model", "growth")]
+    model, growth = (table if isinstance(table, dict) else {} for table in tables)
+    small = growth.get("layers", [])
+    for layers in (model.get("n_layers", 0), *(small if isinstance(small, list) else ())):
+        if type(layers) is int and layers > most:
+            raise UserError(f"{path}: a model of {layers} layers, of which the tensors beside it are no part")
 
 
 def validate(raw: dict[str, Any]) -> Config:

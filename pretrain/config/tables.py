@@ -282,7 +282,8 @@ def table_type(section: str, table: dict[str, Any]) -> type[Frozen] | None:
     named = members(section)
     if not named:
         return typing.cast(type[Frozen], field.annotation)
-    return named.get(table.get("name", field.default.name))
+    name = table.get("name", field.default.name)
+    return named.get(name) if isinstance(name, str) else None
 
 
 def users(section: str, key: str) -> list[str]:

@@ -13,7 +13,7 @@ from pretrain.data.manifest import MANIFEST
 BLOCKS = "blocks.json"
 BLOCK_BYTES = 1 << 20
 DIGEST_BYTES = 16
-"""Of each block's sha256: 16 bytes for 1 MiB, so 3 MB of memory for 200 GB of tokens."""
+"""Length of what is kept of a block's sha256: 3 MB of memory for 200 GB of tokens."""
 
 
 class Blocks(Frozen):
@@ -22,7 +22,7 @@ class Blocks(Frozen):
     format: Literal["sparlow-blocks"]
     format_version: Literal[1]
     manifest_sha256: str
-    """Of the manifest that it belongs to."""
+    """Hash of the manifest that it belongs to."""
     block_bytes: int = Field(ge=1, le=1 << 30)
     files: dict[str, str]
     """By name, the first DIGEST_BYTES of the sha256 of every block, in hexadecimal digits, one after the other."""

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import sentencepiece
 
-from model.errors import UserError
+from model.errors import RunFailed, UserError
 from model.lfs import HEAD, POINTER
+from pretrain.machine.child import in_child
+from pretrain.machine.fault import fault_point
 
 SENTENCE_CHARACTERS = 4096
 SPACE = "\u2581"
@@ -53,16 +55,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     The texts go in as blocks of lines rather than line by line, because SentencePiece drops the end of each
     "sentence": only inside a block does it see newlines, and it learns pieces such as a colon with its newline.
     """
-    model = io.BytesIO()
-    # A list: no Python code, hence no signal handler, runs inside the trainer's C++ loop.
     sentences = list(_sentences(texts))
-    try:
+
+    def train() -> bytes:
+        model = io.BytesIO()
+        fault_point("prepare_tokenizer")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **SETTINGS
         )
+        return model.getvalue()
+
+    try:
+        # The trainer's C++ loop lets no signal handler run for minutes; in a process of its own it can be killed.
+        return in_child("training the tokenizer", train)
+    except RunFailed:
+        raise
     except RuntimeError as error:
         raise _vocabulary_error(str(error), vocab_size) from error
-    return model.getvalue()
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
@@ -88,13 +97,13 @@ def _vocabulary_error(message: str, vocab_size: int) -> UserError:
 class Tokenizer:
     """A SentencePiece model file, ours or anyone's: LLaMA's (BPE, dummy prefix), T5's (unigram, no bos).
 
-    Raises UserError when `path` holds no SentencePiece model.
+    Raises UserError when `path`, or `model` where its bytes have been read already, holds no SentencePiece model.
     """
 
-    def __init__(self, path: str | PathLike[str]):
+    def __init__(self, path: str | PathLike[str], model: bytes | None = None):
         self.path = Path(path)
         try:
-            model = self.path.read_bytes()
+            model = self.path.read_bytes() if model is None else model
         except OSError as error:
             raise UserError(
                 f"{path}: the tokenizer cannot be read ({error.strerror}); give a SentencePiece .model"
@@ -149,7 +158,8 @@ def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         loaded = bool(model) and processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError):
+        processor.id_to_piece(list(range(processor.vocab_size() if loaded else 0)))
+    except (RuntimeError, OSError, UnicodeDecodeError):  # the last of a piece that is no text
         loaded = False
     if not loaded:
         found = _stand_in(model)

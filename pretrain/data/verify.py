@@ -34,7 +34,7 @@ def check_at_start(path: str | PathLike[str]) -> str | None:
         for index, first in sorted(draw.sample(every, min(SAMPLED_BLOCKS, len(every)))):
             files.read(index, first, 1)
         return None
-    chosen, size = [], 0
+    chosen, size = list[FileEntry](), 0
     # Smallest first, as one wrong start of a document spoils more than one wrong token; of equal ones any.
     for entry in sorted(entries, key=lambda entry: (entry.bytes, draw.random())):
         if size + entry.bytes <= WHOLE_BYTES or not chosen:
@@ -45,8 +45,8 @@ def check_at_start(path: str | PathLike[str]) -> str | None:
     total = sum(entry.bytes for entry in entries)
     return (
         f"{folder} has no hashes of its blocks (an earlier version prepared it): compared {size / 1e9:.2f} of "
-        f"{total / 1e9:.2f} GB with the hashes of whole files; sparlow prepare --verify {folder} compares all of it, and "
-        "writes those of blocks, with which each is compared when it is first read"
+        f"{total / 1e9:.2f} GB with the hashes of whole files; sparlow prepare --verify {folder} compares all of it, "
+        "and writes those of blocks, with which each is compared when it is first read"
     )
 
 

@@ -19,7 +19,12 @@ from pretrain.machine.distributed import World, import_deepspeed
 from pretrain.machine.fault import fault_flag
 
 NamedTensors = Iterator[tuple[str, int, Callable[[], Tensor]]]
-"""(name, bytes, read) of whole tensors in a fixed order; `read()` is collective and valid until the next one."""
+"""(name, bytes, read) of whole tensors in a fixed order; `read()` is collective and valid until the next one. One that
+processes exchange is `Gathered`, with one exchange and nothing that can fail after it."""
+
+
+class Gathered(partial[Tensor]):
+    """The `read` of a tensor that processes exchange: all must take part in it, or the others wait."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from model.errors import RunFailed, UserError
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.engine.base import Engine, NamedTensors, Update
+from pretrain.engine.base import Engine, Gathered, NamedTensors, Update
 from pretrain.machine.distributed import World, shared
 from pretrain.optim.own_optimizer import OwnOptimizer
 
@@ -70,7 +70,7 @@ class OwnEngine(Engine):
 
     def _optimizer_state(self) -> NamedTensors:
         for name, owner, like, _ in self.optimizer.tensors():
-            yield name, like.nbytes, partial(self._read, owner, like)
+            yield name, like.nbytes, (partial if owner == -1 else Gathered)(self._read, owner, like)
         for count in self.optimizer.counts:
             yield count, 8, partial(self._count, count)
 
@@ -90,7 +90,10 @@ class OwnEngine(Engine):
                     )
                 put(stored.to(self.world.device))
         for count in self.optimizer.counts:
-            setattr(self.optimizer, count, int(read(f"optimizer.{count}")))
+            number = read(f"optimizer.{count}")
+            if number.dtype != torch.int64 or number.shape != () or number < 0:
+                raise UserError(f"optimizer.{count} of the checkpoint is no count; it is of another optimizer")
+            setattr(self.optimizer, count, int(number))
 
     def _count(self, name: str) -> Tensor:
         return torch.tensor(getattr(self.optimizer, name))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
-from pretrain.engine.base import Engine, NamedTensors, Update
+from pretrain.engine.base import Engine, Gathered, NamedTensors, Update
 from pretrain.machine.distributed import World, import_deepspeed
 from pretrain.optim.own_optimizer import norms_of
 
@@ -91,12 +92,12 @@ class ZeroEngine(Engine):
 
     def _weights(self) -> NamedTensors:
         for name, parameter in self.model.named_parameters():
-            yield name, self._master_bytes(parameter), partial(self._read_master, parameter)
+            yield name, self._master_bytes(parameter), self._reader(self._read_master, parameter)
 
     def _optimizer_state(self) -> NamedTensors:
         for name, parameter in self.model.named_parameters():
             for key in MOMENTS:
-                yield f"{name}.{key}", self._master_bytes(parameter), partial(self._read_moment, parameter, key)
+                yield f"{name}.{key}", self._master_bytes(parameter), self._reader(self._read_moment, parameter, key)
 
     def _restore(self, read: Callable[[str], Tensor], updates: int, warm_up: Batch, has_optimizer: bool) -> None:
         """Put all back. Sharded state exists only after an optimizer step: one is taken on `warm_up` at rate 0."""
@@ -124,6 +125,9 @@ class ZeroEngine(Engine):
     def _master_bytes(self, parameter: nn.Parameter) -> int:
         numel = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty parameter behind
         return numel * (4 if self.zero_stage else parameter.element_size())
+
+    def _reader(self, read: Callable[..., Tensor], *arguments: Any) -> Callable[[], Tensor]:
+        return (Gathered if self.zero_stage else partial)(read, *arguments)
 
     def _read_master(self, parameter: nn.Parameter) -> Tensor:
         if self.zero_stage == 0:

@@ -11,7 +11,7 @@ from model.errors import RunFailed
 from model.growth.linears import grow_linears
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
@@ -80,7 +80,7 @@ def _grow(run: Run) -> None:
     config, store, state = run.config, run.store, run.state
     after = config.stages[state.stage + 1]
     assert after.plan is not None
-    source = Checkpoint(store.folder / step_folder(state.step))
+    source = open_folder(store.folder / step_folder(state.step))
     growth = Growth(source, after.plan, after.config, config.growth.optimizer)
     small, large = (model_size(stage.config, config) for stage in (run.stage, after))
     run.console.say(f"step {state.step}: growing {small} to {large} ({config.growth.operator})")

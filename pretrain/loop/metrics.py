@@ -1,101 +1,110 @@
 """Figures of a run: metrics.jsonl, TensorBoard, and the clock behind tokens per second."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from model.lfs import refuse_pointer
+from pretrain.loop.board import Board
 from pretrain.loop.optional import reason
-from pretrain.machine.files import replace_text
+from pretrain.loop.records import RecordFile
+from pretrain.machine.files import tolerate_full
+
+METRICS, BOARD = "metrics", "TensorBoard's files"
 
 
 class Metrics:
     """Appends one JSON object per logged step and mirrors it to TensorBoard; only where `active` (rank 0).
 
-    Whatever goes wrong costs figures, not the run: of each of the two the first loss is told to `say`, and further ones
-    are silent.
+    Whatever goes wrong costs no step. What cannot be written, because the disk is full for example, is kept until it
+    can; `say` is told when either of the two cannot be written, and when it can again.
     """
 
     def __init__(self, run_dir: Path, resume_step: int, tensorboard: bool, active: bool, say: Callable[[str], None]):
-        self._path = run_dir / "metrics.jsonl"
         self._active, self._say = active, say
         self._complained: set[str] = set()
-        self._board: Any = None
+        self._board: Board | None = None
         if not active:
             return
-        refuse_pointer(self._path)
-        self._keep([record for record in self._records() if record["step"] <= resume_step])
+        refuse_pointer(run_dir / "metrics.jsonl")
+        self._file = RecordFile(run_dir / "metrics.jsonl", resume_step)
+        with tolerate_full(lambda error: self._complain(METRICS, error)):
+            self._file.flush()
         if tensorboard:
-            with self._tolerate("TensorBoard's files"):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+            with self._tolerate(BOARD):
+                self._board = Board(run_dir / "tensorboard", resume_step)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """`figures` by TensorBoard tag; what is not finite becomes null. Without any, nothing is written."""
-        if not self._active or not figures:
-            return
-        with self._tolerate("metrics"), open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **_finite(figures)}) + "\n")
-        self._mirror(step, figures)
+        """`figures` by TensorBoard tag, into the record of `step`; what is not finite becomes null.
 
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        """Put more `figures` into the record of `step`, the last one, or write one where there is none yet."""
+        Without any, nothing is written.
+        """
         if not self._active or not figures:
             return
-        with self._tolerate("metrics"):
-            records = self._records()
-            last = records.pop() if records and records[-1]["step"] == step else {"step": step}
-            self._keep([*records, last | _finite(figures)])
-        self._mirror(step, figures)
+        self._file.put({"step": step, **_finite(figures)})
+        self._flush_file()
+        if self._board is not None:
+            for tag, value in figures.items():
+                self._board.put(tag, value, step)
+            self._flush_board()
 
     def has(self, step: int, tag: str) -> bool:
         """Whether the last record is of `step` and has the figure `tag`; only where active."""
-        with self._tolerate("metrics"):
-            records = self._records()
-            return bool(records) and records[-1]["step"] == step and tag in records[-1]
+        with self._tolerate(METRICS):
+            record = self._file.last()
+            return record is not None and record["step"] == step and tag in record
         return False
 
     def write_text(self, step: int, tag: str, text: str) -> None:
-        if self._board is not None:
-            with self._tolerate("TensorBoard's files"):  # indented text is verbatim in Markdown
-                self._board.add_text(tag, "    " + text.replace("\n", "\n    "), step)
+        if self._board is not None:  # indented text is verbatim in Markdown
+            self._board.put(tag, "    " + text.replace("\n", "\n    "), step)
+            self._flush_board()
 
     def close(self) -> None:
+        if not self._active:
+            return
+        if self._file.waiting:
+            self._flush_file()
+        if self._file.waiting:
+            self._say(f"{METRICS} of {len(self._file.waiting) + self._file.lost} logged steps were never written")
         if self._board is not None:
-            with self._tolerate("TensorBoard's files"):
+            with self._tolerate(BOARD):
                 self._board.close()
 
-    def _mirror(self, step: int, figures: dict[str, float]) -> None:
-        if self._board is not None:
-            with self._tolerate("TensorBoard's files"):
-                for tag, value in figures.items():
-                    self._board.add_scalar(tag, value, step)
+    def _flush_file(self) -> None:
+        kept = len(self._file.waiting) - 1
+        with self._tolerate(METRICS):
+            self._file.flush()
+            if METRICS in self._complained:
+                lost = f", {self._file.lost} were lost" if self._file.lost else ""
+                self._say(f"{METRICS} are written again, {kept} records that were kept meanwhile among them{lost}")
+                self._complained.remove(METRICS)
+                self._file.lost = 0
 
-    def _records(self) -> list[dict[str, Any]]:
-        """What the file holds; a line that a kill has cut is left out."""
-        records = []
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []:
-            with suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                records.append(record | {"step": int(record["step"])})
-        return records
-
-    def _keep(self, records: list[dict[str, Any]]) -> None:
-        replace_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
+    def _flush_board(self) -> None:
+        assert self._board is not None
+        with self._tolerate(BOARD):
+            self._board.flush()
+            if BOARD in self._complained:
+                self._say(f"{BOARD} are written again, with what was kept meanwhile")
+                self._complained.remove(BOARD)
 
     @contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if what not in self._complained:
-                self._say(f"{what} cannot be written ({reason(error)}); training goes on without them")
-            self._complained.add(what)
+            self._complain(what, error)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        if what not in self._complained:
+            self._say(
+                f"{what} cannot be written ({reason(error)}); training goes on without them, and keeps them until "
+                "there is room"
+            )
+        self._complained.add(what)
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:

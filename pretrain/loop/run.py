@@ -8,9 +8,10 @@ import torch
 from model.build import support_checksum
 from model.counts import count_parameters
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import require_disk_space, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.data.dataset import TokenDataset
@@ -21,6 +22,7 @@ from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
+from pretrain.loop.optional import reason
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin
 from pretrain.loop.reader import MicroBatchReader
 from pretrain.loop.resume import require_same_run, resolve_dtype
@@ -28,6 +30,7 @@ from pretrain.loop.state import TrainState
 from pretrain.machine.console import Console
 from pretrain.machine.distributed import World, gather_outcomes, on_main, require_divisible, shared, together
 from pretrain.machine.fault import fault_point
+from pretrain.machine.files import replace_text, tolerate_full
 from pretrain.memory_plan.run import require_memory
 
 
@@ -74,7 +77,7 @@ def open_run(
     newest = on_main(world, lambda: _claim(store, console))
     source = None if newest else source
     opened = newest or source
-    checkpoint = together(world, lambda: Checkpoint(opened)) if opened else None
+    checkpoint = together(world, lambda: open_folder(opened)) if opened else None
     config = on_main(world, lambda: _settle(config, world, dataset, checkpoint if newest else None, start))
     together(world, lambda: require_memory(config, world))
     state = checkpoint.state if checkpoint else TrainState()
@@ -89,6 +92,8 @@ def open_run(
     if checkpoint:
         warm_up = dataset.batch(0, config.train.micro_batch_size)
         with_optimizer = checkpoint.has_optimizer and not (source and start and start.state == "weights")
+        names = [name for name, *_ in engine.whole_tensors()]
+        require_names(checkpoint.names(), names, with_optimizer)
         engine.restore(checkpoint.read, state.updates, warm_up, with_optimizer)
     still = _parameters(config.stages[-1]) / _parameters(config.stages[state.stage])
     on_main(world, lambda: require_disk_space(store, engine.whole_tensors(), config.checkpoint.keep, still))
@@ -144,7 +149,10 @@ def _settle(
 def _open_metrics(config: Config, run_dir: Path, state: TrainState, console: Console, active: bool) -> Metrics:
     try:
         if active:
-            (run_dir / "resolved.toml").write_text(to_toml(config, comments=True), encoding="utf-8")
+            with tolerate_full(
+                lambda full: console.say(f"resolved.toml not written ({reason(full)}); training goes on")
+            ):
+                replace_text(run_dir / "resolved.toml", to_toml(config, comments=True))
         return Metrics(run_dir, state.step, config.metrics.tensorboard, active, console.say)
     except OSError as error:
         raise UserError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.errors import UserError
+from pretrain.loop.state_fields import require_fields, require_sense
 
 SINCE_FORMAT_3: dict[str, Any] = {"origin": {}}
 """Fields that checkpoints of the present format may lack, and what held for the runs that wrote those."""
@@ -56,11 +57,13 @@ class TrainState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TrainState":
-        """Read all fields; a missing or unknown one is a UserError, but for those of SINCE_FORMAT_3."""
+        """Read all fields; UserError for a missing or unknown one, but for those of SINCE_FORMAT_3, and for a value
+        that no run writes (pretrain/loop/state_fields.py)."""
         data = SINCE_FORMAT_3 | data
         wrong = {field.name for field in dataclasses.fields(cls)} ^ set(data)
         if wrong:
-            raise UserError(
-                f"state.json: missing or unknown: {', '.join(sorted(wrong))}; it was written by another version"
-            )
+            names = ", ".join(name[:60] for name in sorted(wrong)[:10])
+            raise UserError(f"state.json: missing or unknown: {names}; it was written by another version")
+        require_fields(data)
+        require_sense(data)
         return cls(**data)

@@ -13,7 +13,7 @@ from model.errors import RunFailed
 from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import reason
 from pretrain.loop.run import Run
-from pretrain.machine.files import replace_text
+from pretrain.machine.files import read_regular, replace_text
 from pretrain.machine.memory import peak_bytes, peak_reserved_bytes, peak_resident_bytes
 from pretrain.memory_plan.run import planned_bytes
 from pretrain.using.evaluate import Evaluation
@@ -95,7 +95,7 @@ def _finite(value: float) -> float | None:
 def summary_is_current(run_dir: Path, step: int) -> bool:
     """Whether `summary.json` is of `step` and complete."""
     try:
-        summary = json.loads((run_dir / "summary.json").read_text())
+        summary = json.loads(read_regular(run_dir / "summary.json"))
         return summary["step"] == step and summary["val_loss"] is not None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

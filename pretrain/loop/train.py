@@ -27,7 +27,7 @@ from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.machine.fault import fault_point
 from pretrain.machine.hardware import peak_flops
-from pretrain.machine.memory import peak_figures
+from pretrain.machine.memory import peak_figures, readable
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.plan import flops_per_update
 from pretrain.using.evaluate import Evaluation, evaluate
@@ -186,7 +186,7 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
         loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        run.metrics.add(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
+        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
     run.state.evaluation_due = False
     return evaluation, stop.due()
 
@@ -343,7 +343,7 @@ def _introduce(run: Run, whole: bool) -> None:
     for line in describe(run.state.kernels):
         run.console.say(line)
     planned = planned_bytes(run.stage, run.state, run.world)
-    run.console.say(f"planned peak of tensors in a process: {planned / 2**30:.2f} GiB")
+    run.console.say(f"planned peak of tensors in a process: {readable(planned, binary=True)}")
 
 
 def _introduce_run(run: Run) -> None:

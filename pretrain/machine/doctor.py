@@ -80,13 +80,14 @@ def _device() -> str:
 
     from kernels.measured import device_name
     from pretrain.machine.hardware import has_bf16, peak_flops
+    from pretrain.machine.memory import readable
 
     if torch.cuda.is_available():
         device = torch.device("cuda")
         free, total = torch.cuda.mem_get_info()
         peak = peak_flops(device)
         mfu = f"peak {peak / 1e12:.0f} TFLOP/s" if peak else "peak unknown: set metrics.peak_tflops to log MFU"
-        memory = f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        memory = f"{readable(free)} of {readable(total)} free"
         return f"{torch.cuda.device_count()} x {device_name(device)}, {memory}, {mfu}"
     if torch.version.cuda and shutil.which("nvidia-smi"):
         raise Broken("this torch has CUDA, but finds no GPU")

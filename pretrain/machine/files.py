@@ -2,23 +2,39 @@
 
 import contextlib
 import errno
+import hashlib
 import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 from pathlib import Path
 from typing import IO
 
 from pretrain.machine.fault import fault_flag, fault_point
 
+CHUNK_BYTES = 2**20
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until its bytes are on the disk."""
+
+def write_synced(path: Path, *parts: bytes | memoryview) -> str:
+    """Write a file of `parts`, wait until its bytes are on the disk, and return their sha256."""
     if fault_flag("disk_full"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        for start in range(0, len(data), 2**24):
-            file.write(data[start : start + 2**24])
-            if start == 0:
+        for index, chunk in enumerate(_chunks(parts)):
+            digest.update(chunk)
+            file.write(chunk)
+            if index == 0:
                 fault_point("mid_file")
         sync_file(file)
+    return digest.hexdigest()
+
+
+def _chunks(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """Pieces that a processor's cache holds from the hash to the write."""
+    for part in parts:
+        for start in range(0, len(part), CHUNK_BYTES):
+            yield memoryview(part)[start : start + CHUNK_BYTES]
 
 
 def sync_file(file: IO[bytes]) -> None:
@@ -34,6 +50,29 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: str | PathLike[str], most: int | None = None) -> bytes:
+    """All bytes of a file, or the first `most`; OSError for a pipe, a socket or a device, which might never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file but a pipe or a device")
+        return file.read(-1 if most is None else most)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing fails with when the disk, the user's share of it or the largest file allowed is full."""
+
+
+@contextlib.contextmanager
+def tolerate_full(say: Callable[[OSError], None]) -> Iterator[None]:
+    """Go on after a write for which there is no room, once `say` was told; other errors come through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        say(error)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -18,6 +18,13 @@ CAP = "SPARLOW_GPU_MEMORY_CAP"
 """An environment variable: GiB of a GPU that a run may use, as if the card had no more. For trials on a larger card."""
 
 
+def readable(size: int, binary: bool = False) -> str:
+    """Write bytes as people read them: in GB from 1 GB on, below that in MB; `binary`, in GiB and MiB."""
+    giga, mega, unit = (2**30, 2**20, "iB") if binary else (10**9, 10**6, "B")
+    figure, prefix = (size / giga, "G") if size >= giga else (size / mega, "M")
+    return f"{figure:.1f}".removesuffix(".0") + f" {prefix}{unit}"
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks for the next step instead of returning them to the kernel.
 

@@ -7,7 +7,7 @@ from model.errors import UserError
 from pretrain.config.schema import Config, Stage
 from pretrain.loop.state import TrainState
 from pretrain.machine.distributed import World
-from pretrain.machine.memory import gpu_bytes, host_bytes, peak_bytes
+from pretrain.machine.memory import gpu_bytes, host_bytes, peak_bytes, readable
 from pretrain.memory_plan.memory import plan_stage
 
 TOLERANCE = 0.1
@@ -60,6 +60,6 @@ def compare(planned: int, world: World) -> Iterator[str]:
     measured = peak_bytes(world.device)
     if measured is None:
         return
-    yield f"peak memory {measured / 2**30:.2f} GiB, planned {planned / 2**30:.2f} GiB"
+    yield f"peak memory {readable(measured, binary=True)}, planned {readable(planned, binary=True)}"
     if abs(measured - planned) > TOLERANCE * planned:
         yield f"WARNING: the plan is {measured / planned - 1:+.0%} off; `sparlow plan` misjudges this configuration"

@@ -10,6 +10,7 @@ from model.errors import UserError
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config
 from pretrain.data.manifest import MANIFEST, Manifest, read_manifest
+from pretrain.machine.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def json_object(text: str) -> dict[str, Any] | None:
     """A JSON object, or None where `text` is anything else."""
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         return None
     return found if isinstance(found, dict) else None
 
@@ -84,6 +85,6 @@ def json_object(text: str) -> dict[str, Any] | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is missing or anything else."""
     try:
-        return json_object(path.read_text(encoding="utf-8")) or {}
+        return json_object(read_regular(path).decode()) or {}
     except (OSError, ValueError):
         return {}

@@ -11,8 +11,10 @@ from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
+from pretrain.loop.records import is_figure, read_records
 from pretrain.report.curve import COST_KEYS, Curve
-from pretrain.report.data import Data, data_of, json_object, read_json, run_config
+from pretrain.report.data import Data, data_of, read_json, run_config
+from pretrain.report.summary import are_stages, read_summary
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class LoggedRun:
         stages = self.summary.get("stages") or []
         spent, found = 0.0, []
         for before, after in itertools.pairwise(stages):
+            if kind not in before:
+                return []
             spent += before[kind]
             found.append((spent, f"{before['n_layers']} → {after['n_layers']} layers"))
         return found
@@ -71,7 +75,7 @@ def _read(name: str, path: Path) -> LoggedRun:
     if not curve.losses:
         raise UserError(f"{path}: metrics.jsonl holds no logged step with a training loss; leave this run out")
     config, checkpoints = run_config(path), CheckpointStore(path).folders()
-    summary = _summary(path)
+    summary = read_summary(path)
     unfinished = None
     if summary is None or _is_older(summary, records):
         which = "no summary.json" if summary is None else "a summary.json of an earlier step"
@@ -96,34 +100,17 @@ def _names(runs: list[Path]) -> list[str]:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    """The logged steps; a last line that a kill has cut short is left out."""
+    """The logged steps; the lines at the end that a kill or a full disk has damaged are left out."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run") from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        record = json_object(line)
-        if record is not None:
-            records.append(record)
-        elif number < len(lines):
-            refuse_pointer(run / "metrics.jsonl")
-            raise UserError(f"{run}/metrics.jsonl: line {number} is not JSON of a step; delete that line")
-    return records
-
-
-def _summary(run: Path) -> dict[str, Any] | None:
-    """None for a run that is still going, or was killed."""
-    try:
-        summary = json_object((run / "summary.json").read_text(encoding="utf-8"))
+        records, broken, lines = read_records(run / "metrics.jsonl")
     except FileNotFoundError:
-        return None
+        raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run") from None
     except OSError as error:
-        raise UserError(f"{run}/summary.json: cannot be read ({error.strerror})") from None
-    if summary is None:
-        refuse_pointer(run / "summary.json")
-        raise UserError(f"{run}/summary.json: is not a JSON object; delete it and run sparlow train again")
-    return summary
+        raise UserError(f"{run}/metrics.jsonl: cannot be read ({error.strerror}); give the folder of a run") from None
+    if broken and len(broken) <= lines - broken[0]:  # a sound line follows
+        refuse_pointer(run / "metrics.jsonl")
+        raise UserError(f"{run}/metrics.jsonl: line {broken[0]} is not JSON of a step; delete that line")
+    return records
 
 
 def _training_curve(records: list[dict[str, Any]]) -> Curve:
@@ -136,7 +123,7 @@ def _training_curve(records: list[dict[str, Any]]) -> Curve:
 def _number(record: dict[str, Any], key: str) -> float | None:
     """A null stands for a value that was not finite."""
     value = record.get(key)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return value if is_figure(value) else None
 
 
 FIGURES = {
@@ -157,7 +144,8 @@ def partial_summary(records: list[dict[str, Any]], config: Config | None, checkp
     figures = {key: _last(records, logged) for key, logged in FIGURES.items()}
     figures = {key: value for key, value in figures.items() if value is not None}
     state = next((found for folder in checkpoints if (found := read_json(folder / "state.json"))), {})
-    stages = _stages(records, list(state.get("grown", [])), config)
+    grown = state.get("grown", [])
+    stages = _stages(records, grown if are_stages(grown) else [], config)
     if stages:
         figures |= {"stages": stages, "growth_stages": len(stages), "growths": len(stages) - 1}
     elif config is not None:
@@ -176,8 +164,8 @@ def _stages(records: list[dict[str, Any]], grown: list[dict[str, Any]], config: 
         return []
     # The last step may have logged its evaluation alone.
     reached = {key: _last(records, tag) for key, tag in COST_KEYS.items()}
-    spent = {key: at - sum(stage[key] for stage in grown) for key, at in reached.items() if at is not None}
-    steps = records[-1]["step"] - sum(stage["steps"] for stage in grown)
+    spent = {key: at - sum(stage.get(key, 0) for stage in grown) for key, at in reached.items() if at is not None}
+    steps = records[-1]["step"] - sum(stage.get("steps", 0) for stage in grown)
     return [*grown, {"n_layers": layers, "steps": steps, **spent}]
 
 

@@ -78,18 +78,18 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
 
 
 def _keep_failed(folder: Path, out: Path, error: BaseException) -> Path:
-    """Rename the folder and write down the reason in it; what an earlier failure left is never touched."""
+    """Write down the reason in the folder and rename it; what an earlier failure left is never touched."""
     reason = "interrupted before the check was done" if isinstance(error, KeyboardInterrupt) else str(error)
     name, number = f"{out.name}.{FAILED}", 1
     while (kept := out.with_name(name if number == 1 else f"{name}-{number}")).exists():
         number += 1
-    folder.rename(kept)
-    (kept / "FAILED_CHECK.txt").write_text(
+    (folder / "FAILED_CHECK.txt").write_text(
         f"The check of this exported folder failed: {type(error).__name__}: {reason}\n\n"
         "Do not use the folder as the checkpoint's model. To export the same without any check, add --no-check: the "
         "model card says so then.\n",
         encoding="utf-8",
     )
+    folder.rename(kept)  # last, so that no folder ever has that name without the reason in it
     return kept
 
 

@@ -12,8 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 folder, scratch = sys.argv[1], Path(sys.argv[2])
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+model = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
+).eval()
 with torch.no_grad():
     logits = model(load_file(scratch / "tokens.safetensors")["tokens"]).logits
     model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False)

@@ -124,7 +124,7 @@ def test_every_byte_belongs_to_a_block_that_is_compared(listed_blocks, tmp_path)
 
 
 def test_a_change_after_a_block_was_compared_is_found_too(listed_blocks):
-    files, path, entry = listed_blocks
+    files, path, _ = listed_blocks
     files.read(0, 100, 500)
     with path.open("r+b") as file:
         file.write(b"another text")
@@ -219,9 +219,10 @@ def test_verify_compares_all_and_writes_the_hashes_of_blocks(unlisted, corpus, c
     assert main(["prepare", "--verify", str(unlisted), "--out", "x"]) == 2
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[" * 10_000, "null", "{}", '{"files": {"a": 1}}', "\0", '{"block_bytes": 0}']
-)
+BROKEN = ["", "{", "[" * 10_000, "null", "{}", '{"files": {"a": 1}}', "\0", '{"block_bytes": 0}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_list_of_blocks_counts_as_none(own, text):
     (own / "blocks.json").write_text(text)
     assert "has no hashes of its blocks" in check_at_start(own)

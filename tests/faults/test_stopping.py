@@ -9,13 +9,8 @@ from support import logged, tensor_hashes, train_here, write_tiny
 
 from pretrain.machine import stop
 
-OPTIONS = [
-    "--train.max_steps=6",
-    "--checkpoint.every=3",
-    "--eval.every=2",
-    "--eval.sample_tokens=4",
-    '--eval.prompts=["ab"]',
-]
+SAMPLES = ["--eval.sample_tokens=4", '--eval.prompts=["ab"]']
+OPTIONS = ["--train.max_steps=6", "--checkpoint.every=3", "--eval.every=2", *SAMPLES]
 PLACES = {
     "opening": "stopped while the run opened",
     "micro_step:1": "stopped before the end of the first step",

@@ -201,7 +201,7 @@ def test_eval_says_where_bytes_are_counted_from_tokens(finished, corpus, tmp_pat
     for split in ("train", "val"):
         (old / manifest[split].pop("text_bytes")["name"]).unlink()
     (old / "manifest.json").write_text(json.dumps(manifest))
-    for more, notes in ([], 0), (["--data", str(old)], 1):
+    for more, notes in ([], 0), (["--data", str(old)], 2):
         assert main(["eval", str(finished), "--json", "--tokens", "64", *more]) == 0
         assert capsys.readouterr().err.count("note: ") == notes
 

@@ -120,6 +120,10 @@ def test_a_wrong_number_changes_the_run(halfway, tiny, tmp_path, field):
         state[field] = True if field == "evaluation_due" else state[field] + (16 if field == "cursor" else 1)
 
     edit_state(halfway, shift)
+    if field == "step":  # or folder and manifest would contradict it
+        folder = halfway / "checkpoints" / "step-00000020"
+        edit_checkpoint(folder, step=21)
+        folder.rename(folder.with_name("step-00000021"))
     train_here(tiny, "--train.max_steps=24")
     train_here(tiny, "--train.max_steps=24", f"--run.dir={untouched}")
     kind = CONSEQUENCE[field]
