@@ -36,6 +36,7 @@ POINTS = {
     "after_rewind": "after the commit of what the run goes on from",
     "before_growth": "after the small model's last checkpoint",
     "after_growth": "after the grown model's checkpoint",
+    "prepare_tokenizer": "before the tokenizer is trained, in the process that trains it",
     "prepare_batch": "within the tokenization of a corpus, after a batch of documents",
     "prepare_commit": "before a prepared corpus has its name",
 }
