@@ -1,6 +1,6 @@
-"""Faults on purpose, for the tests: `SPARLOW_FAULT=<point>[:n]` strikes at the n-th visit of one named point.
+"""Faults on purpose, for the tests: `SPARLOW_FAULT=<point>[:n][/rank]` strikes at the n-th visit of one named point.
 
-SPARLOW_FAULT_RANK=1 keeps it to one process of several.
+Several are separated by commas. With a rank, or SPARLOW_FAULT_RANK, only that process of several is struck.
 """
 
 import os
@@ -43,11 +43,18 @@ def fault_flag(point: str) -> bool:
     setting = os.environ.get("SPARLOW_FAULT")
     if not setting:
         return False
-    wanted, _, count = setting.partition(":")
-    if wanted not in POINTS:  # a misspelt name would strike nowhere, and its test would show nothing
-        raise ValueError(f"SPARLOW_FAULT names no point: {wanted}; there are {', '.join(POINTS)}")
+    asked = [parse(fault) for fault in setting.split(",")]
     rank = os.environ.get("RANK", "0")
-    if wanted != point or os.environ.get("SPARLOW_FAULT_RANK", rank) != rank:
+    if all(name != point for name, _, _ in asked) or os.environ.get("SPARLOW_FAULT_RANK", rank) != rank:
         return False
     _visits[point] += 1
-    return _visits[point] == int(count or 1)
+    return any(name == point and count == _visits[point] and there in ("", rank) for name, count, there in asked)
+
+
+def parse(fault: str) -> tuple[str, int, str]:
+    """The point, visit and rank ("" for all) of one fault; ValueError for a point that does not exist."""
+    place, _, rank = fault.partition("/")
+    name, _, count = place.partition(":")
+    if name not in POINTS:  # a misspelt name would strike nowhere, and its test would show nothing
+        raise ValueError(f"SPARLOW_FAULT names no point: {name}; there are {', '.join(POINTS)}")
+    return name, int(count or 1), rank

@@ -85,7 +85,7 @@ def test_a_misspelt_point_is_an_error(monkeypatch):
 
 def test_every_point_in_the_tests_exists():
     """As `point` or `point:n`, wherever SPARLOW_FAULT or fault= is given; lists of points meet tests/processes.py."""
-    pattern = re.compile(r"""(?:\bfault=|SPARLOW_FAULT["',=: ]+)["']([a-z_]+)(?::\d+)?["']""")
+    pattern = re.compile(r"""(?:\bfault=|SPARLOW_FAULT["',=: ]+)["']([a-z_]+)(?:[:/]\d+)*["']""")
     found = {
         (path.name, point)
         for path in ROOT.joinpath("tests").rglob("*.py")
