@@ -9,6 +9,7 @@ writes to a tensor, updates within the backward pass too: some tenths of a secon
 What is subtle: a buffer is written again at the next save. That waits until the thread is done with this one.
 """
 
+import contextlib
 import mmap
 import weakref
 from collections.abc import Callable
@@ -85,16 +86,24 @@ class HostCopies:
 
     def reserve(self, size: int) -> None:
         """Have room for `size` bytes (`room_for` each tensor). OSError where there is no such memory."""
+        if size > self._memory.nbytes:
+            self.close()
+            self._map(size)
         self.files, self._filled = {}, 0
-        if size <= self._memory.nbytes:
-            return
-        self.close()
+
+    def _map(self, size: int) -> None:
         pages = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            pages.madvise(mmap.MADV_HUGEPAGE)  # the first save would spend half of its wait on small ones
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # the first save would spend half of its wait on small pages
+            with contextlib.suppress(OSError):  # a kernel without them
+                pages.madvise(mmap.MADV_HUGEPAGE)
         memory = torch.frombuffer(pages, dtype=torch.uint8)
         self._release = weakref.finalize(self, self.queue.register(memory))
         self._memory = memory
+
+    @property
+    def size(self) -> int:
+        """Bytes of the memory that is taken."""
+        return self._memory.nbytes
 
     def take(self, index: int, name: str, tensor: Tensor) -> None:
         """Queue the copy of a tensor of file `index`."""
@@ -105,7 +114,10 @@ class HostCopies:
         self.files.setdefault(index, {})[name] = target
 
     def close(self) -> None:
-        """Give the memory back; no copy may be on its way."""
+        """Give the memory back, after copies that are on their way although nobody writes them."""
+        if self.files:
+            with contextlib.suppress(RuntimeError):  # a GPU that has failed has none
+                self.queue.mark()()
         self._release()
         self.files, self._memory = {}, torch.empty(0, dtype=torch.uint8)
         self._release = lambda: None

@@ -40,6 +40,9 @@ ALONE = World(0, 1, torch.device("cpu"))
 LARGEST = {"config.toml": 2**20, "state.json": 2**24, "tokenizer.model": 2**28}
 """Bytes that each file which is held in memory may have."""
 
+MOST_LETTERS = 2000
+"""Length of a sentence on a configuration, which may have a thousand wrong keys."""
+
 
 class Checkpoint:
     """One committed checkpoint folder, opened lazily: a tensor is read when it is asked for.
@@ -128,7 +131,10 @@ class Checkpoint:
         try:
             yield
         except UserError as error:
-            raise error if str(self.folder) in str(error) else UserError(f"{self.folder}: {error}") from None
+            if isinstance(error, CheckpointRemoved):
+                raise
+            sentence = str(error)[:MOST_LETTERS]
+            raise UserError(sentence if str(self.folder) in sentence else f"{self.folder}: {sentence}") from None
 
 
 def read_state(data: bytes) -> TrainState:
@@ -191,8 +197,11 @@ def _work_on(folder: Path, work: Callable[[Checkpoint], T]) -> T:
 
 
 def _find(path: Path) -> Path:
-    if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
-        return path
+    try:
+        if STEP_FOLDER.fullmatch(path.name) and path.is_dir():
+            return path
+    except OSError as error:  # of a name that is too long
+        raise UserError(f"{str(path)[:200]}: cannot be read ({error.strerror})") from None
     for folder in CheckpointStore(path).folders():
         return folder
     raise UserError(f"{path}: no checkpoint here; give a run folder or one of its checkpoints/step-… folders")

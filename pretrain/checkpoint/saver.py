@@ -49,6 +49,11 @@ class Saver:
         self._writing: Writing | None = None
         self._saved = True
 
+    @property
+    def copied(self) -> int:
+        """Bytes of host memory that this rank keeps for copies; 0 in the foreground."""
+        return self._copies.size if self._copies is not None else 0
+
     def prepare(self, tensors: Tensors) -> None:
         """Take the memory of the copies. Collective; where a rank has none, saves are made in the foreground."""
         if self._copies is None:
@@ -123,7 +128,10 @@ class Saver:
                 on_main(self.world, lambda: discard(draft))
             raise
         fault_point("copied")
-        return Writing(self.world, draft, copies, partial(self._ended, draft))
+        try:
+            return Writing(self.world, draft, copies, partial(self._ended, draft))
+        except RuntimeError as error:  # this rank can start no thread
+            raise RunFailed(str(told(state.step, error))) from error
 
     def _ended(self, draft: Draft, failed: Exception | None) -> None:
         """What follows a commit or its failure, in the thread of rank 0."""

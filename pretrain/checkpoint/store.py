@@ -56,7 +56,7 @@ class CheckpointStore:
         return [path for is_folder, path in found if is_folder]
 
     def _unreadable(self, error: OSError) -> UserError:
-        return UserError(f"run.dir: {self.folder} cannot be read ({error.strerror})")
+        return UserError(f"run.dir: {str(self.folder)[:500]} cannot be read ({error.strerror})")
 
     def _named(self) -> list[Path]:
         """Whatever is named as a checkpoint, in the order of `folders`."""

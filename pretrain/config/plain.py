@@ -79,8 +79,9 @@ def require_plain(raw: dict[str, Any]) -> None:
 
 def shown(value: object, most: int = 100) -> str:
     """A value for a message, no longer than a reader takes in; what is no character is escaped."""
-    text = str(value).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+    text = str(value)
+    part = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:most])
+    return part if len(text) <= most else f"{part}… ({len(text):,} characters)"
 
 
 def _require_name(name: str, what: str) -> None:

@@ -331,7 +331,8 @@ def _introduce(run: Run, whole: bool) -> None:
     for line in describe(run.state.kernels):
         run.console.say(line)
     planned = planned_bytes(run.stage, run.state, run.world)
-    run.console.say(f"planned peak of tensors in a process: {readable(planned, binary=True)}")
+    copied = f"; {readable(run.saver.copied, binary=True)} for copies of checkpoints" if run.saver.copied else ""
+    run.console.say(f"planned peak of tensors in a process: {readable(planned, binary=True)}{copied}")
 
 
 def _introduce_run(run: Run) -> None:

@@ -160,10 +160,8 @@ MALFORMED = {
     "zip.txt": b"PK\3\4" + bytes(30),
     "zip.jsonl": b"PK\3\4" + bytes(30),
     "strings.json": b'[{"text": "\\ud800"}, {"\xff": 1}, {"text": "\xe2\x82"}, {"text": "\\u12"}]',
-    "strings.jsonl": b'{"text": "\\udfff"}\n{"\\ud800": 1}\n{"text": \xff}\n{"text": "a\n'
-    + b"[" * 99_999
-    + b"\n"
-    + b"1" * 9999,
+    "strings.jsonl": b'{"text": "\\udfff"}\n{"\\ud800": 1}\n{"text": \xff}\n{"text": "a\n',
+    "deep.jsonl": b"[" * 99_999 + b"\n" + b"{" * 99_999 + b"\n" + b"1" * 9999,
     "strings.csv": b'\xff,text\n\xff,\xfe\n"unclosed, x\n\r\r\n,,,,\n\0\n',
     "strings.tsv": b'text\t\xed\xa0\x80\n"\xed\xa0\x80\t"\n',
     "strings.parquet": invalid_parquet(),

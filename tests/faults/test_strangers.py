@@ -287,6 +287,65 @@ def test_hugging_face_weights_from_anyone(trained, tmp_path):
         load_folder(folder)
 
 
+class Bomb:
+    """What leaves a file behind where it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("name", ["manifest.json", "config.toml", "state.json", "tokenizer.model", TENSORS])
+def test_a_pickle_in_the_place_of_any_file(trained, run, folder, tmp_path, name, capsys):
+    bomb = pickle.dumps(Bomb(tmp_path / "marker"))
+    if name == "manifest.json":
+        (folder / name).write_bytes(bomb)
+    else:
+        edit_checkpoint(folder, files={name: bomb})
+    resume = ["train", str(trained / "tiny.toml"), *OPTIONS, f"--run.dir={run}", "--train.max_steps=3"]
+    out = ["--out", str(tmp_path / "hf"), "--no-check"]
+    for arguments in (["eval", str(run)], ["sample", str(run)], ["export", str(run), *out], resume):
+        # A resume reads text with the tokenizer of its corpus and only copies the checkpoint's.
+        assert main(arguments) == (0 if arguments is resume and name == "tokenizer.model" else 2)
+    assert not (tmp_path / "marker").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.fault("F9")
+def test_folders_of_pickles_are_no_checkpoints(tmp_path, capsys):
+    """As torch.save, torch.distributed.checkpoint and DeepSpeed write them."""
+    bomb = pickle.dumps(Bomb(tmp_path / "marker"))
+    step = tmp_path / "run" / "checkpoints" / "step-00000002"
+    step.mkdir(parents=True)
+    for name in ("model.pt", ".metadata", "__0_0.distcp", "mp_rank_00_model_states.pt", "pytorch_model.bin"):
+        (step / name).write_bytes(bomb)
+    for path in (step, step.parents[1], step / "model.pt"):
+        assert main(["eval", str(path)]) == 2
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_folder(step)
+    (step / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(UserError, match=r"only \.bin weights, which are pickles and never loaded"):
+        load_folder(step)
+    assert not (tmp_path / "marker").exists()
+
+
+LLAMA = {
+    **{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1},
+    **{"intermediate_size": 8, "vocab_size": 16},
+}
+
+
+@pytest.mark.fault("F45")
+@pytest.mark.parametrize("name", ["x" * 5000, "step-" + "0" * 300, "step-00000001/" * 400])
+def test_names_that_no_file_can_have(tmp_path, name, capsys):
+    assert main(["eval", str(tmp_path / name)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.fault("F9")
 def test_nothing_is_ever_unpickled(trained, tmp_path, monkeypatch):
     """By one process, that is: torch's own exchanges of objects between the processes of a run pickle them."""

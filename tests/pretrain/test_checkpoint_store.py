@@ -48,6 +48,7 @@ def test_an_empty_run_has_none(store):
     assert store.newest_good(print) is None
 
 
+@pytest.mark.fault("F7")
 def test_the_newest_good_one_wins_whatever_latest_says(store):
     commit(store, 10)
     newest = commit(store, 20)
@@ -56,6 +57,7 @@ def test_the_newest_good_one_wins_whatever_latest_says(store):
         assert store.newest_good(print) == newest
 
 
+@pytest.mark.fault("F5")
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
 def test_a_broken_one_is_set_aside_with_its_reason(store, damage):
     older, newer = commit(store, 10), commit(store, 20)
@@ -75,6 +77,7 @@ def test_a_broken_one_is_set_aside_with_its_reason(store, damage):
     assert (store.folder / "step-00000020.corrupt").is_dir()
 
 
+@pytest.mark.fault("F6")
 def test_all_broken_is_an_error_and_never_a_fresh_start(store):
     folder = commit(store, 10)
     (folder / "tensors-00000.safetensors").write_bytes(b"x")
@@ -84,6 +87,7 @@ def test_all_broken_is_an_error_and_never_a_fresh_start(store):
         store.newest_good(lambda _: None)
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "a/b", "..", ""])
 def test_a_manifest_cannot_reach_outside_its_folder(store, name):
     folder = commit(store, 10)
@@ -92,6 +96,7 @@ def test_a_manifest_cannot_reach_outside_its_folder(store, name):
         read_manifest(folder)
 
 
+@pytest.mark.fault("F8")
 def test_links_duplicates_and_other_formats_are_refused(store, tmp_path):
     folder = commit(store, 10)
     entry = json.loads((folder / "manifest.json").read_text())["files"][0]
@@ -147,6 +152,7 @@ def test_clean_removes_leftovers_only(store):
     assert sorted(path.name for path in store.folder.iterdir()) == ["step-00000003.corrupt", "step-00000010"]
 
 
+@pytest.mark.fault("F30")
 def test_a_second_process_is_refused(store):
     store.lock()
     with pytest.raises(UserError, match="in use by process"):
@@ -155,6 +161,7 @@ def test_a_second_process_is_refused(store):
     CheckpointStore(store.folder.parent).lock()
 
 
+@pytest.mark.fault("F13")
 def test_a_file_in_place_of_the_run_folder_is_one_sentence(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run\.dir"):

@@ -167,6 +167,7 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
         write_report([tmp_path], tmp_path / "out")
 
 
+@pytest.mark.fault("F41")
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_a_damaged_summary_is_one_sentence(scratch, text):
     (scratch / "summary.json").write_text(text)
@@ -174,6 +175,7 @@ def test_a_damaged_summary_is_one_sentence(scratch, text):
         make_report([scratch])
 
 
+@pytest.mark.fault("F41")
 def test_a_line_that_is_no_record_is_one_sentence(scratch):
     metrics = scratch / "metrics.jsonl"
     metrics.write_text("3\n" + metrics.read_text())

@@ -17,6 +17,8 @@ from pretrain.config.schema import Config
 from pretrain.config.tables import members, table_type
 from pretrain.data.manifest import read_manifest
 
+pytestmark = pytest.mark.fault("F10")
+
 JARGON = r"[Ii]nput should|[Tt]uple|dictionary|instance|boolean|after validation|[Ff]ield required|parse|\(\d"
 
 WRONG = (True, 1, 0, -1, 1.5, -1e9, 1e30, math.nan, math.inf, 2**70, "", "x", "True", (), (1,), ("a", 1), (1.5,) * 3)

@@ -49,6 +49,18 @@ class SeenFile(io.RawIOBase):
         super().close()
 
 
+class _Reader(io.BufferedReader):
+    """Asked for more than there is, as a damaged table asks, it makes no room for that."""
+
+    def __init__(self, path: Path, size: int):
+        super().__init__(SeenFile(path, size), 1 << 16)
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def seen(path: Path, size: int) -> io.BufferedReader:
     """The file as it was, to read from."""
-    return io.BufferedReader(SeenFile(path, size), 1 << 16)
+    return _Reader(path, size)

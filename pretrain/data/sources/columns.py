@@ -19,7 +19,7 @@ def parquet_rows(name: str, stream: BinaryIO, key: str) -> Iterator[Document | S
     try:
         file = pyarrow.parquet.ParquetFile(stream)
         yield from _rows(name, file.iter_batches(batch_size=1024, columns=[key]), file.schema_arrow.names, key)
-    except (pyarrow.ArrowException, UnicodeError):  # UnicodeError: the name of a column
+    except (pyarrow.ArrowException, UnicodeError, MemoryError):  # of a column's name; of an absurd size
         yield Skipped(name, "unreadable file")
 
 
@@ -36,7 +36,7 @@ def arrow_rows(name: str, stream: BinaryIO, key: str) -> Iterator[Document | Ski
         columns = reader.schema.names
         chosen = (batch.select([key] if columns.count(key) == 1 else []) for batch in batches)
         yield from _rows(name, chosen, columns, key)
-    except (pyarrow.ArrowException, UnicodeError):
+    except (pyarrow.ArrowException, UnicodeError, MemoryError):
         yield Skipped(name, "unreadable file")
 
 
@@ -56,10 +56,23 @@ def _rows(name: str, batches: Iterable[Any], columns: list[str], key: str) -> It
 
 def _values(batch: Any) -> list[object]:
     """Values of the first column; a string that is no UTF-8 is the error itself."""
+    _require_sound(batch.column(0))
     try:
         return batch.column(0).to_pylist()
     except UnicodeDecodeError:
         return [_value(cell) for cell in batch.column(0)]
+
+
+def _require_sound(column: Any) -> None:
+    """pyarrow.ArrowInvalid where a column points outside of its own bytes, which would end the process when read.
+
+    Strings are looked at as bytes: one that is no UTF-8 costs itself alone.
+    """
+    import pyarrow
+
+    column.validate()
+    as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}.get(column.type)
+    (column if as_bytes is None else column.view(as_bytes)).validate(full=True)
 
 
 def _value(cell: Any) -> object:

@@ -87,6 +87,7 @@ def test_what_is_given_twice_is_used_once(tmp_path):
             assert log.counts == {"reached under another name already": 1}
 
 
+@pytest.mark.fault("F24")
 def test_unreadable_folders_and_files_are_counted(tmp_path, monkeypatch):
     write(tmp_path / "t" / "locked", a="locked")
     write(tmp_path / "t", good="good", shut="shut")
@@ -111,6 +112,7 @@ def test_unreadable_folders_and_files_are_counted(tmp_path, monkeypatch):
     assert log.first == {"unreadable folder": "locked", "unreadable file": "shut.txt"}
 
 
+@pytest.mark.fault("F42")
 def test_dangling_links_and_pipes_do_not_stop_it(tmp_path, capsys):
     folder = write(tmp_path / "t", a="one text of a few words\n" * 20, b="another text of words\n" * 20)
     (folder / "gone.txt").symlink_to(tmp_path / "absent")
@@ -124,6 +126,7 @@ def test_dangling_links_and_pipes_do_not_stop_it(tmp_path, capsys):
         TextSource([str(folder / "pipe.txt")])
 
 
+@pytest.mark.fault("F24")
 @pytest.mark.parametrize("name", [b"caf\xe9.docx", b"caf\xe9.jsonl", b"caf\xe9.parquet", b"caf\xe9.txt"])
 @pytest.mark.parametrize("option", ["--text", "--hf"])
 def test_names_that_are_no_utf8(tmp_path, capsys, name, option):
@@ -195,6 +198,7 @@ def test_a_json_array(tmp_path, kind, packed, indent):
     assert read(path) == (values, SkipLog())
 
 
+@pytest.mark.fault("F24")
 def test_a_json_array_keeps_what_is_whole(tmp_path):
     rows = b'[{"text": "a"}, {"other": 1}, {"text": "\xff"}, 5, {"text": "b"}, {"text": "cut'
     (tmp_path / "a.json").write_bytes(rows)
@@ -232,6 +236,7 @@ def test_carriage_returns_end_lines(tmp_path):
     assert all(part.endswith("\r") for part in found[:-1])
 
 
+@pytest.mark.fault("F24")
 def test_a_long_line_between_carriage_returns_costs_only_itself(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"before\r" + b"x" * 12_000_000 + b"\rafter\r" + b"y" * 12_000_000)
     found, log = read(tmp_path)
@@ -258,6 +263,7 @@ def read_log(folder, line, key) -> str:
     return str(read(folder / "one.jsonl", key=key)[1])
 
 
+@pytest.mark.fault("F42")
 def test_a_parquet_string_that_is_no_utf8_costs_only_itself(tmp_path):
     raw = pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary())
     column = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())

@@ -139,6 +139,7 @@ def test_sigterm_leaves_nothing(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.fault("F24")
 def test_bad_documents_are_reported(texts, tmp_path, capsys):
     folder = tmp_path / "mixed"
     shutil.copytree(texts, folder)
@@ -157,6 +158,7 @@ def test_bad_documents_are_reported(texts, tmp_path, capsys):
     assert "left out: 1 x NUL byte (first: nul.txt)" in capsys.readouterr().out
 
 
+@pytest.mark.fault("F24")
 def test_only_bad_documents(tmp_path, capsys):
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "a.txt").write_bytes(b"\xff")

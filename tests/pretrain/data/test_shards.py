@@ -12,6 +12,8 @@ from pretrain.data.manifest import FileEntry, load_manifest
 from pretrain.data.shards import ShardWriter
 from pretrain.data.verify import verify
 
+pytestmark = pytest.mark.fault("F23")
+
 
 @pytest.mark.parametrize(("dtype", "shard_tokens"), [("<u2", 7), ("<u2", 1000), ("<u4", 10), ("<u4", 1)])
 def test_tokens_and_starts_come_back(tmp_path, dtype, shard_tokens):
@@ -120,6 +122,7 @@ def test_damage_is_named(prepared, what, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("F37")
 def test_a_flipped_bit_is_found_by_its_hash(prepared):
     for name in ("val-00000.bin", "train.index.bin", "tokenizer.model"):
         raw = bytearray((prepared / name).read_bytes())
