@@ -43,7 +43,7 @@ def bombs(mark) -> dict[str, bytes]:
     return bombs
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def bomb(request, bombs, mark):
     yield bombs[request.param]
     assert not mark.exists()

@@ -1,16 +1,14 @@
 """Spikes and steps that are not finite, in whole runs: off, log, skip and rewind; kills on the way back; two ranks."""
 
-import dataclasses
 import json
 import math
 import signal
 
 import pytest
 from processes import WORLD, run_command, run_world
-from support import logged, tensor_hashes, train_here, write_tiny
+from support import edit_checkpoint, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed, UserError
-from pretrain.checkpoint.save import write_hashed
 from pretrain.config import load_config
 from pretrain.config.tables import GuardConfig
 from pretrain.engine.base import Update
@@ -171,10 +169,7 @@ def test_going_back_leaves_the_data_out(tiny, tmp_path, gone_back):
     train_here(tiny, *SHORT, "--train.max_steps=10")
     folder = tmp_path / "run" / "checkpoints" / "step-00000010"
     moved = state(tmp_path / "run", 10) | {"cursor": 136}
-    entry = dataclasses.asdict(write_hashed(folder / "state.json", json.dumps(moved).encode()))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = [entry if file["name"] == "state.json" else file for file in manifest["files"]]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_checkpoint(folder, files={"state.json": json.dumps(moved).encode()})
     train_here(tiny, *SHORT)
     assert (tensor_hashes(tmp_path / "run", 24), logged(tmp_path / "run")) == (hashes, losses)
 

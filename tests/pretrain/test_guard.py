@@ -70,3 +70,13 @@ def test_the_fault_hook_strikes_once(monkeypatch):
     monkeypatch.setenv("SPARLOW_FAULT", "shard:2")
     fault._visits.clear()
     assert [fault.fault_flag(point) for point in ("shard", "prune", "shard", "shard")] == [False, False, True, False]
+
+
+def test_several_faults_each_at_its_process(monkeypatch):
+    monkeypatch.setenv("SPARLOW_FAULT", "shard:2,prune/1,before_rename/0")
+    fault._visits.clear()
+    struck = [fault.fault_flag(point) for point in ("shard", "prune", "shard", "before_rename", "before_latest")]
+    assert struck == [False, False, True, True, False]
+    monkeypatch.setenv("SPARLOW_FAULT_RANK", "1")
+    fault._visits.clear()
+    assert not fault.fault_flag("before_rename")
