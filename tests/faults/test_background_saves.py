@@ -77,7 +77,10 @@ def held(monkeypatch):
 
 @pytest.mark.parametrize(
     "engine",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("stage 3", "galore") else []) for name in ENGINES],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("stage 1", "stage 3", "galore") else [])
+        for name in ENGINES
+    ],
 )
 def test_what_is_saved_is_the_step_of_the_copy(tiny, tmp_path, held, engine):
     """Bit by bit what a save saves that training waits for, though two more steps are made before anything is read."""

@@ -38,23 +38,22 @@ def test_files_are_shared_by_ranks(monkeypatch):
     assert [copied_bytes(tensors, World(rank, 2, torch.device("cpu"))) for rank in (0, 1)] == [128 + 256, 64 + 64]
 
 
-def test_plan_says_what_a_copy_takes(capsys):
-    path = "configs/llama_60m_sltrain.toml"
+def test_plan_says_what_a_copy_takes(tiny, capsys):
     for background in (True, False):
-        assert main(["plan", path, f"--checkpoint.background={str(background).lower()}"]) == 0
+        assert main(["plan", str(tiny), f"--checkpoint.background={str(background).lower()}"]) == 0
         assert ("checkpoint copy " in capsys.readouterr().out) == background
 
 
-def test_the_ranks_of_one_machine_share_its_memory(monkeypatch):
+def test_the_ranks_of_one_machine_share_its_memory(tiny, monkeypatch):
     """Two machines of two processes: each counts its own ranks' copies beside its own ranks' tensors."""
-    config = load_config("configs/llama_60m_sltrain.toml", ["--train.dtype=bf16"])
+    config = load_config(tiny)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr("pretrain.memory_plan.copies.host_bytes", lambda: 10 * 2**30)
-    copies = [2**30, 2**30, 2**30, 9 * 2**30]
+    monkeypatch.setattr("pretrain.memory_plan.copies.host_bytes", lambda: 10 * 2**20)
+    copies = [2**20, 2**20, 2**20, 9 * 2**20]
     gpu = [World(rank, 4, torch.device("cuda", 0)) for rank in range(4)]
     assert [bool(lacks_room(config, world, {}, copies)) for world in gpu] == [False, False, True, True]
     cpu = World(0, 4, torch.device("cpu"))
-    assert "and this machine has 10 GiB" in str(lacks_room(config, cpu, {}, copies))
+    assert "this machine has 10 MiB" in str(lacks_room(config, cpu, {}, [8 * 2**20, 0, 0, 0]))
 
 
 def test_a_step_that_cannot_be_planned_is_said(monkeypatch):
