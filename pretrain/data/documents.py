@@ -53,7 +53,7 @@ class SkipLog:
 
     def add(self, skipped: Skipped) -> None:
         self.counts[skipped.reason] = self.counts.get(skipped.reason, 0) + 1
-        self.first.setdefault(skipped.reason, _printable(skipped.name))
+        self.first.setdefault(skipped.reason, printable(skipped.name))
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason} (first: {self.first[reason]})" for reason, count in self.counts.items())
@@ -81,7 +81,7 @@ def readable(records: Iterable[Document | Skipped], log: SkipLog) -> Iterator[Te
             log.add(Skipped(record.name, "invalid UTF-8"))
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name for JSON and a terminal: what is no character, or would break the line, is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 

@@ -14,7 +14,7 @@ from pretrain.machine.files import read_regular
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
-PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$"
 AGAIN = "run sparlow prepare again"
 
 

@@ -280,6 +280,13 @@ def test_a_corpus_of_an_earlier_version_resumes(tiny, tmp_path, unlisted, capsys
     assert tensor_hashes(tmp_path / "run", 4) == tensor_hashes(tmp_path / "straight", 4)
 
 
+def test_a_name_longer_than_a_file_can_have(own):
+    manifest = (own / "manifest.json").read_text()
+    (own / "manifest.json").write_text(manifest.replace("train.index.bin", "x" * 70_000))
+    with pytest.raises(UserError, match=r"manifest\.json: not a manifest .*train\.index\.name"):
+        load_manifest(own)
+
+
 @pytest.mark.fault("F31")
 @pytest.mark.parametrize("cursor", [10**18, 2**63, 10**30])
 def test_cursors_beyond_all_data(corpus, cursor):

@@ -184,6 +184,12 @@ def test_malformed_files_are_counted(words, name, option):
     json.dumps([log.first, source.describe()]).encode()
 
 
+def test_a_key_that_is_no_text_is_shown_escaped(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(b'{"\\ud800\\n": 1}\n')
+    assert main(command("--hf", tmp_path / "a.jsonl", tmp_path / "o")) == 2
+    assert "which has \\ud800\\n" in capsys.readouterr().err
+
+
 def test_a_folder_of_malformed_files_and_line_ends(words, tmp_path, capsys):
     for name, raw in MALFORMED.items():
         if not name.startswith("wide"):

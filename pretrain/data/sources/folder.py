@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from pretrain.data.documents import Document, Skipped
+from pretrain.data.documents import Document, Skipped, printable
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.hub import interleaved
 from pretrain.data.sources.rows import NO_TEXT
@@ -80,7 +80,9 @@ class FolderSource:
                 return
             first = first or record.name
         if first is not None:
-            raise UserError(f"--text-key {self.text_key}: no row of {folder} has text there; look at {first}")
+            raise UserError(
+                f"--text-key {self.text_key}: no row of {folder} has text there; look at {printable(first)}"
+            )
 
 
 def _no_text(name: str, saved: bool) -> str | None:
