@@ -15,6 +15,14 @@ OPTIONS = ["--train.max_steps=4", "--schedule.total_steps=200", "--train.global_
 READS = "pretrain.checkpoint.read"
 POINTS = ["read_manifest", "verify_hashes", "load_recorded", "Checkpoint.read"]
 
+COMMANDS = ("eval", "sample", "export", "grow", "from")
+CASES = [
+    pytest.param(name, point, marks=[] if name == "eval" or point == POINTS[-1] else pytest.mark.slow)
+    for name in COMMANDS
+    for point in POINTS
+]
+"""Which command meets a removal when; the quick suite has every command and every moment once."""
+
 
 @pytest.fixture(scope="module")
 def old(corpus, tmp_path_factory):
@@ -36,8 +44,7 @@ def command(name: str, old, run, new) -> list[str]:
 
 
 @pytest.mark.fault("F43")
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", ["eval", "sample", "export", "grow", "from"])
+@pytest.mark.parametrize(("name", "point"), CASES)
 def test_the_newest_is_taken_where_one_is_removed(old, tmp_path, monkeypatch, capsys, name, point):
     run, new = shutil.copytree(old / "run", tmp_path / "run"), tmp_path
     aside = checkpoint(run, 4).rename(tmp_path / "step-00000004")
@@ -85,7 +92,7 @@ def test_commands_beside_a_real_run(old, tmp_path):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     while process.poll() is None or number < 5:
-        name = ["eval", "sample", "export", "grow", "from"][number % 5]
+        name = COMMANDS[number % len(COMMANDS)]
         assert main(command(name, old, run, tmp_path)) == 0, name
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         number += 1
