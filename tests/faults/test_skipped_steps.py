@@ -31,7 +31,7 @@ OWN = {
     "adaptive": [*MATRIX["galore_adamw"], "--optimizer.rank=4", "--optimizer.refresh=adaptive"],
     "host": [*MATRIX["galore_adamw"], *DUE, "--optimizer.accumulators=host"],
 }
-QUICK = ("zero0-fp32", "zero1-bf16", "zero2-bf16-offload", "zero3-fp32", "adamw8bit", "int8", "rotating", "fira")
+QUICK = ("zero0-fp32", "zero2-bf16-offload", "zero3-fp32", "adamw8bit", "rotating", "fira")
 KINDS = ZERO | MATRIX | OWN
 
 
