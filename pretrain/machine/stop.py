@@ -45,8 +45,8 @@ _place: int | None = None
 def listen() -> None:
     """Note SIGTERM, SIGINT and, where it is not ignored, SIGHUP from now on; forgets those that have come.
 
-    A thread of its own hears them too: Python runs a handler only when the main thread is not inside of C code, which may
-    be writing a checkpoint or waiting for another process.
+    A thread of its own hears them too: Python runs a handler only when the main thread is not inside of C code, which
+    may be writing a checkpoint or waiting for another process.
     """
     global _asked_at, _hung_up, _pipe
     _asked_at, _hung_up = None, False
