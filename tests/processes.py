@@ -139,9 +139,11 @@ def train_world(size: int, config: Path, runs: Iterable[list[str]]) -> str:
     return run_world(size, WORLD, str(config), json.dumps(list(runs)))
 
 
-def torchrun(size: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `torchrun` itself."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(size)]
+def torchrun(
+    size: int, *arguments: str, launcher: Iterable[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `torchrun` itself, with the options `launcher`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(size), *launcher]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False

@@ -1,14 +1,15 @@
 """A rank that fails, is killed or is stopped ends all ranks within seconds, with one sentence that says why."""
 
 import contextlib
+import re
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
 from faults.test_stopping import end_of, wait_for
-from processes import start_world
-from support import tensor_hashes, train_here
+from processes import start_world, torchrun
+from support import logged, tensor_hashes, train_here
 
 SCRIPT = str(Path(__file__).with_name("one_rank_fails_at.py"))
 PLACES = {
@@ -91,6 +92,18 @@ def test_a_killed_rank_is_named(tiny, tmp_path, rank):
     assert [status for status, _ in ended] == ([-9, 1] if rank == 0 else [1, -9]), ended
     assert f"sparlow: process {rank} ended without a word (killed, or out of memory?)" in ended[1 - rank][1]
     assert "Traceback" not in ended[1 - rank][1]
+
+
+@pytest.mark.fault("F17")
+@pytest.mark.slow
+def test_torchrun_heals_a_killed_rank(tiny, tmp_path):
+    """The restarted processes find the store of the dead ones, their addresses in it, and the lock of the run."""
+    options = ["train", str(tiny), "--train.max_steps=6", "--checkpoint.every=2"]
+    fault = {"SPARLOW_FAULT": "micro_step:7", "SPARLOW_FAULT_RANK": "1"}  # struck in every start, each two steps on
+    result = torchrun(2, "-m", "pretrain", *options, launcher=["--max-restarts=2"], **fault)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.findall(r"resuming .* at step (\d+)", result.stdout) == ["2", "4"]
+    assert len(logged(tmp_path / "run")) == 6
 
 
 @pytest.mark.fault("F46")
