@@ -53,14 +53,15 @@ def save_checkpoint(
     tensors: WholeTensors,
     dataset: TokenDataset,
     grown: bool = False,
+    rewound: int = 0,
 ) -> Path:
-    """Commit one checkpoint and return its folder; `grown` where the model has grown after that step.
+    """Commit one checkpoint and return its folder; `grown` and `rewound` as in `step_folder`.
 
     Collective; an error while writing (OSError: disk full; RunFailed: anything else) is raised on all ranks, with
     nothing left behind and older checkpoints untouched. RunFailed on one rank alone where it cannot be otherwise (see
     `read_tensors`).
     """
-    draft = begin(store, world, config, state, dataset, grown)
+    draft = begin(store, world, config, state, dataset, grown, rewound)
     try:
         writer = _ShardWriter(draft.temporary)
         failed = read_tensors(world, tensors, writer.add) or writer.flush()
@@ -81,9 +82,10 @@ def begin(
     state: TrainState,
     dataset: TokenDataset,
     grown: bool = False,
+    rewound: int = 0,
 ) -> Draft:
     """Make the temporary folder of a checkpoint, and copy the numbers of this moment. Collective."""
-    final = store.folder / step_folder(state.step, grown)
+    final = store.folder / step_folder(state.step, grown, rewound)
     documents: dict[str, bytes] = {}
 
     def work() -> Path:

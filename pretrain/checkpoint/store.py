@@ -13,12 +13,13 @@ from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, readin
 from pretrain.checkpoint.remains import require_none_lost
 from pretrain.machine.fault import fault_point
 
-STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?")
+STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?(?:-rewound(\d+))?")
 
 
-def step_folder(step: int, grown: bool = False) -> str:
-    """Name of the checkpoint after `step`; of the grown model where the model has grown after that step."""
-    return f"step-{step:08d}" + ("-grown" if grown else "")
+def step_folder(step: int, grown: bool = False, rewound: int = 0) -> str:
+    """Name of the checkpoint after `step`; of the grown model where the model has grown after that step, and of the run
+    gone back there by its `rewound`-th rewind, where that is not 0."""
+    return f"step-{step:08d}" + ("-grown" if grown else "") + (f"-rewound{rewound}" if rewound else "")
 
 
 class CheckpointStore:
@@ -48,7 +49,8 @@ class CheckpointStore:
             self._lock = None
 
     def folders(self) -> list[Path]:
-        """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one."""
+        """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one, and
+        that of the last rewind before all."""
         try:
             found = [(path.is_dir(), path) for path in self._named()]
         except OSError as error:
@@ -63,12 +65,13 @@ class CheckpointStore:
         if not self.folder.is_dir():
             return []
         matches = ((path, STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
-        found = [(int(match[1]), bool(match[2]), path) for path, match in matches if match]
+        found = [(int(match[1]), bool(match[2]), int(match[3] or 0), path) for path, match in matches if match]
         return [path for *_, path in sorted(found, reverse=True)]
 
     def ends_at(self, step: int) -> bool:
         """Whether the newest checkpoint is of `step`."""
-        return any(path.name in (step_folder(step), step_folder(step, grown=True)) for path in self.folders()[:1])
+        names = (STEP_FOLDER.fullmatch(path.name) for path in self.folders()[:1])
+        return any(match is not None and int(match[1]) == step for match in names)
 
     def newest_good(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every byte is right; None when there is none at all.
@@ -123,7 +126,11 @@ class CheckpointStore:
 
     def prune(self, keep: int, say: Callable[[str], None]) -> None:
         """Delete all but the newest `keep`. A folder loses its name first: a half-deleted one is no checkpoint."""
-        for path in self.folders()[keep:]:
+        self.delete(self.folders()[keep:], say)
+
+    def delete(self, folders: list[Path], say: Callable[[str], None]) -> None:
+        """Delete checkpoints; one that cannot be is told of, and kept."""
+        for path in folders:
             doomed = path.with_name(path.name + ".deleting")
             try:
                 path.rename(doomed)

@@ -1,6 +1,7 @@
 """`sparlow prepare`: text to a tokenizer and token shards."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -71,14 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare and print a table, or with --json the manifest; 143 after SIGTERM, which leaves nothing half-written."""
+    """Prepare and print a table, or with --json the manifest.
+
+    143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C, which leave nothing half-written.
+    """
     from pretrain.data.prepare import PrepareOptions, prepare
 
     if args.verify is not None:
         return _verify(args)
     _require_sensible(args)
     stdlib = not (args.text or args.hf)
-    previous = signal.signal(signal.SIGTERM, _stop)
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signals = (signal.SIGTERM,) if under_nohup else (signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, _stop) for number in signals}
     try:
         options = PrepareOptions(
             out=args.out or STDLIB_OUT,
@@ -90,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
         )
         manifest = prepare(_source(args), options, say=lambda line: print(line, file=sys.stderr, flush=True))
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     print(manifest.to_json() if args.json else _table(manifest))
     return 0
 
@@ -160,5 +167,7 @@ def _table(manifest: "Manifest") -> str:
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
-    print("sparlow prepare: stopped by SIGTERM; nothing was written", file=sys.stderr)
-    sys.exit(143)
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError):  # the terminal is closed
+        print(f"sparlow prepare: stopped by {name}; nothing was written", file=sys.stderr, flush=True)
+    sys.exit(128 + number)

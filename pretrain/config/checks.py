@@ -80,6 +80,11 @@ def _tables(config: Tables) -> Rows:
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
     yield (
+        config.guard.warmup > config.guard.window,
+        f"guard.warmup {config.guard.warmup} is more than guard.window {config.guard.window}, which never fills so "
+        "far; lower the former or raise the latter",
+    )
+    yield (
         train.offload_activations and not train.checkpoint_every_layers,
         "train.offload_activations moves what recomputed blocks start from, and none is recomputed: set "
         "train.checkpoint_every_layers = 1, or offload_activations = false",

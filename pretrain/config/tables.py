@@ -131,10 +131,24 @@ class MetricsConfig(Frozen):
 
 
 class GuardConfig(Frozen):
-    """When to stop. A loss or gradient that is not finite skips the update, is counted and logged."""
+    """When a step is not applied, and when a run gives up. A step whose loss or gradient is not finite, on any process,
+    changes nothing: it is skipped on all, counted and logged. (Under optimizer.update = "per_layer" that holds for the
+    loss; from a gradient that is not finite on, the rest of the backward pass changes nothing.)"""
 
     max_consecutive_skips: int = Field(10, ge=1)
     """Give up after this many skipped updates in a row."""
+    spikes: Literal["off", "log", "skip", "rewind"] = "log"
+    """What a spike of the loss or of the gradient's norm leads to. log: a line. skip: the step changes nothing. rewind:
+    go back to the newest checkpoint and leave out the data since then; before the first checkpoint, skip. Under
+    optimizer.update = "per_layer" a spike of the norm alone is seen too late to skip it."""
+    window: int = Field(128, ge=2, le=10_000)
+    """A spike is judged by the values of so many applied steps before it."""
+    warmup: int = Field(64, ge=2)
+    """Nothing is a spike before there are so many; at most guard.window."""
+    sigma: float = Field(6.0, gt=0)
+    """Standard deviations above their mean at which a value is a spike."""
+    max_rewinds: int = Field(10, ge=1)
+    """Give up when a spike would make the run go back once more than this."""
     memory: bool = True
     """Refuse to start on a GPU that has less memory than the tensors of a step are planned to take. With the
     environment variable SPARLOW_GPU_MEMORY_CAP, in GiB, a GPU counts as one of that size; no more of it is taken."""

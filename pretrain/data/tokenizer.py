@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import sentencepiece
 
-from model.errors import UserError
+from model.errors import RunFailed, UserError
 from model.lfs import HEAD, POINTER
+from pretrain.machine.child import in_child
+from pretrain.machine.fault import fault_point
 from pretrain.machine.files import read_regular
 
 SENTENCE_CHARACTERS = 4096
@@ -56,16 +58,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     The texts go in as blocks of lines rather than line by line, because SentencePiece drops the end of each
     "sentence": only inside a block does it see newlines, and it learns pieces such as a colon with its newline.
     """
-    model = io.BytesIO()
-    # A list: no Python code, hence no signal handler, runs inside the trainer's C++ loop.
     sentences = list(_sentences(texts))
-    try:
+
+    def train() -> bytes:
+        model = io.BytesIO()
+        fault_point("prepare_tokenizer")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **SETTINGS
         )
+        return model.getvalue()
+
+    try:
+        # The trainer's C++ loop lets no signal handler run for minutes; in a process of its own it can be killed.
+        return in_child("training the tokenizer", train)
+    except RunFailed:
+        raise
     except RuntimeError as error:
         raise _vocabulary_error(str(error), vocab_size) from error
-    return model.getvalue()
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

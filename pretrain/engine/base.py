@@ -16,7 +16,7 @@ from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.deepspeed import deepspeed_settings, release
 from pretrain.machine.distributed import World, import_deepspeed
-from pretrain.machine.fault import fault_flag
+from pretrain.machine.fault import fault_flag, spoiled
 
 NamedTensors = Iterator[tuple[str, int, Callable[[], Tensor]]]
 """(name, bytes, read) of whole tensors in a fixed order; `read()` is collective and valid until the next one. One that
@@ -29,10 +29,13 @@ class Gathered(partial[Tensor]):
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimizer step did: the gradient's global L2 norm before clipping, and whether it was applied."""
+    """What an optimizer step did."""
 
     grad_norm: float
+    """The gradient's global L2 norm before clipping; NaN of one that was dropped, not finite where the gradient is."""
     applied: bool
+    partly: bool = False
+    """Not applied, yet some weights had moved within the backward pass before a gradient was not finite."""
 
 
 class Engine(ABC):
@@ -40,6 +43,8 @@ class Engine(ABC):
 
     norm_name = "grad_norm"
     """The name that `Update.grad_norm` is logged by."""
+    steps_in_backward = False
+    """Whether weights change inside of the backward pass."""
 
     def __init__(
         self, model: Transformer, optimizer: torch.optim.Optimizer, config: Config, world: World, grad_accum_steps: int
@@ -61,26 +66,40 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def micro_step(self, batch: Batch, total_targets: int) -> Tensor:
+    def micro_step(
+        self, batch: Batch, total_targets: int, accept: Callable[[float], bool] = lambda nll: True
+    ) -> Tensor:
         """Forward and backward of one micro-batch; returns its summed negative log-likelihood (0-d, detached).
 
         The gradient is that of the mean over the `total_targets` target tokens of the whole global batch:
-        DeepSpeed averages over micro-batches and ranks, so each sum is scaled by their number first.
+        DeepSpeed averages over micro-batches and ranks, so each sum is scaled by their number first. Where the backward
+        pass changes weights, `accept` is asked before it, with the sum; where it says no, there is none.
         """
         for cache in self.caches:
             cache.last_micro_step = self.deepspeed.is_gradient_accumulation_boundary()
         tokens = batch.tokens.to(self.world.device, non_blocking=True)
         targets = batch.targets.to(self.world.device, non_blocking=True)
         nll = self.deepspeed(tokens, targets)
-        scale = math.nan if fault_flag("nan_gradient") else self.micro_batches / total_targets
+        nll, seen, factor = spoiled(nll)
+        if self.steps_in_backward and not accept(seen.item()):
+            return seen
+        scale = math.nan if fault_flag("nan_gradient") else factor * self.micro_batches / total_targets
         self.deepspeed.backward(nll * scale)
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
-        return nll.detach()
+        return seen
 
     @abstractmethod
-    def update(self) -> Update:
-        """The optimizer step after the last micro-step; skipped when the gradient is not finite."""
+    def update(self, limit: float = math.inf) -> Update:
+        """Take the optimizer step after the last micro-step, unless its gradient is not finite or larger than `limit`.
+
+        Nothing changes then: no weight, moment, basis or count (but see `Update.partly`). `limit` is equal on all
+        ranks; below 0 it lets no gradient pass, and none is looked at. Where `steps_in_backward` it comes too late.
+        """
+
+    def drop(self) -> Update:
+        """Let go of the step's gradient, in place of `update`."""
+        return self.update(-math.inf)
 
     def parameters_changed(self) -> None:
         """Forget what was kept of the old parameters."""

@@ -1,5 +1,6 @@
 """The engine of Sparlow's own optimizers: DeepSpeed at stage 0, which hands parameters over as they are."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -27,14 +28,16 @@ class OwnEngine(Engine):
         super().__init__(model, optimizer, config, world, grad_accum_steps)
         self.deepspeed.enable_backward_allreduce = False
         self.norm_name = optimizer.norm_name
+        self.steps_in_backward = optimizer.config.update == "per_layer"
         self.total_steps = config.schedule.total_steps
 
     def begin(self, lr: float, step: int = 0) -> None:
         super().begin(lr, step)
         self.optimizer.begin(step, self.total_steps)
 
-    def update(self) -> Update:
+    def update(self, limit: float = math.inf) -> Update:
         """The step; RunFailed where a matrix has not taken the path planned for it."""
+        self.optimizer.limit = limit
         self.deepspeed.step()
         self.parameters_changed()
         taken, planned = self.optimizer.low_rank_matrices, self.optimizer.planned_matrices
@@ -44,7 +47,7 @@ class OwnEngine(Engine):
                 "model changed behind its back"
             )
             raise shared(failure)
-        return Update(self.optimizer.grad_norm, self.optimizer.applied)
+        return Update(self.optimizer.grad_norm, self.optimizer.applied, self.optimizer.partly_applied)
 
     def close(self) -> None:
         super().close()

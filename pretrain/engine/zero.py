@@ -13,7 +13,8 @@ from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.base import Engine, Gathered, NamedTensors, Update
-from pretrain.machine.distributed import World, import_deepspeed
+from pretrain.engine.norm_watch import NormWatch
+from pretrain.machine.distributed import World, import_deepspeed, sum_over_ranks
 from pretrain.optim.own_optimizer import norms_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,9 +37,10 @@ class ZeroEngine(Engine):
             self.deepspeed.enable_backward_allreduce = False  # it would copy every gradient for nothing
         if self.zero_stage < 3:
             self._fill_optimizer_state()
+        self._watch = NormWatch(self.deepspeed.optimizer, world) if self.zero_stage else None
 
-    def update(self) -> Update:
-        update = self._update_whole() if self.zero_stage == 0 else self._update_sharded()
+    def update(self, limit: float = math.inf) -> Update:
+        update = self._update_sharded(self._watch, limit) if self._watch else self._update_whole(limit)
         self.parameters_changed()
         return update
 
@@ -53,27 +55,36 @@ class ZeroEngine(Engine):
     def full_gradient_bytes(self) -> int:
         return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.model.parameters())
 
-    def _update_sharded(self) -> Update:
+    def _update_sharded(self, watch: NormWatch, limit: float) -> Update:
+        watch.begin(limit)
         self.deepspeed.step()
         applied = self.deepspeed.was_step_applied()
         if self.offloads and not applied:
             # In bf16, DeepSpeed 0.19.8 would add the next gradients to the sums that are not finite.
             getattr(self.deepspeed.optimizer, "averaged_gradients", {}).clear()
-        return Update(float(self.deepspeed.get_global_grad_norm()), applied)
+        if limit < 0:
+            return Update(math.nan, applied)
+        norm = float(self.deepspeed.get_global_grad_norm())
+        return Update(norm if math.isnan(watch.stopped_at) else watch.stopped_at, applied)
 
-    def _update_whole(self) -> Update:
+    def _update_whole(self, limit: float = math.inf) -> Update:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norms = norms_of([p.grad for p in parameters if p.grad is not None])  # in fp32, whatever the gradients are
-        norm_tensor = torch.linalg.vector_norm(torch.stack(norms))
-        norm = norm_tensor.item()
-        finite = math.isfinite(norm)
-        if not finite:
+        norm, norm_tensor = math.nan, None
+        if limit >= 0:
+            norms = norms_of([p.grad for p in parameters if p.grad is not None])  # in fp32, whatever the gradients are
+            norm_tensor = torch.linalg.vector_norm(torch.stack(norms))
+            norm = norm_tensor.item()
+        if 0 <= limit < math.inf and self.world.size > 1:
+            # Ranks have the same gradients, yet processors of two kinds may differ in a norm's last digit.
+            norm = sum_over_ranks(self.world, norm if self.world.is_main else 0.0)[0]
+        applies = math.isfinite(norm) and norm <= limit
+        if not applies:
             for parameter in parameters:
                 parameter.grad = None
-        elif self.grad_clip:
+        elif self.grad_clip and norm_tensor is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm_tensor)
         self.deepspeed.step()
-        return Update(norm, finite)
+        return Update(norm, applies)
 
     def _fill_optimizer_state(self) -> None:
         """Give every parameter (stage 1 and 2: every flat partition) its AdamW state before the first step.

@@ -45,6 +45,7 @@ class Growth:
         grown = [*state.grown, state.this_stage(self.plan.small)]
         # How linears compute is decided anew: what fitted the small model's memory may not fit this one's.
         fresh = replace(state, grown=grown, updates=state.updates if kept else 0, kernels={}, evaluation_due=False)
+        fresh = replace(fresh, losses=[], grad_norms=[])  # another model has another loss
         return replace(fresh, **changes)  # type: ignore[arg-type]
 
     def tensors(self) -> Iterator[GrownTensor]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
 from model.growth import plan_growth
@@ -76,7 +77,8 @@ def _grow(
             raise UserError(f"run.dir: {config.run.dir} holds checkpoints already; choose another")
         store.newest_good(print)  # there is none, and there was none
         growth = Growth(checkpoint, plan, config, optimizer)
-        zero = dict.fromkeys(("step", "stage", "stage_start", "skipped_steps", "consecutive_skips"), 0)
+        counts = ("step", "stage", "stage_start", "skipped_steps", "consecutive_skips", "spikes")
+        zero: dict[str, Any] = dict.fromkeys(counts, 0) | {"skips": {}, "rewinds": []}
         state = growth.state(checkpoint.state, cursor=checkpoint.state.cursor if continues else 0, **zero)
         table = write_grown(growth, config, state, store, dataset)
     finally:

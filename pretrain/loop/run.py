@@ -1,6 +1,7 @@
 """What a run is made of, opened in an order that leaves nothing half-written when something is wrong."""
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,8 @@ class Run:
     saver: Saver
     told: set[str] = field(default_factory=set)
     """What has been said already and is not said again."""
+    goes_back: Callable[[], None] | None = None
+    """Commits what the run goes on from, in place of this one, after a spike."""
 
     @property
     def stage(self) -> Stage:

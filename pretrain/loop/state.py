@@ -10,7 +10,14 @@ from typing import Any
 from model.errors import UserError
 from pretrain.loop.state_fields import require_fields, require_sense
 
-SINCE_FORMAT_3: dict[str, Any] = {"origin": {}}
+SINCE_FORMAT_3: dict[str, Any] = {
+    "origin": {},
+    "losses": [],
+    "grad_norms": [],
+    "skips": {},
+    "spikes": 0,
+    "rewinds": [],
+}
 """Fields that checkpoints of the present format may lack, and what held for the runs that wrote those."""
 
 
@@ -25,9 +32,19 @@ class TrainState:
     tokens_seen: int = 0
     """Real input tokens trained on, padding not counted."""
     skipped_steps: int = 0
-    """Steps whose update was not applied because the gradient was not finite."""
+    """Steps whose update was not applied."""
     consecutive_skips: int = 0
     """How many of the last steps were skipped in a row."""
+    skips: dict[str, int] = field(default_factory=dict)
+    """`skipped_steps` by reason (pretrain/loop/guard.py)."""
+    losses: list[float] = field(default_factory=list)
+    """Losses of the last steps that were applied: the guard's window."""
+    grad_norms: list[float] = field(default_factory=list)
+    """Norms of their gradients."""
+    spikes: int = 0
+    """Steps with a spike of either, those that were gone back from included."""
+    rewinds: list[dict[str, Any]] = field(default_factory=list)
+    """What the run has gone back from (pretrain/loop/rewind.py)."""
     updates: int = 0
     """Updates applied since the optimizer began: AdamW's own step count."""
     flops: float = 0.0

@@ -13,6 +13,14 @@ from model.errors import UserError
 COUNT = 2**62
 """No count reaches this, and every one below it can be counted on without an overflow of int64."""
 
+LARGEST_WINDOW = 10_000
+"""Values in a window of the guard, at most."""
+
+REASONS = frozenset(f"{what}_{how}" for what in ("loss", "gradient") for how in ("not_finite", "spike")) | {
+    "partly_applied"
+}
+"""Why a step may be skipped or gone back from (pretrain/loop/guard.py)."""
+
 
 class Kind(NamedTuple):
     """A kind of value."""
@@ -48,7 +56,7 @@ def _is_origin(value: Any) -> bool:
         isinstance(value, dict)
         and value.keys() == {*texts, "step", "tokens_seen", "state"}
         and all(isinstance(value[key], str) and len(value[key]) <= 255 and value[key].isprintable() for key in texts)
-        and re.fullmatch(r"step-\d{8,}(-grown)?", value["checkpoint"]) is not None
+        and re.fullmatch(r"step-\d{8,}(-grown)?(-rewound[1-9]\d{0,8})?", value["checkpoint"]) is not None
         and _is_count(value["step"])
         and _is_count(value["tokens_seen"])
         and value["state"] in ("weights", "all")
@@ -78,11 +86,40 @@ def _is_choice(value: Any) -> bool:
     )
 
 
+def _is_window(value: Any) -> bool:
+    return type(value) is list and len(value) <= LARGEST_WINDOW and all(map(_is_finite, value))
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _are_reasons(value: Any) -> bool:
+    """Whether it is counts by REASONS."""
+    return isinstance(value, dict) and value.keys() <= REASONS and all(map(_is_count, value.values()))
+
+
+def _is_rewind(value: Any) -> bool:
+    """Whether it is what `pretrain.loop.rewind` records of one."""
+    counts = ("step", "to", "cursor", "cursor_after")
+    return (
+        isinstance(value, dict)
+        and value.keys() == {*counts, "reason", "value"}
+        and all(_is_count(value[key]) for key in counts)
+        and value["reason"] in REASONS
+        and isinstance(value["value"], str)
+        and len(value["value"]) <= 32
+    )
+
+
 count = Kind(_is_count, "a count")
 amount = Kind(_is_amount, "a finite number of at least 0")
 flag = Kind(lambda value: type(value) is bool, "true or false")
 stages = Kind(lambda value: type(value) is list and all(map(_is_stage, value)), "a list of stages that ended")
 origin = Kind(_is_origin, "the record of another run's checkpoint")
+window = Kind(_is_window, "a list of finite numbers")
+reasons = Kind(_are_reasons, "counts by reason")
+rewinds = Kind(lambda value: type(value) is list and all(map(_is_rewind, value)), "a list of ways back")
 record = Kind(_is_record, "a record of kernels")
 
 FIELDS: dict[str, Kind] = {
@@ -91,6 +128,11 @@ FIELDS: dict[str, Kind] = {
     "tokens_seen": count,
     "skipped_steps": count,
     "consecutive_skips": count,
+    "skips": reasons,
+    "losses": window,
+    "grad_norms": window,
+    "spikes": count,
+    "rewinds": rewinds,
     "updates": count,
     "flops": amount,
     "flops_dense_equivalent": amount,

@@ -15,11 +15,13 @@ from pretrain.engine.base import Update
 from pretrain.engine.kernel_choices import describe
 from pretrain.growth.describe import describe_stages
 from pretrain.growth.grow import grow
+from pretrain.loop.guard import Guard
 from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
 from pretrain.loop.origin import describe as describe_origin
 from pretrain.loop.resume import amended, new_run, out_of_memory
+from pretrain.loop.rewind import find_way, rewind
 from pretrain.loop.run import Run, open_run
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
 from pretrain.machine import stop
@@ -64,8 +66,10 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 run.console.stop_steps()
                 run.metrics.close()
             run.engine.close()
-            ended = stopped or run.state.step >= config.last_step
-            if not ended:
+            ended = stopped or (run.state.step >= config.last_step and not run.goes_back)
+            if run.goes_back:
+                run.goes_back()
+            elif not ended:
                 grow(run)
             del run  # the old engine goes before the new one comes
             gc.collect()
@@ -108,7 +112,9 @@ def _train(run: Run, clock: StepClock) -> bool:
         loss, update = made
         clock.add(time.perf_counter() - started, state.tokens_seen - seen, run.reader.waited - waited)
         state.train_seconds += clock.last
-        _count_skips(run, update)
+        _record(run, loss, update)
+        if run.goes_back:
+            return False
 
         step, ends = state.step, state.step == config.schedule.total_steps
         logs = step % config.metrics.every == 0 or step == 1 or ends
@@ -222,6 +228,7 @@ def train_step(run: Run, lr: float) -> tuple[float, Update] | None:
     batch_size, size = config.train.global_batch_size, config.train.micro_batch_size
     tokens, targets = run.dataset.count(state.cursor, batch_size)
     engine.begin(lr, state.step)
+    guard = Guard(config.guard, state)
     nll = torch.zeros((), dtype=torch.float64, device=world.device)
     cursors = [state.cursor + index * size for index in range(world.rank, engine.micro_batches, world.size)]
     ends = state.step + 1 == min(run.stage.end, config.last_step)
@@ -230,33 +237,37 @@ def train_step(run: Run, lr: float) -> tuple[float, Update] | None:
         fault_point("micro_step")
         if stop.due():
             return None
-        nll += engine.micro_step(run.reader.read(cursor, next_cursor), targets)
-    update = engine.update()
+        batch = run.reader.read(cursor, next_cursor)
+        nll += engine.micro_step(batch, targets, lambda summed: guard.accepts(summed / targets))
+    # All ranks know the loss of all before any of them changes a weight.
     (total_nll,) = sum_over_ranks(world, nll.item())
+    loss = total_nll / targets
+    update = engine.update(guard.largest_norm) if guard.accepts(loss) else engine.drop()
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
     state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
     state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
-    return total_nll / targets, update
+    return loss, update
 
 
-def _count_skips(run: Run, update: Update) -> None:
-    """RunFailed when too many updates in a row were skipped."""
-    state = run.state
-    if update.applied:
-        state.updates += 1
-        state.consecutive_skips = 0
-        return
-    state.skipped_steps += 1
-    state.consecutive_skips += 1
-    run.console.say(f"step {state.step}: the gradient is not finite; update skipped ({state.skipped_steps} so far)")
-    if state.consecutive_skips >= run.config.guard.max_consecutive_skips:
-        failure = RunFailed(
-            f"{state.consecutive_skips} updates in a row were skipped because the gradient was not finite "
-            "(guard.max_consecutive_skips); lower optimizer.lr or set train.grad_clip"
-        )
-        raise shared(failure)
+def _record(run: Run, loss: float, update: Update) -> None:
+    """Count the newest step, say what was wrong with it, and have the run go back from a spike where it is to.
+
+    RunFailed when too many in a row were skipped, or gone back from.
+    """
+    guard = Guard(run.config.guard, run.state)
+    findings = guard.record(loss, update)
+    if findings:
+        run.console.say(f"step {run.state.step}: {guard.describe(findings, update)}")
+    if cause := guard.goes_back(findings, update):
+        run.saver.finish()
+        way = find_way(run)
+        if way is None:
+            run.console.say(f"step {run.state.step}: there is no checkpoint yet to go back to")
+        else:
+            guard.require_rewind(cause)
+            run.goes_back = partial(rewind, run, way, cause)
 
 
 def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Update) -> dict[str, float]:
@@ -270,7 +281,7 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "train/skipped_steps": state.skipped_steps,
         "train/flops": state.flops,
         "train/flops_dense_equivalent": state.flops_dense_equivalent,
-    }
+    } | Guard(run.config.guard, state).figures()
     try:  # of this rank alone, and rank 0's count: nothing to agree on
         figures |= _performance(run, clock)
     except Exception as error:

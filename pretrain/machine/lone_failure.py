@@ -38,7 +38,8 @@ def sentence(error: Exception) -> str:
 
 def _blame(watch: Watch, error: Exception) -> NoReturn:
     gone = watch.missing()
-    cause = str(error).strip().partition("\n")[0]
+    # gloo says where in its source it is, and after the first sentence what it may mean.
+    cause = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
     if gone:
         watch.end_all(1, f"{processes(gone)} ended without a word (killed, or out of memory?): {cause}")
     watch.end_all(1, f"process {watch.rank} lost the connection to another: {cause}")

@@ -13,6 +13,7 @@ nobody has passed. So a step costs nothing but the counting while nobody is told
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -32,6 +33,7 @@ _asked_at: float | None = None
 _hung_up = False
 _opening = False
 _pipe: tuple[int, int] | None = None
+_taking = threading.RLock()
 
 _changed = threading.Condition()
 _wake: Callable[[], None] | None = None
@@ -43,15 +45,16 @@ _place: int | None = None
 def listen() -> None:
     """Note SIGTERM, SIGINT and, where it is not ignored, SIGHUP from now on; forgets those that have come.
 
-    A thread of its own hears them: Python runs a handler only when the main thread is not inside of C code, which may
-    be writing a checkpoint or waiting for another process.
+    A thread of its own hears them too: Python runs a handler only when the main thread is not inside of C code, which
+    may be writing a checkpoint or waiting for another process.
     """
     global _asked_at, _hung_up, _pipe
     _asked_at, _hung_up = None, False
     _tell_script("")
     if _pipe is None:
         _pipe = os.pipe()
-        os.set_blocking(_pipe[1], False)
+        for end_of_pipe in _pipe:
+            os.set_blocking(end_of_pipe, False)
         threading.Thread(target=_hear, args=(_pipe[0],), name="signals", daemon=True).start()
     signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _heard)
@@ -135,13 +138,22 @@ def is_agreed() -> bool:
 
 
 def _hear(pipe: int) -> None:
-    while numbers := os.read(pipe, 64):
-        for number in numbers:
-            told(number)
+    while True:
+        select.select([pipe], [], [])
+        _take()
 
 
 def _heard(number: int, frame: FrameType | None) -> None:
-    """Do nothing: `_hear` has been told."""
+    """Take note at once, where the main thread is free to, before it goes on."""
+    _take()
+
+
+def _take() -> None:
+    """Read the numbers of signals, each of which Python has written into the pipe as it came."""
+    assert _pipe is not None
+    with _taking, contextlib.suppress(BlockingIOError):
+        for number in os.read(_pipe[0], 64):
+            told(number)
 
 
 def told(number: int) -> None:

@@ -15,9 +15,10 @@ weight (`apply`). What travels is then of rank r where the method allows it.
 
 What is subtle. A `projected` rule never needs whole gradients but at a refresh: a hook projects each as soon as the
 backward pass has made it and frees it, and refreshes are spread over the steps, so that one whole gradient is alive at
-a time. Nothing may be applied when any gradient is not finite, so the norm is known before the first weight changes;
-with update = "per_layer" weights change inside of the backward pass, and that order is given up. Everything random is
-drawn from (seed, name, step): that is what makes a resume, and another number of ranks, the same run.
+a time. Nothing may change when any gradient is not finite, no basis either, so the norm is known before the first new
+basis; a matrix that is due counts by its old one there. With update = "per_layer" weights change inside of the backward
+pass, and that order is given up: from the first gradient on that is not finite the rest stays as it is. Everything
+random is drawn from (seed, name, step): that is what makes a resume, and another number of ranks, the same run.
 """
 
 import math
@@ -49,7 +50,6 @@ class MatrixOptimizer(OwnOptimizer):
     as a parameter). For a `projected` rule a hook projects each gradient as soon as the backward pass has made it and
     frees it, so that whole gradients do not coexist, and ranks reduce projected ones; `grad_norm` is then of these.
     `products` is the dtype of products of whole matrices.
-    When a gradient is not finite nothing is applied; a matrix that was due may still have its new basis.
     """
 
     counts = ("updates", "kept_bases", "refreshes")
@@ -104,7 +104,7 @@ class MatrixOptimizer(OwnOptimizer):
         for target in self.targets:
             target.sum.clear()
             target.weight.grad = None
-        self.refresher.end_step(self.applied or self.config.update == "per_layer")
+        self.refresher.end_step(self.applied or self.partly_applied)
         self.low_rank_matrices, self._stepped = self._stepped, 0
         self.most_full_gradients, self._most_full_gradients = self._most_full_gradients, 0
 
@@ -166,22 +166,33 @@ class MatrixOptimizer(OwnOptimizer):
         target.weight.grad = None
 
     def _reduce(self) -> None:
-        """Matrices that are due get their new basis between the whole gradients and the projected ones."""
+        """Whole gradients of the matrices that are due, or of all, and projected ones."""
         self._reduce_elements(count=False)
         kept = [target for target in self.targets if not target.sum.empty]
         whole = [target for target in self.targets if target.sum.empty]
-        wholes = {target.name: target.whole for target in whole}
         if self.rule.gradient_everywhere:
-            self.exchange.sum_everywhere(wholes.values())
+            self.exchange.sum_everywhere(target.whole for target in whole)
         else:
-            self.exchange.sum_to_owners((target.owner, wholes[target.name]) for target in whole)
-        self.refresher.refresh(wholes, self.updates)
-        if self.rule.needs == "full":
-            return
+            self.exchange.sum_to_owners((target.owner, target.whole) for target in whole)
         self._reduce_kept(kept)
-        for target in whole:
+
+    def _prepare(self) -> None:
+        """Matrices that are due get their new basis between the whole gradients and the projected ones."""
+        projected, whole = self.rule.needs == "projected", [target for target in self.targets if target.sum.empty]
+        wholes = {target.name: target.whole for target in whole}
+        due = any(target.basis is not None and self._due(target) for target in self.targets)
+        if due:
+            self.refresher.refresh(wholes, self.updates)
+        for target in whole if projected else ():
             target.sum.write(self._projection(target, wholes.pop(target.name)))
             target.weight.grad = None
+        if due:
+            square = self._own_square() if projected else self._zero()
+            counts = square.new_tensor((self.refresher.kept, self.refresher.refreshes))
+            total, kept, refreshes = self.exchange.total(torch.cat((square[None], counts))).tolist()
+            self.kept_bases += int(kept)
+            self.refreshes += int(refreshes)
+            self.grad_norm = total**0.5 if projected else self.grad_norm
 
     def _reduce_kept(self, targets: list[Target]) -> None:
         """Sums that are on the device travel together; those in host memory visit the device one by one."""
@@ -201,19 +212,16 @@ class MatrixOptimizer(OwnOptimizer):
 
     def _own_norms(self) -> list[Tensor]:
         targets = [target for target in self.targets if target.owner == self.exchange.rank]
+        projected = self.rule.needs == "projected"
+        due = [target for target in targets if projected and target.sum.empty]
+        ready = [target for target in targets if not (projected and target.sum.empty)]
         if self.config.accumulators == "host":  # one at a time
-            norms = [norm for target in targets for norm in norms_of([self._gradient(target)])]
+            norms = [norm for target in ready for norm in norms_of([self._gradient(target)])]
         else:
-            norms = norms_of([self._gradient(target) for target in targets])
+            norms = norms_of([self._gradient(target) for target in ready])
+        # By the old basis: it shows whatever is not finite, and what is only asked leaves no trace.
+        norms += [norm for target in due for norm in norms_of([self._projection(target, target.whole)])]
         return norms + super()._own_norms()
-
-    def _square(self) -> float:
-        square = self._own_square()
-        counts = square.new_tensor((self.refresher.kept, self.refresher.refreshes))
-        total, kept, refreshes = self.exchange.total(torch.cat((square[None], counts))).tolist()
-        self.kept_bases += int(kept)
-        self.refreshes += int(refreshes)
-        return total
 
     def _apply(self, clip: float) -> None:
         for group in self._groups():
@@ -277,18 +285,20 @@ class MatrixOptimizer(OwnOptimizer):
     @torch.no_grad()
     def _step_target_now(self, target: Target) -> None:
         """per_layer: the whole step of one matrix, inside of the backward pass."""
+        if (square := self._sound(target.whole)) is not None:
+            self._step_target(target, target.whole, square)
+        target.weight.grad = None
+        self._most_full_gradients = 1
+
+    def _step_target(self, target: Target, G: Tensor, square: Tensor) -> None:
         lr, projected = self.param_groups[0]["lr"], self.rule.needs == "projected"
-        G = self._finite(target.whole, count=not projected)
         if self.rule.uses_basis and self._due(target):
             overlap = self.refresher.new_basis(target, G, self.updates)
             self.refresher.reschedule(target, float(overlap))
         gradient = self._projection(target, G) if projected else G.float()
-        if projected:
-            self._squares.append(gradient.square().sum())
+        self._squares.append(gradient.square().sum() if projected else square)
         message = self._message(target, gradient, lr)
         self._change(target, gradient if self.rule.gradient_everywhere else None, message, lr)
-        target.weight.grad = None
-        self._most_full_gradients = 1
 
     def _finish(self) -> None:
         super()._finish()

@@ -1,5 +1,6 @@
 """AdamW with choices of moments, weights and time: whole parameters shared out over ranks."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -60,10 +61,15 @@ class OwnOptimizer(torch.optim.Optimizer):
         """Applied so far."""
         self.grad_norm = 0.0
         """L2 norm of the last step's gradient, before clipping."""
+        self.limit = math.inf
+        """Largest norm with which a step is applied; below 0 its gradient is dropped unseen."""
         self.applied = False
-        """Whether the last step was; it is not when a gradient is not finite."""
+        """Whether the last step was; it is not when a gradient is not finite or its norm exceeds `limit`."""
+        self.partly_applied = False
+        """Whether a gradient of the last step was not finite, and some parts had moved before it came (per_layer)."""
         self.elements = [AdamWPart(name, parameter) for name, parameter in named_parameters if name not in apart]
         self._squares: list[Tensor] = []
+        self._broken = False
         self._hooks: list[RemovableHandle] = []
         parts = self._parts()
         owners = share_out([part.cost(config) for part in parts], self.exchange.size)
@@ -82,14 +88,20 @@ class OwnOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Reduce, clip and apply what was accumulated since the last step; nothing when a gradient is not finite."""
+        """Reduce, clip and apply what was accumulated since the last step.
+
+        Nothing changes, but for this step's own attributes, when a gradient is not finite or its norm exceeds `limit`.
+        """
         self.exchange.reset()
+        self.applied, self.grad_norm = False, math.nan
         if self.config.update == "per_layer":
             self._finish()
-        else:
+        elif self.limit >= 0:
             self._reduce()
-            self.grad_norm = self._square() ** 0.5
-            self.applied = self.grad_norm < float("inf")
+            self.grad_norm = self.exchange.total(self._own_square()).item() ** 0.5
+            if self.grad_norm <= self.limit and math.isfinite(self.grad_norm):
+                self._prepare()
+                self.applied = math.isfinite(self.grad_norm)
             if self.applied:
                 self._apply(min(1.0, self.grad_clip / (self.grad_norm + 1e-6)) if self.grad_clip else 1.0)
                 self.updates += 1
@@ -138,9 +150,8 @@ class OwnOptimizer(torch.optim.Optimizer):
     def _reduce_elements(self, count: bool) -> None:
         self.exchange.sum_to_owners(((e.owner, e.gradient) for e in self.elements), count=count)
 
-    def _square(self) -> float:
-        """The squared norm of all gradients."""
-        return self.exchange.total(self._own_square()).item()
+    def _prepare(self) -> None:
+        """Change what the step needs changed before it, now that it is to be applied; may change `grad_norm`."""
 
     def _own_square(self) -> Tensor:
         """The squared norm of the gradients that this rank owns."""
@@ -162,24 +173,35 @@ class OwnOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_element_now(self, element: AdamWPart) -> None:
         """per_layer: the whole step of one parameter, inside of the backward pass."""
-        gradient = self._finite(element.gradient)
-        element.step(self.config, gradient, self.updates + 1, self.param_groups[0]["lr"], self._key(element))
+        if (square := self._sound(element.gradient)) is not None:
+            self._squares.append(square)
+            lr, gradient = self.param_groups[0]["lr"], element.gradient
+            element.step(self.config, gradient, self.updates + 1, lr, self._key(element))
         element.parameter.grad = None
 
-    def _finite(self, gradient: Tensor, count: bool = True) -> Tensor:
-        """`gradient`, with zeros in its place if it is not finite: a backward pass cannot be taken back once other
-        weights have moved. The norm of the step says that it happened; with `count` the gradient is part of it.
+    def _sound(self, gradient: Tensor) -> Tensor | None:
+        """The squared norm of `gradient`; None from the first one on that is not finite, until the step ends.
+
+        A backward pass cannot be taken back once other weights have moved, but it can leave the rest as it is. The host
+        waits for the device to say so, once for each parameter.
         """
-        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)  # isfinite(...).all() would write a matrix first
-        finite = torch.isfinite(norm)
-        self._squares.append(norm.square() if count else torch.where(finite, 0.0, torch.inf))
-        return gradient.masked_fill_(~finite, 0.0)
+        if self._broken:
+            return None
+        square = torch.linalg.vector_norm(gradient, dtype=torch.float32).square()  # isfinite(...) would write a matrix
+        self._broken = not math.isfinite(square.item())
+        return None if self._broken else square
 
     def _finish(self) -> None:
-        self.grad_norm = torch.stack(self._squares).sum().sqrt().item()
-        self.applied = self.grad_norm < float("inf")
+        """per_layer: count what the backward pass has done; there was none where the step is dropped."""
+        moved = bool(self._squares)
+        self.applied, self.partly_applied = moved and not self._broken, moved and self._broken
+        if self._broken:
+            self.grad_norm = math.inf
+        elif moved:
+            self.grad_norm = torch.stack(self._squares).sum().sqrt().item()
         self._squares.clear()
-        self.updates += 1
+        self._broken = False
+        self.updates += moved
 
     def _key(self, part: Part) -> int | None:
         if self.config.weights not in ("bf16_stochastic", "int8") or not part.rounds:

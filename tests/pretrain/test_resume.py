@@ -103,7 +103,8 @@ ELSEWHERE = {
     "stage",
     "grown",
     "origin",
-}  # test_guard.py, test_kernel_choices.py, growth/, test_from.py
+    *("losses", "grad_norms", "skips", "spikes", "rewinds"),
+}  # test_guard.py, test_kernel_choices.py, growth/, test_from.py, faults/test_spikes.py
 
 
 def test_every_number_has_a_consequence():

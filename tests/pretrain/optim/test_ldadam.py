@@ -88,6 +88,7 @@ def test_a_power_step_turns_towards_the_leading_singular_vectors():
 
 @pytest.mark.parametrize("gradient", [torch.zeros(6, 4), torch.ones(6, 4)], ids=["zero", "rank 1"])
 @pytest.mark.parametrize("moments", ["fp32", "bf16", "8bit"])
+@pytest.mark.fault("F25")
 def test_stays_finite(gradient, moments):
     config = LDAdam.Config(rank=3, projector="svd", moments=moments)
     assert drive(config, torch.ones(6, 4), [gradient] * 5 + gradients((6, 4), 3))[-1].isfinite().all()

@@ -96,13 +96,15 @@ def test_clipping_is_of_the_projected_gradient():
     assert optimizer.grad_norm > gradients.norm() * 0.2
 
 
+@pytest.mark.fault("F19")
+@pytest.mark.fault("F38")
 def test_a_gradient_that_is_not_finite_changes_nothing():
     model, optimizer = make(GaLore.Config(rank=RANK))
     backward(model, 0)
     optimizer.step()
 
-    def kept():  # all but bases: one that was due may have moved
-        return [*weights(model), *(t.clone() for name, _, t, _ in optimizer.tensors() if not name.endswith(".P"))]
+    def kept():
+        return [*weights(model), *(t.clone() for _, _, t, _ in optimizer.tensors())]
 
     before = kept()
     backward(model, 1)
@@ -117,6 +119,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert optimizer.low_rank_matrices == COUNT
 
 
+@pytest.mark.fault("F25")
 def test_a_zero_gradient_keeps_the_basis():
     weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
     optimizer = optimizer_of(GaLore.Config(rank=RANK), weight)
@@ -144,15 +147,16 @@ def test_updates_inside_of_the_backward_pass_equal_those_after_it():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.fault("F38")
 def test_inside_of_the_backward_pass_a_bad_gradient_moves_nothing_of_its_own():
     model, optimizer = make(GaLore.Config(rank=RANK, update="per_layer"))
     before = weights(model)
     x = torch.full((8, WIDTH), float("nan"))
     model(x).sum().backward()
     optimizer.step()
-    assert not optimizer.applied
-    changed = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
-    assert changed == [False] * (3 * COUNT - 1) + [True]  # the last bias has a gradient of ones
+    assert (optimizer.applied, optimizer.partly_applied, optimizer.updates) == (False, False, 0)
+    # The last bias has a gradient of ones, which comes after one that is not finite.
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
 
 
 @pytest.mark.parametrize("weights_kind", ["bf16", "bf16_stochastic"])

@@ -98,6 +98,7 @@ def test_the_basis_moves_at_its_turn_alone(stagger):
 
 @pytest.mark.parametrize("gradient", [torch.zeros(6, 4), torch.ones(6, 4)], ids=["zero", "rank 1"])
 @pytest.mark.parametrize("moments", ["fp32", "bf16", "8bit"])
+@pytest.mark.fault("F25")
 def test_stays_finite(gradient, moments):
     config = SubTrack.Config(rank=3, projector="svd", update_proj_gap=2, moments=moments)
     assert drive(config, torch.ones(6, 4), [gradient] * 5 + gradients((6, 4), 3))[-1].isfinite().all()
