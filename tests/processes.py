@@ -25,7 +25,7 @@ from typing import Any
 
 from support import ROOT, freeze_imports
 
-from pretrain.machine.fault import parse
+from pretrain.machine.fault import POINTS
 
 WIDTH = 16
 """Digits of a number that a process is told by."""
@@ -47,7 +47,7 @@ class Process:
             self.stdout = open(read, errors="replace")  # noqa: SIM115 - the test reads it
         self._told, telling = os.pipe()
         for fault in environment.get("SPARLOW_FAULT", "").split(","):
-            parse(fault) if fault else None  # a point that does not exist is an error here already
+            assert fault.partition("/")[0].partition(":")[0] in ("", *POINTS), f"no such fault point: {fault}"
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         message = json.dumps({"arguments": arguments, "environment": variables}).encode()
         server = _server(environment.get("TRITON_INTERPRET") == "1")

@@ -6,6 +6,7 @@ Several are separated by commas; with a rank, only that process is struck.
 import os
 import signal
 from collections import Counter
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -44,6 +45,21 @@ POINTS = {
 _visits: Counter[str] = Counter()
 
 
+class _Fault(NamedTuple):
+    """One fault of the environment's list."""
+
+    point: str
+    visit: int
+    rank: str
+    """Empty for all."""
+
+    @classmethod
+    def parse(cls, text: str) -> "_Fault":
+        place, _, rank = text.partition("/")
+        point, _, visit = place.partition(":")
+        return cls(point, int(visit or 1), rank)
+
+
 def fault_point(point: str) -> None:
     """Die here as by `kill -9`, when the environment names this point; SPARLOW_FAULT_SIGNAL=SIGTERM sends another."""
     if fault_flag(point):
@@ -55,21 +71,16 @@ def fault_flag(point: str) -> bool:
     asked = os.environ.get("SPARLOW_FAULT")
     if not asked:
         return False
-    faults = [parse(fault) for fault in asked.split(",")]
-    rank = os.environ.get("RANK", "0")
-    if all(name != point for name, _, _ in faults):
+    faults = [_Fault.parse(text) for text in asked.split(",")]
+    if unknown := [fault.point for fault in faults if fault.point not in POINTS]:
+        # A misspelt name would strike nowhere, and its test would show nothing.
+        raise ValueError(f"SPARLOW_FAULT names no point: {unknown[0]}; there are {', '.join(POINTS)}")
+    faults = [fault for fault in faults if fault.point == point]
+    if not faults:
         return False
     _visits[point] += 1
-    return any(name == point and count == _visits[point] and there in ("", rank) for name, count, there in faults)
-
-
-def parse(fault: str) -> tuple[str, int, str]:
-    """The point, visit and rank ("" for all) of one fault; ValueError for a point that does not exist."""
-    place, _, rank = fault.partition("/")
-    name, _, count = place.partition(":")
-    if name not in POINTS:  # a misspelt name would strike nowhere, and its test would show nothing
-        raise ValueError(f"SPARLOW_FAULT names no point: {name}; there are {', '.join(POINTS)}")
-    return name, int(count or 1), rank
+    rank = os.environ.get("RANK", "0")
+    return any(fault.visit == _visits[point] and fault.rank in ("", rank) for fault in faults)
 
 
 def spoiled(loss: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -56,6 +56,10 @@ def test_a_test_whose_process_died_counts_for_its_faults(tmp_path):
     assert {result["id"]: result["outcome"] for result in report.results()}["F3"] == "FAIL"
 
 
+def test_every_fault_has_a_test():
+    assert not FAULTS.keys() - {name for names in marked_tests().values() for name in names}
+
+
 def test_every_protection_is_in_the_sources():
     for name, protection in PROTECTIONS.items():
         file, _, line = protection.partition(": ")
@@ -72,10 +76,9 @@ def test_every_point_is_visited_and_every_visited_one_is_known():
     for path in sorted(ROOT.joinpath("pretrain").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("fault_point", "fault_flag"):
-                if path.name == "fault.py" and not isinstance(node.args[0], ast.Constant):
-                    continue  # the one calls the other
-                assert isinstance(node.args[0], ast.Constant), f"{path}: a point whose name is not written out"
-                visits.add(node.args[0].value)
+                name = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+                assert name or path.name == "fault.py", f"{path}: a point whose name is not written out"
+                visits |= {name} - {None}
     assert visits == POINTS.keys()
 
 

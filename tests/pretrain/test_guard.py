@@ -77,6 +77,3 @@ def test_several_faults_each_at_its_process(monkeypatch):
     fault._visits.clear()
     struck = [fault.fault_flag(point) for point in ("shard", "prune", "shard", "before_rename", "before_latest")]
     assert struck == [False, False, True, True, False]
-    monkeypatch.setenv("SPARLOW_FAULT_RANK", "1")
-    fault._visits.clear()
-    assert not fault.fault_flag("before_rename")
