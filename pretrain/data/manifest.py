@@ -105,8 +105,10 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     except ValidationError as error:
         refuse_pointer(path)
         wrong = error.errors()[0]
-        place = ".".join(map(str, wrong["loc"])) or "the file"
-        raise UserError(f"{path}: not a manifest of a prepared corpus ({place}: {expected(wrong)}); {AGAIN}") from error
+        place = "".join(c for c in ".".join(map(str, wrong["loc"])) if c.isprintable()) or "the file"
+        raise UserError(
+            f"{path}: not a manifest of a prepared corpus ({place:.100}: {expected(wrong):.300}); {AGAIN}"
+        ) from error
     _require_consistent(manifest, path)
     return manifest
 
