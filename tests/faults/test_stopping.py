@@ -1,5 +1,6 @@
 """Signals at every moment of a run: it ends within seconds with status 143, and the rerun ends as if without them."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -147,3 +148,23 @@ def end_of(ranks: list[Process], timeout: float = 60) -> list[tuple[int | None, 
         for rank in ranks:
             rank.kill()
     return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+
+
+@pytest.mark.fault("F15")
+def test_a_process_that_has_said_how_far_it_is_goes_no_further_until_the_place_is_known():
+    stop.listen()
+    stop.agree_by(lambda: None)
+    try:
+        assert not any(stop.due() for _ in range(3))
+        assert stop.hold() == 3
+        answers: list[bool] = []
+        waiting = threading.Thread(target=lambda: answers.append(stop.due()))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        stop.stop_at(5)
+        waiting.join(20)
+        assert answers == [False]
+        assert stop.due()
+    finally:
+        stop.agree_by(None)
