@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,24 +112,28 @@ def _finite(figures: dict[str, float]) -> dict[str, float | None]:
     return {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
 
 
+STEPS_KEPT = 1000
+"""Durations that a `StepClock` keeps: a run of a million steps neither fills memory with them nor sorts them all."""
+
+
 class StepClock:
-    """Durations of training steps, evaluation and saves not counted."""
+    """Durations of the last STEPS_KEPT training steps, evaluation and saves not counted."""
 
     def __init__(self) -> None:
-        self._all: list[float] = []
-        self._tokens, self._last_tokens = 0, 0
+        self._recent: deque[float] = deque(maxlen=STEPS_KEPT)
+        self._steps, self._tokens, self._last_tokens = 0, 0, 0
         self._last_waited = 0.0
 
     def add(self, seconds: float, tokens: int, waited: float = 0.0) -> None:
         """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted."""
-        self._all.append(seconds)
+        self._recent.append(seconds)
         self._last_waited = waited
-        self._tokens, self._last_tokens = self._tokens + tokens, tokens
+        self._steps, self._tokens, self._last_tokens = self._steps + 1, self._tokens + tokens, tokens
 
     @property
     def last(self) -> float:
         """Seconds of the newest step."""
-        return self._all[-1]
+        return self._recent[-1]
 
     @property
     def last_tokens_per_second(self) -> float:
@@ -142,18 +147,19 @@ class StepClock:
 
     def tokens_per_second(self) -> float:
         """Divide the mean tokens of a step by its steady seconds."""
-        return self._tokens / len(self._all) / self.steady_seconds()
+        return self._tokens / self._steps / self.steady_seconds()
 
     def percentile_ms(self, percent: int) -> float:
         """Return the duration of a step, in milliseconds, that so many of the last 200 do not exceed."""
-        ordered = sorted(self._all[-200:])
+        ordered = sorted(list(self._recent)[-200:])
         return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
     @property
     def empty(self) -> bool:
         """Whether this process has made no step."""
-        return not self._all
+        return not self._steps
 
     def steady_seconds(self) -> float:
-        """Return the median step of this process, the first five left out where there are more."""
-        return statistics.median(self._all[5:] or self._all)
+        """Return the median of the last steps, the first five of this process left out where there are more."""
+        recent = list(self._recent)
+        return statistics.median(recent[max(0, 5 + len(recent) - self._steps) :] or recent)

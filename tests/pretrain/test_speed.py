@@ -12,7 +12,7 @@ from support import logged, train_here, write_tiny
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.loop import train
-from pretrain.loop.metrics import StepClock
+from pretrain.loop.metrics import STEPS_KEPT, StepClock
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,20 @@ def test_a_clock_knows_its_tokens():
     clock.add(4.0, 30)
     assert clock.last_tokens_per_second == 7.5
     assert clock.tokens_per_second() == pytest.approx(20 / 3)
+
+
+@pytest.mark.fault("F32")
+def test_a_clock_keeps_only_the_last_steps():
+    """The first five of a process, which are slow, count for nothing; nor does what is long past."""
+    clock = StepClock()
+    for seconds in [9.0] * 5 + [1.0] * 4:
+        clock.add(seconds, 10)
+    assert clock.steady_seconds() == 1.0
+    assert clock.tokens_per_second() == 10
+    for seconds in [3.0] * STEPS_KEPT:
+        clock.add(seconds, 10)
+    assert clock.steady_seconds() == 3.0
+    assert len(clock._recent) == STEPS_KEPT
 
 
 @pytest.mark.parametrize("packing", ["concat", "document"])
