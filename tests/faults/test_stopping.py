@@ -23,6 +23,17 @@ PLACES = {
 }
 """Where SIGTERM comes (tiny has four micro-steps), and what is said."""
 WRITING = str(Path(__file__).with_name("waiting_save.py"))
+IN_C_CODE = """\
+import ctypes, pathlib, sys
+from pretrain.machine import stop
+stop.SAME_S = 0.1
+stop.listen()
+pathlib.Path(sys.argv[1]).touch()
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+for _ in range(2):
+    library.pthread_mutex_lock(mutex)
+"""
+"""A main thread that waits for itself in C for ever, where Python runs no handler, as in an exchange of NCCL's."""
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +139,25 @@ def test_a_second_signal_ends_a_save(tiny, tmp_path):
         "step-00000002"
     ]
     assert train_here(tiny, "--train.max_steps=3") == 0
+
+
+@pytest.mark.fault("F16")
+def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c_code(tmp_path):
+    script, waits = tmp_path / "in_c_code.py", tmp_path / "waits"
+    script.write_text(IN_C_CODE)
+    process = Process(str(script), str(waits))
+    wait_for(waits, process)
+    try:
+        for _ in range(60):  # a busy machine may hear several as one
+            process.terminate()
+            time.sleep(0.3)
+            if process.poll() is not None:
+                break
+    finally:
+        process.kill()
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == stop.KILLED, output
+    assert "ended at once by a second signal" in output
 
 
 def wait_for(path: Path, *processes: Process) -> None:
