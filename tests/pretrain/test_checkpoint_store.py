@@ -90,9 +90,13 @@ def test_all_broken_is_an_error_and_never_a_fresh_start(store):
 @pytest.mark.fault("F8")
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "a/b", "..", ""])
 def test_a_manifest_cannot_reach_outside_its_folder(store, name):
+    """Even where there is such a file, of that size."""
     folder = commit(store, 10)
-    edit(folder, files=[{"name": name, "bytes": 1, "sha256": ""}])
-    with pytest.raises(BrokenCheckpoint):
+    if not (folder / name).exists():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    edit(folder, files=[{"name": name, "bytes": (folder / name).stat().st_size, "sha256": ""}])
+    with pytest.raises(BrokenCheckpoint, match="not a plain file of the folder"):
         read_manifest(folder)
 
 
