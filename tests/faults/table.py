@@ -76,8 +76,19 @@ FAULTS = {
 
 PROTECTIONS = {
     "F1": "pretrain/engine/own.py: put(stored.to(self.world.device, copy=True))",
+    "F5": "pretrain/checkpoint/manifest.py: if file_sha256(folder / entry.name) != entry.sha256:",
+    "F6": 'pretrain/checkpoint/store.py: if broken or any(self.folder.glob("*.corrupt*")):',
+    "F9": 'pretrain/checkpoint/read.py: with safe_open(path, framework="pt") as shard:',
+    "F12": "pretrain/checkpoint/save.py: if free < needed:",
     "F13": 'pretrain/checkpoint/store.py: raise UserError(f"run.dir: {self.folder.parent} cannot be written',
+    "F14": "pretrain/loop/train.py: if stop.due():",
+    "F20": "pretrain/loop/guard.py: if state.consecutive_skips >= self.config.max_consecutive_skips:",
+    "F25": "pretrain/optim/projector/base.py: if not 0 < float(largest) < math.inf:",
+    "F26": "pretrain/engine/own.py: if self.optimizer.applied and taken != planned:",
     "F28": "model/hf/staging.py: shutil.rmtree(path) if path.is_dir() else path.unlink()",
+    "F31": 'pretrain/checkpoint/store.py: STEP_FOLDER = re.compile(r"step-(\\d{8,})',
+    "F34": "pretrain/loop/train.py: if stop.due():",
     "F39": "model/hf/staging.py: replaced.rename(out)",
+    "F47": 'launch/slurm.sh: if [ "$status" -eq 143 ]; then',
 }
 """The line of the sources that decides: without it, tests of the fault were seen to fail."""
