@@ -170,6 +170,7 @@ def _serve(connection: socket.socket) -> list[str] | None:
         if not os.fork():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # also where they run in a shell's background
             connection.close()
             return _become(json.loads(message), *fds)
         for fd in fds:
