@@ -98,8 +98,8 @@ def test_a_killed_rank_is_named(tiny, tmp_path, rank):
 @pytest.mark.slow
 def test_torchrun_heals_a_killed_rank(tiny, tmp_path):
     """The restarted processes find the store of the dead ones, their addresses in it, and the lock of the run."""
-    options = ["train", str(tiny), "--train.max_steps=6", "--checkpoint.every=2"]
-    fault = {"SPARLOW_FAULT": "micro_step:7", "SPARLOW_FAULT_RANK": "1"}  # struck in every start, each two steps on
+    options = ["train", str(tiny), "--train.max_steps=6", "--checkpoint.every=2", "--checkpoint.background=false"]
+    fault = {"SPARLOW_FAULT": "micro_step:7/1"}  # struck in every start, each two steps on
     result = torchrun(2, "-m", "pretrain", *options, launcher=["--max-restarts=2"], **fault)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.findall(r"resuming .* at step (\d+)", result.stdout) == ["2", "4"]

@@ -35,7 +35,7 @@ def saved(tmp_path):
 def test_a_copy_that_fails_on_one_rank(tiny, tmp_path, engine):
     """It has taken part in the exchanges, so all agree: the sentence is said once, and nothing is left behind."""
     said = outputs(tiny, engine, "copy")
-    sentence = "sparlow train: the checkpoint of step 4 could not be written (NotImplementedError: Cannot copy"
+    sentence = "process 1: the checkpoint of step 4 could not be written (NotImplementedError: Cannot copy"
     assert sentence in said[0]
     assert "could not be written" not in said[1]
     assert saved(tmp_path) == ["step-00000002"]
