@@ -157,7 +157,8 @@ def test_what_a_run_leaves_for_other_programs(finished):
         *("step", "tokens_seen", "train_seconds", "tokens_per_second", "val_loss", "bits_per_byte", "parameters"),
         *("trainable_parameters", "flops", "peak_memory_bytes", "planned_memory_bytes", "growth_stages"),
         *("peak_reserved_bytes", "peak_resident_bytes", "growths"),
-        *("skipped_steps", "low_rank_matrices", "reduced_bytes_per_step", "full_gradient_bytes", "dtype"),
+        *("skipped_steps", "skips", "spikes", "rewinds"),
+        *("low_rank_matrices", "reduced_bytes_per_step", "full_gradient_bytes", "dtype"),
         *("versions", "device", "flops_dense_equivalent", "stages", "origin", "error"),
     }
     assert (summary["step"], summary["tokens_seen"], summary["dtype"]) == (8, 8 * 8 * 16, "fp32")

@@ -146,32 +146,19 @@ def test_pauses(config, undisturbed, tmp_path_factory, tmp_path, pauses, optimiz
     assert ending(run) == ending(straight)
 
 
-STOPS = {"a step before": GROWS - 1, "at the growth step": GROWS, "during the growth": GROWS + 1}
+STOPS = {f"micro_step:{2 * (GROWS - 1) + 1}": f"step-{GROWS - 1:08d}", "before_growth": GROWN, "after_growth": GROWN}
+"""Where the signal comes, and the newest checkpoint then: a growth that has begun is made and committed."""
 
 
 @pytest.mark.fault("F14")
-@pytest.mark.parametrize(("when", "stops_at"), STOPS.items())
-def test_sigterm(config, undisturbed, tmp_path, monkeypatch, when, stops_at):
-    """Stops before the growth, or with the first step after it where the signal comes during the growth."""
-    from pretrain.growth import grow
-    from pretrain.loop import train
-
-    run = tmp_path / "run"
-    module, name = (grow, "write_grown") if when == "during the growth" else (train, "train_step")
-    original = getattr(module, name)
-
-    def struck(*arguments):
-        if name == "write_grown" or arguments[0].state.step == stops_at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    monkeypatch.setattr(module, name, struck)
-    assert train_here(config, *GROWTH, f"--run.dir={run}") == 143
-    monkeypatch.undo()
-    assert names(run)[-1] == f"step-{stops_at:08d}"
-    assert summary(run)["growth_stages"] == 1 + (stops_at > GROWS)
-    assert train_here(config, *GROWTH, f"--run.dir={run}") == 0
-    assert ending(run) == ending(undisturbed)
+@pytest.mark.parametrize(("point", "newest"), STOPS.items())
+def test_sigterm(config, undisturbed, tmp_path, point, newest):
+    options = ["train", str(config), *GROWTH, f"--run.dir={tmp_path}/run"]
+    status, output = run_command(*options, fault=point, SPARLOW_FAULT_SIGNAL="SIGTERM")
+    assert status == 143, output
+    assert names(tmp_path / "run")[-1] == newest
+    assert train_here(config, *options[2:]) == 0
+    assert ending(tmp_path / "run") == ending(undisturbed)
 
 
 @pytest.mark.fault("F14")

@@ -174,7 +174,8 @@ def test_the_numbers_go_on_but_those_of_the_optimizer(runs):
     stage = {"n_layers": 1, "steps": GROWS, "tokens": 64 * GROWS, **{k: v for k, v in small.items() if "flops" in k}}
     assert small["kernels"]
     assert (small["cursor"], small["updates"], small["stage"], small["grown"]) == (4 * GROWS, GROWS, 0, [])
-    assert grown == small | {"updates": 0, "kernels": {}, "stage": 1, "stage_start": GROWS, "grown": [stage]}
+    begun = {"updates": 0, "kernels": {}, "losses": [], "grad_norms": []}
+    assert grown == small | begun | {"stage": 1, "stage_start": GROWS, "grown": [stage]}
     later = state(checkpoint(runs("element"), LAST))
     assert (later["cursor"], later["updates"], later["grown"]) == (4 * LAST, LAST - GROWS, [stage])
 
