@@ -35,7 +35,7 @@ class Way(NamedTuple):
     target: Path
     """The checkpoint to go back to."""
     newer: list[Path]
-    """Those of the way that the run will not have gone."""
+    """Checkpoints after it, of a way that the run will not have gone."""
 
 
 def find_way(run: Run) -> Way | None:
