@@ -59,7 +59,10 @@ FAULTS = {
     "F35": Fault("train.max_steps below the step reached", "nothing to do is said; the run stays good"),
     "F36": Fault("all step folders are gone, metrics are left", "refused; no silent start from scratch"),
     "F37": Fault("a shard changes at equal size, or is cut while training", "found before it trains; one sentence"),
-    "F38": Fault("a skipped step in per-layer mode or at a refresh", "no tensor changes"),
+    "F38": Fault(
+        "a skipped step in per-layer mode or at a refresh",
+        "no tensor changes; per layer, none after the first bad gradient",
+    ),
     "F39": Fault("kill -9 during `export --overwrite`, a failed check", "the old or the new export is there, whole"),
     "F40": Fault("any bit of a manifest is flipped", "found; the checkpoint before is used"),
     "F41": Fault("metrics.jsonl or summary.json has a broken tail", "read as far as it goes"),
