@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.fault("F10"), pytest.mark.fault("F45")]
 FILES = {
     "lists in lists": (b"[model]\ndim = " + b"[" * 100_000, "nested too deeply"),
     "tables in tables": (b"[model]\ndim = " + b"{a = " * 50_000, "nested too deeply"),
-    "a path of keys": (b"model" + b".a" * 50_000 + b" = 1", r"model\.a: lists or tables are nested more than 8 deep"),
+    "a path of keys": (b"model" + b".a" * 5_000 + b" = 1", r"model\.a: lists or tables are nested more than 8 deep"),
     "closed lists": (b"[eval]\nprompts = " + b"[" * 50 + b"]" * 50, r"eval\.prompts: lists or tables are nested more"),
     "thousands of digits": (b"[model]\n\ndim = " + b"1" * 5000, r"a number of thousands of digits \(at line 3\)"),
     "thousands of hexadecimal digits": (b"[model]\ndim = 0x" + b"f" * 5000, r"model\.dim: a number of 20000 bits"),

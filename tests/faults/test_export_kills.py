@@ -27,6 +27,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F28")
 def test_kills_of_a_first_export(run, tmp_path):
     (tmp_path / "before").mkdir()

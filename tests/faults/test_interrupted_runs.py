@@ -95,6 +95,7 @@ def test_a_kill_before_the_summary_is_made_up_for(tiny, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["val_loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F14")
 @pytest.mark.fault("F15")
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tiny, tmp_path, undisturbed):
@@ -139,6 +140,7 @@ def wait_for_step(process, metrics) -> None:
     raise AssertionError("no step in 30 s")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F11")
 def test_a_full_disk_on_one_of_two_processes(tiny, tmp_path):
     """Only rank 0 writes a small checkpoint; rank 1 must learn of the failure and go on with it."""

@@ -26,7 +26,7 @@ def test_it_does_nothing_and_the_run_goes_on(tiny, tmp_path, capsys):
     assert (tensor_hashes(run, 8), logged(run)) == (tensor_hashes(straight, 8), logged(straight))
 
 
-@pytest.mark.parametrize("reached", [GROWS - 1, GROWS + 2])
+@pytest.mark.parametrize("reached", [GROWS - 1, pytest.param(GROWS + 2, marks=pytest.mark.slow)])
 def test_a_run_with_growth_does_not_grow_early(tiny, tmp_path, capsys, reached):
     """Neither before its growth, where the larger model would come too soon, nor after it, where there is none."""
     run = grown_run(tiny, tmp_path / "run", train__max_steps=reached)

@@ -74,7 +74,7 @@ def test_every_optimizer_resumes_exactly(tiny, tmp_path, laid_out_otherwise, nam
 
 
 @pytest.mark.fault("F1", "F2")
-@pytest.mark.parametrize("name", ["ldadam", "subtrack"])
+@pytest.mark.parametrize("name", ["ldadam", pytest.param("subtrack", marks=pytest.mark.slow)])
 def test_a_basis_that_follows_the_gradient_is_the_same_after_every_pause(tiny, tmp_path, name):
     """A QR or an eigenvector carries the last bit of its input on; stopped after each step around a move."""
     options = options_of(name, rank=8)

@@ -13,8 +13,11 @@ from model.errors import RunFailed
 from pretrain.machine.child import in_child
 
 
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT)]
+
+
 @pytest.mark.fault("F14")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
 def test_a_signal_while_the_tokenizer_trains(tmp_path, number):
     """The trainer is stopped, so that it would never end by itself."""
     out = tmp_path / "out"

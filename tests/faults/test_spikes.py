@@ -189,7 +189,7 @@ def test_a_pause_on_the_way_does_not_matter(tiny, tmp_path, gone_back, strike):
     assert names == ["step-00000010-rewound1", "step-00000020", "step-00000024"]
 
 
-KILLS = ["before_rewind", "in_rewind", "shard:3", "before_rename:2", "before_latest:2", "after_rewind"]
+KILLS = ["before_rewind", "in_rewind", "shard:2", "before_rename:2", "before_latest:2", "after_rewind"]
 QUICK = ("in_rewind",)
 
 

@@ -45,7 +45,9 @@ def undisturbed(corpus, tmp_path_factory):
 
 
 @pytest.mark.fault("F14")
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=pytest.mark.slow) if place == "micro_step:1" else place for place in PLACES]
+)
 def test_sigterm_anywhere(tiny, tmp_path, undisturbed, place):
     status, output = run_command("train", str(tiny), *OPTIONS, fault=place, SPARLOW_FAULT_SIGNAL="SIGTERM")
     assert status == stop.STOPPED, output
