@@ -12,7 +12,6 @@ from processes import run_command, start_command
 from model.errors import RunFailed
 from pretrain.machine.child import in_child
 
-
 SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT)]
 
 
