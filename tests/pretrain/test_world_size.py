@@ -84,7 +84,7 @@ def test_one_process_goes_on_with_two_and_a_bad_world_is_one_sentence(both, tiny
     assert "Traceback (most recent call last)" not in odd.stderr.split("sparlow train:")[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "galore_adamw"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("galore_adamw", marks=pytest.mark.slow)])
 def test_the_deepspeed_launcher(tiny, tmp_path, optimizer):
     env = os.environ | {"NPROC": "2", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     prefix = Path(sys.executable).parents[1]

@@ -85,6 +85,7 @@ def test_the_figures_say_it(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{lost} for the allocator" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_offload_is_proposed_before_more_processes() -> None:
     config, card = shipped("--train.micro_batch_size=1", "--train.checkpoint_every_layers=1"), 16 * GIB
     assert not fits(config, 1, card)
