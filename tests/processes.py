@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,21 @@ def run_command(*arguments: str, fault: str = "", **environment: str) -> tuple[i
     process = start_command(*arguments, fault=fault, **environment)
     output, _ = process.communicate()
     return process.returncode, output
+
+
+def wait_until(process: Process | subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Until `condition` holds, while the process runs; two minutes at most."""
+    for _ in range(2400):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("not within two minutes")
+
+
+def wait_for_step(process: Process | subprocess.Popen[str], metrics: Path) -> None:
+    """Until the first step has been logged."""
+    wait_until(process, lambda: metrics.exists() and metrics.read_text().count("\n") >= 1)
 
 
 def free_port() -> str:

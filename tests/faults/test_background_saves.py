@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Process, run_command, train_world
+from processes import Process, run_command, train_world, wait_until
 from support import logged, tensor_hashes, train_here
 
 from model.errors import RunFailed
@@ -259,7 +259,7 @@ SLOW_DISK = str(Path(__file__).with_name("slow_disk.py"))
 def test_a_second_signal_while_a_save_is_on_its_way(tiny, tmp_path, capsys):
     """The second save of the script never ends. The first signal asks to stop and waits for it, the second kills."""
     process = Process(SLOW_DISK, "train", str(tiny), *EVERY_2, "--train.max_steps=40")
-    wait_until(lambda: (tmp_path / "run" / "never ends").exists(), process)
+    wait_until(process, lambda: (tmp_path / "run" / "never ends").exists())
     process.send_signal(signal.SIGTERM)
     time.sleep(2.5)  # within two seconds a signal is taken for an echo of the first
     assert process.poll() is None, process.communicate()[0]
@@ -270,15 +270,6 @@ def test_a_second_signal_while_a_save_is_on_its_way(tiny, tmp_path, capsys):
     assert "resuming" in (said := capsys.readouterr().out)
     assert "at step 2 (" in said
     assert folders(tmp_path / "run") == ["step-00000002", "step-00000004", "step-00000006"]
-
-
-def wait_until(condition, process) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    raise AssertionError("not within a minute")
 
 
 @pytest.mark.slow

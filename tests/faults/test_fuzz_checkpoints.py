@@ -295,18 +295,10 @@ READERS = {
 
 @pytest.mark.fault("F45")
 @pytest.mark.fault("F8")
+@pytest.mark.parametrize("part", [125, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reader", READERS)
-def test_a_stranger_gets_a_sentence(scratch, tmp_path, reader):
+def test_a_stranger_gets_a_sentence(scratch, tmp_path, reader, part):
+    """One case in `part` of those of the slow suite."""
     folder = shutil.copytree(scratch, tmp_path / "run" / "checkpoints" / scratch.name)
     make, cases = READERS[reader]
-    fuzz(make(Stranger(folder)), cases // 125, reader)
-
-
-@pytest.mark.slow
-@pytest.mark.fault("F45")
-@pytest.mark.fault("F8")
-@pytest.mark.parametrize("reader", READERS)
-def test_many_strangers_get_a_sentence(scratch, tmp_path, reader):
-    folder = shutil.copytree(scratch, tmp_path / "run" / "checkpoints" / scratch.name)
-    make, cases = READERS[reader]
-    fuzz(make(Stranger(folder)), cases, reader)
+    fuzz(make(Stranger(folder)), cases // part, reader)

@@ -5,10 +5,9 @@ import os
 import re
 import resource
 import signal
-import time
 
 import pytest
-from processes import run_command, run_world, start_command, start_world
+from processes import run_command, run_world, start_command, start_world, wait_for_step
 from support import logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed
@@ -128,16 +127,6 @@ def test_a_second_signal_kills_but_an_echo_of_the_first_does_not(monkeypatch):
         assert stop.asked()
         assert ended == expected
     stop.listen()
-
-
-def wait_for_step(process, metrics) -> None:
-    """Until the first step has been logged."""
-    for _ in range(600):
-        if metrics.exists() and metrics.read_text().count("\n") >= 1:
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    raise AssertionError("no step in 30 s")
 
 
 @pytest.mark.slow

@@ -5,10 +5,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from processes import Process, start_command
+from processes import Process, start_command, wait_for_step
 from shell import PREFIX
 from support import ROOT, tensor_hashes, train_here
 
@@ -23,16 +22,6 @@ def hangs_up():
     inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, inherited)
-
-
-def wait_for_step(process, metrics) -> None:
-    """Until the first step has been logged."""
-    for _ in range(2400):
-        if metrics.exists() and metrics.read_text().count("\n") >= 1:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("no step in 120 s")
 
 
 def stopped_at(output: str) -> int:
