@@ -5,7 +5,7 @@
 NEEDED=(torch deepspeed sentencepiece datasets tensorboard safetensors pydantic rich matplotlib numpy)
 
 # What the tests and checks need besides.
-NEEDED_DEV=(pytest xdist transformers hypothesis ruff mypy)
+NEEDED_DEV=(pytest xdist psutil transformers hypothesis ruff mypy)
 
 # Threads that wait for others sleep soon (pretrain/machine/threads.py), unless you have said how they should wait.
 [ -n "${GOMP_SPINCOUNT+set}${OMP_WAIT_POLICY+set}" ] || export GOMP_SPINCOUNT=2000
