@@ -3,12 +3,14 @@
 import json
 import math
 import signal
+import time
 
 import pytest
 from processes import WORLD, run_command, run_world
 from support import edit_checkpoint, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import RunFailed, UserError
+from pretrain.checkpoint.writing import Writing
 from pretrain.config import load_config
 from pretrain.config.tables import GuardConfig
 from pretrain.engine.base import Update
@@ -174,6 +176,16 @@ def test_going_back_leaves_the_data_out(tiny, tmp_path, gone_back):
     edit_checkpoint(folder, files={"state.json": json.dumps(moved).encode()})
     train_here(tiny, *SHORT)
     assert (tensor_hashes(tmp_path / "run", 24), logged(tmp_path / "run")) == (hashes, losses)
+
+
+@pytest.mark.fault("F21")
+def test_the_save_on_its_way_is_what_a_run_goes_back_to(tiny, tmp_path, strike, monkeypatch):
+    """The spike comes at the step after a save, whose thread is slow."""
+    write = Writing.run
+    monkeypatch.setattr(Writing, "run", lambda self: time.sleep(0.5) or write(self))
+    strike("loss_spike:11")
+    train_here(tiny, *SHORT, "--guard.spikes=rewind", "--train.max_steps=12")
+    assert [(way["step"], way["to"]) for way in state(tmp_path / "run", 12)["rewinds"]] == [(11, 10)]
 
 
 @pytest.mark.fault("F21")
