@@ -17,6 +17,9 @@ from pretrain.config.schedule import Cosine, ScheduleConfig
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
 
+WARM_UP_STEPS = 5
+"""First steps of a process, which take longer than those to come: its speed and its profile leave them out."""
+
 
 class RunConfig(Frozen):
     """Where a run lives and its seed."""
@@ -52,6 +55,9 @@ class TrainConfig(Frozen):
     expandable_segments: bool = False
     """CUDA's allocator grows its segments instead of cutting memory into blocks: less lost to fragmentation; GPU only.
     The planner assumes 2 % lost instead of 5 %."""
+    profile: int = Field(0, ge=0, le=100)
+    """Record so many steps with PyTorch's profiler, after the first five of this `train`: profile/ in the run's folder
+    then has a trace and a table of the slowest operations. 0 means none. A trace has a megabyte and more per step."""
 
 
 class DataConfig(Frozen):

@@ -20,6 +20,7 @@ from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
 from pretrain.loop.origin import describe as describe_origin
+from pretrain.loop.profile import Profile
 from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.rewind import find_way, rewind
 from pretrain.loop.run import Run, open_run
@@ -55,7 +56,9 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
             try:
                 attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
                 first = False
-                stopped = _train(run, clock)
+                profile = Profile(run)
+                stopped = _train(run, clock, profile)
+                profile.close()
             except Exception as error:
                 run.saver.close(alone=not getattr(error, "on_all_ranks", False))
                 _summarize_failure(run, clock, error)
@@ -85,7 +88,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     return stop.STOPPED if stopped else 0
 
 
-def _train(run: Run, clock: StepClock) -> bool:
+def _train(run: Run, clock: StepClock, profile: Profile) -> bool:
     """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
     if state.step > config.last_step:  # a lowered train.max_steps takes nothing back, and grows nothing early
@@ -103,6 +106,7 @@ def _train(run: Run, clock: StepClock) -> bool:
     console.start_steps(state.step, config.last_step)
 
     while state.step < end and not stopping:
+        profile.before_step()
         started, seen, waited = time.perf_counter(), state.tokens_seen, run.reader.waited
         lr = run.stage.lr(state.step + 1)
         made = train_step(run, lr)
@@ -110,7 +114,9 @@ def _train(run: Run, clock: StepClock) -> bool:
             stopping = True
             break
         loss, update = made
-        clock.add(time.perf_counter() - started, state.tokens_seen - seen, run.reader.waited - waited)
+        seconds = time.perf_counter() - started
+        clock.add(seconds, state.tokens_seen - seen, run.reader.waited - waited, usual=not profile.on)
+        profile.after_step()
         state.train_seconds += clock.last
         _record(run, loss, update)
         if run.goes_back:

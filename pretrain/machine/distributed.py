@@ -63,7 +63,7 @@ def start() -> World:
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             store, rank, size = _rendezvous()
-            arguments = {"rank": rank, "world_size": size, "timeout": EXCHANGE_TIMEOUT}
+            arguments: dict[str, Any] = {"rank": rank, "world_size": size, "timeout": EXCHANGE_TIMEOUT}
             dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), **arguments)
         else:
             try:
