@@ -145,7 +145,7 @@ def connection() -> str:
 
 
 def pcie_peak(generation: int, lanes: int) -> float:
-    """Bytes per second and direction: 8 GT/s in generation 3, twice that in each later one, 128 bits of 130 for data."""
+    """Bytes per second and direction: 8 GT/s in generation 3, twice that in each later one, 128 of 130 bits data."""
     return lanes * 1e9 * 2 ** (generation - 3) * 128 / 130
 
 
