@@ -84,7 +84,7 @@ class Ranks:
     """What WeLore's rule gives: a rank for each matrix, by name."""
 
     threshold: float
-    """Of the normalised singular values; those below it are left out, the same for all matrices."""
+    """Normalised singular values below it are left out; the same for all matrices."""
     ranks: dict[str, int]
     reduction: float
     """Part of all singular values that is left out."""
