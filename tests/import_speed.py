@@ -2,8 +2,8 @@
 
     python tests/import_speed.py --parameters 1e9 --folder /tmp/speed --repeats 5
 
-Both in turn (plain, import, plain, ...), each of a file that the page cache has; the ratio is that of the medians. The
-plain copy reads 1 MiB at a time, hashes it, writes it and waits for the disk: nothing that a checkpoint could leave out.
+Both in turn (plain, import, plain, ...), each of files that the page cache has; the ratio is that of the medians. The
+plain copy reads 1 MiB at a time, hashes it, writes it and waits for the disk: nothing that an import could leave out.
 """
 
 import argparse
@@ -103,8 +103,12 @@ def main() -> None:
     wall = {name: statistics.median(found[0] for found in pairs) for name, pairs in taken.items()}
     cpu = {name: statistics.median(found[1] for found in pairs) for name, pairs in taken.items()}
     for name in taken:
-        print(f"{name:7} {wall[name]:7.2f} s  {size / wall[name] / 1e9:5.2f} GB/s  {cpu[name]:7.2f} s of processor time")
-    print(f"rate of import / plain: {wall['plain'] / wall['import']:.2f} (processor: {cpu['plain'] / cpu['import']:.2f})")
+        print(
+            f"{name:7} {wall[name]:7.2f} s  {size / wall[name] / 1e9:5.2f} GB/s  {cpu[name]:7.2f} s of processor time"
+        )
+    print(
+        f"rate of import / plain: {wall['plain'] / wall['import']:.2f} (processor: {cpu['plain'] / cpu['import']:.2f})"
+    )
     shutil.rmtree(args.folder)
 
 

@@ -58,17 +58,17 @@ def import_folder(
     _require_no_run(Path(out))
     model = Folder(Path(source))
     config = recorded_config(model, dict(linear), seed, Path(out))
-    kept, vocabulary, notes = read_tokenizer(Path(source), tokenizer, model.config.vocab_size)
+    opened, notes = read_tokenizer(Path(source), tokenizer, model.config.vocab_size)
     conversion = Conversion(config.linear, support, seed, model.config.init_std)
     with writing(out), staged(Path(out), overwrite=overwrite, mark=MARK, kind="an imported model") as folder:
-        step = write_checkpoint(folder / "checkpoints", config, kept, checkpoint_tensors(model, conversion))
+        step = write_checkpoint(folder / "checkpoints", config, opened, checkpoint_tensors(model, conversion))
         try:
             checkpoint = Checkpoint(step)  # names, shapes and types of what was written
         except BrokenCheckpoint as reason:
             raise UserError(f"{out}: the disk did not keep what was written ({reason}); import again") from None
         (folder / FILE).write_text(user_file(config, out), encoding="utf-8")
         size = sum(entry.bytes for entry in checkpoint.manifest.files)
-        done = Imported(out, config, size, vocabulary, conversion.made, (*model.notes, *notes))
+        done = Imported(out, config, size, opened and opened.file_name, conversion.made, (*model.notes, *notes))
         (folder / MARK).write_text(json.dumps(record(done, source), indent=1) + "\n", encoding="utf-8")
     return done
 
