@@ -6,12 +6,14 @@ import typing
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
 
 from model.config import ModelConfig
 from model.growth import GROWTH
 from model.growth.plan import GrowthOptions
 from model.linear import LinearConfig
 from model.linear.dense import Dense
+from model.linear.ranks import Table
 from model.schema import Frozen
 from pretrain.config.schedule import Cosine, ScheduleConfig
 from pretrain.optim import OptimizerConfig
@@ -307,9 +309,21 @@ def users(section: str, key: str) -> list[str]:
     return [name for name, table in members(section).items() if key in table.model_fields and key not in table.ignored]
 
 
+def changed(table: Frozen, keys: tuple[str, ...]) -> list[str]:
+    """List the `keys` that do not have their default value."""
+    return [key for key in keys if getattr(table, key) != type(table).model_fields[key].default]
+
+
+def is_table(field: FieldInfo | None) -> bool:
+    """Whether a key holds a table of names and numbers."""
+    return field is not None and field.annotation == Table
+
+
 def as_toml(value: Any) -> str:
     """A value as TOML has it."""
     if isinstance(value, tuple):
+        if value and all(isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is str for pair in value):
+            return f"{{ {', '.join(f'{as_toml(name)} = {as_toml(number)}' for name, number in value)} }}"
         return f"[{', '.join(map(as_toml, value))}]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
