@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the projections become (default dense: the weights as they are)",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="linear.rank of the factors (default 128)")
+    parser.add_argument(
+        "--reduction",
+        type=float,
+        metavar="P",
+        help="in place of --rank: linear.ranks by WeLore's rule, leaving out the part P of all singular values",
+    )
     parser.add_argument("--alpha", type=float, metavar="X", help="linear.alpha of the factors (default 32)")
     parser.add_argument("--density", type=float, metavar="D", help="linear.density of the sparse part (default 0.03)")
     parser.add_argument(
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         args.source,
         args.out,
         linear=_linear(args),
+        reduction=args.reduction,
         support=args.support or "random",
         seed=args.seed,
         tokenizer=args.tokenizer,
@@ -81,6 +88,12 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{key} has no effect with --linear {args.linear}; leave it out")
         if value is not None:
             table[key] = value
+    if args.reduction is not None:
+        if args.linear == "dense" or args.rank is not None:
+            other = "--rank" if args.rank is not None else "--linear dense"
+            raise UserError(f"--reduction gives each matrix a rank of its own, which {other} contradicts; drop one")
+        if not 0 <= args.reduction < 1:
+            raise UserError(f"--reduction {args.reduction:g}: must be at least 0 and less than 1")
     if args.support and args.linear != "sparse_low_rank":
         raise UserError(f"--support has no effect with --linear {args.linear}; leave it out")
     return table

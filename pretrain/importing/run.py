@@ -16,6 +16,7 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.schema import Config
 from pretrain.importing.commit import write_checkpoint
 from pretrain.importing.linears import Conversion
+from pretrain.importing.ranks import with_ranks
 from pretrain.importing.tables import FILE, recorded_config, user_file
 from pretrain.importing.tokenizer import read_tokenizer
 from pretrain.importing.weights import checkpoint_tensors
@@ -45,6 +46,7 @@ def import_folder(
     out: str,
     *,
     linear: Mapping[str, Any],
+    reduction: float | None = None,
     support: Support = "random",
     seed: int = 0,
     tokenizer: str | None = None,
@@ -52,11 +54,14 @@ def import_folder(
 ) -> Imported:
     """Make the checkpoint in `out`, a new run folder; `linear` are the keys of its [linear].
 
+    With `reduction`, each matrix gets a rank of its own: WeLore's, which leave out that part of all singular values.
     The folder appears complete or not at all; UserError, with nothing written, for a source that cannot be taken.
     """
     require_folder(source)
     _require_no_run(Path(out))
     model = Folder(Path(source))
+    if reduction is not None:
+        linear = with_ranks(model, linear, reduction)
     config = recorded_config(model, dict(linear), seed, Path(out))
     opened, notes = read_tokenizer(Path(source), tokenizer, model.config.vocab_size)
     conversion = Conversion(config.linear, support, seed, model.config.init_std)

@@ -11,6 +11,7 @@ from model.linear import LinearConfig
 from pretrain.config.load import validate
 from pretrain.config.schema import Config
 from pretrain.config.tables import as_toml
+from pretrain.config.write import table_lines
 
 LR = 5e-5
 """Peak learning rate of the user's run: what a model is trained with from the start would undo what it knows."""
@@ -42,7 +43,9 @@ def tables(model: ModelConfig, linear: LinearConfig) -> str:
         if value != _default(key) or ModelConfig.model_fields[key].is_required() or key in ALWAYS:
             lines.append(f"{key} = {as_toml(value)}")
     lines += ["", "[linear]"]
-    lines += [f"{key} = {as_toml(getattr(linear, key))}" for key in type(linear).model_fields]
+    lines += [f"{key} = {as_toml(getattr(linear, key))}" for key in type(linear).model_fields if key != "ranks"]
+    if ranks := getattr(linear, "ranks", ()):
+        lines += ["", *table_lines("linear.ranks", ranks)]
     return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,7 @@ def checkpoint_tensors(folder: Folder, convert: Convert) -> Iterator[tuple[str, 
     UserError for a weight that holds NaN or infinity: no training goes on from it.
     """
     for tensor in folder.tensors():
-        weight = folder.read(tensor)
-        require_finite(folder, tensor, weight)
+        weight = read_finite(folder, tensor)
         parts = convert(tensor, weight)
         if parts is None:
             yield f"model.{tensor.ours}", weight.to(STORED.get(weight.dtype, torch.float32))
@@ -33,11 +32,13 @@ def checkpoint_tensors(folder: Folder, convert: Convert) -> Iterator[tuple[str, 
         del weight, parts
 
 
-def require_finite(folder: Folder, tensor: DenseTensor, weight: Tensor) -> None:
-    """UserError where `weight` has a number that is not finite: one pass over it, without a copy."""
+def read_finite(folder: Folder, tensor: DenseTensor) -> Tensor:
+    """A weight in its stored type; UserError where it has a number that is not finite: one pass, without a copy."""
+    weight = folder.read(tensor)
     low, high = torch.aminmax(weight)  # NaN where there is one
     if not (low.isfinite() and high.isfinite()):
         raise UserError(
             f"{folder.path}: tensor {tensor.theirs} holds NaN or infinity, with which no training can go on; download "
             "the folder again, or take another one"
         )
+    return weight

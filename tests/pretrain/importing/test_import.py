@@ -198,6 +198,9 @@ def test_wrong_arguments_are_refused(hf, tmp_path, capsys):
         (["--linear", "low_rank", "--rank", "33"], "linear.rank 33 exceeds the smaller side"),
         (["--linear", "low_rank", "--rank", "0"], "linear.rank: expected a number of at least 1"),
         (["--seed", "-1"], "run.seed"),
+        (["--reduction", "0.5"], "--reduction gives each matrix a rank of its own, which --linear dense contradicts"),
+        (["--linear", "low_rank", "--rank", "2", "--reduction", "0.5"], "which --rank contradicts"),
+        (["--linear", "low_rank", "--reduction", "1"], "must be at least 0 and less than 1"),
         (["--tokenizer", str(tmp_path / "gone.model")], "gone.model: the tokenizer cannot be read"),
     ):
         assert sentence in refused(capsys, hf, out, *options)
@@ -214,6 +217,31 @@ def test_a_folder_is_replaced_only_where_it_is_an_import(trained, hf, corpus, tm
     (out / "checkpoints/step-00000003").mkdir()
     assert "holds the checkpoint step-00000003 of a run" in refused(capsys, hf, out, "--overwrite")
     assert "is not an imported model" in refused(capsys, hf, trained / "hf", "--overwrite")
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "sparse_low_rank"])
+def test_ranks_by_welores_rule_reach_the_checkpoint_and_the_users_file(hf, corpus, tmp_path, capsys, kind):
+    out = tmp_path / "in"
+    capsys.readouterr()
+    checkpoint = imported(hf, out, "--linear", kind, "--reduction", "0.6", "--json")
+    told = json.loads(capsys.readouterr().out)["matrices"]
+    ranks = dict(checkpoint.config.linear.ranks)
+    assert {name: found["rank"] for name, found in told.items()} == ranks
+    assert tomllib.loads((out / "train.toml").read_text())["linear"]["ranks"] == ranks
+    spectra = {name: torch.linalg.svdvals(load_file(hf / "model.safetensors")[theirs(name)]) for name in ranks}
+    left_out = 1 - sum(ranks.values()) / sum(map(len, spectra.values()))
+    assert 0.6 <= left_out < 0.75
+    assert len(set(ranks.values())) > 3, "of equal ranks nobody needs a table"
+    model = load_model(checkpoint, torch.device("cpu"))
+    assert all(model.get_submodule(name).A.shape[0] == rank for name, rank in ranks.items())
+    options = ["--train.max_steps=1", "--train.dtype=fp32", f"--data.path={corpus}", f"--run.dir={tmp_path / 'run'}"]
+    small = ["--train.micro_batch_size=1", "--train.global_batch_size=1", "--eval.tokens=64"]
+    assert train_here(out / "train.toml", *options, *small, start=Start(str(out))) == 0
+
+
+def theirs(name):
+    """A projection's name in the folder."""
+    return f"model.{name}.weight".replace("attention", "self_attn").replace("feed_forward", "mlp")
 
 
 @pytest.mark.parametrize("linear", [["low_rank"], ["sparse_low_rank", "--support", "magnitude"]])
