@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import zlib
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from support import train_here, write_tiny
 
 from model.errors import RunFailed
 from model.linear.sparse_low_rank import SparseLowRank
+from pretrain.checkpoint.read import Checkpoint
 from pretrain.cli import main
 from pretrain.using import export as exporting
 
@@ -31,18 +33,16 @@ def run(corpus, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def large(monkeypatch):
     """Weights as large as a long training at a high learning rate makes them, so that rounding costs much."""
-    load, generator = exporting.load_model, torch.Generator()
+    read = Checkpoint.read
 
-    def load_large(*args, **kwargs):
-        model = load(*args, **kwargs)
-        generator.manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
-        return model
+    def read_large(self, name):
+        tensor = read(self, name)
+        if not tensor.is_floating_point():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        return 1 + 0.3 * noise if "norm" in name else 0.4 * noise
 
-    monkeypatch.setattr(exporting, "load_model", load_large)
+    monkeypatch.setattr(Checkpoint, "read", read_large)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def spoil(monkeypatch, change):
     """Let export write a folder whose weights and config.json `change` has altered."""
     write = exporting.write_folder
 
-    def write_wrong(model, tokenizer, folder, dtype, **options):
-        write(model, tokenizer, folder, dtype, **options)
+    def write_wrong(config, weight_of, tokenizer, folder, dtype, **options):
+        write(config, weight_of, tokenizer, folder, dtype, **options)
         weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
         change(weights, config)
         weights = {name: weight.contiguous().clone() for name, weight in weights.items()}
