@@ -12,6 +12,14 @@ from model.lfs import refuse_pointer
 from model.schema import expected
 from model.strict_json import read_object
 
+LLAMA3 = {
+    "factor": "rope_factor",
+    "low_freq_factor": "rope_low_freq_factor",
+    "high_freq_factor": "rope_high_freq_factor",
+    "original_max_position_embeddings": "rope_original_len",
+}
+"""Fields of a rotary scaling of type llama3, and what they are called here."""
+
 
 def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json for weights stored in `dtype`, but for the ids of special tokens."""
@@ -28,6 +36,7 @@ def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
+        **_rope_to_hf(config),
         "max_position_embeddings": config.max_seq_len,
         "initializer_range": config.init_std,
         "attention_bias": False,
@@ -35,6 +44,13 @@ def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The key under which every transformers finds the rotary scaling; none where there is none."""
+    if config.rope_scaling == "none":
+        return {}
+    return {"rope_scaling": {"rope_type": "llama3", **{hf: getattr(config, ours) for hf, ours in LLAMA3.items()}}}
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -59,6 +75,7 @@ def read_config(path: Path) -> ModelConfig:
             vocab_size=_count(hf, "vocab_size", path),
             max_seq_len=_count(hf, "max_position_embeddings", path, 2048),
             rope_theta=_number(_rope(hf, path), "rope_theta", path, _number(hf, "rope_theta", path, 10000.0)),
+            **_scaling(_rope(hf, path), path),
             norm_eps=_number(hf, "rms_norm_eps", path, 1e-6),
             tie_embeddings=hf.get("tie_word_embeddings", False),
             init_std=_number(hf, "initializer_range", path, 0.02),
@@ -78,6 +95,21 @@ def _rope(hf: dict[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
+def _scaling(rope: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of [model] for a scaling of type llama3; none for plain rotary positions."""
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        return {}
+    for key in LLAMA3:
+        if rope.get(key) is None:
+            raise UserError(f"{path}: {key} of the rotary scaling is missing; add it, a llama3 scaling has all four")
+    length = rope["original_max_position_embeddings"]
+    if type(length) is not int:
+        raise UserError(f"{path}: original_max_position_embeddings is {repr(length)[:60]}, expected a whole number")
+    floats = {key: _number(rope, key, path, 0.0) for key in LLAMA3 if key != "original_max_position_embeddings"}
+    values = floats | {"original_max_position_embeddings": length}
+    return {"rope_scaling": "llama3", **{ours: values[hf] for hf, ours in LLAMA3.items()}}
+
+
 def _require_plain_llama(hf: dict[str, Any], path: Path) -> None:
     """UserError for what this network does not compute."""
     if hf.get("model_type") != "llama":
@@ -87,9 +119,10 @@ def _require_plain_llama(hf: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: {key} is set; only LLaMA folders without it can be loaded")
     rope = _rope(hf, path)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if kind not in ("default", "llama3"):
         raise UserError(
-            f"{path}: rope_scaling of type {repr(kind)[:60]} is not supported; only plain rotary positions are"
+            f"{path}: rope_scaling of type {repr(kind)[:60]} is not supported; only llama3 and plain rotary positions "
+            "are"
         )
     if hf.get("hidden_act", "silu") != "silu":
         raise UserError(f'{path}: hidden_act is {repr(hf["hidden_act"])[:60]}; only "silu" folders can be loaded')

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.build import shape_of_model
+from model.config import ROPE_SCALING_KEYS
 from model.errors import UserError
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
@@ -15,8 +16,10 @@ from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
 from pretrain.loop.state import TrainState
 
-NO_WEIGHTS = ("max_seq_len", "init_std", "rope_theta")
-"""Keys of [model] that may change: no tensor depends on them (context is extended with a larger rope_theta)."""
+ROPE = ("rope_theta", "rope_scaling", *ROPE_SCALING_KEYS)
+
+NO_WEIGHTS = ("max_seq_len", "init_std", *ROPE)
+"""Keys of [model] that may change: no tensor depends on them (context is extended by other rotary frequencies)."""
 
 NO_STATE = (
     *("lr", "betas", "eps", "eps_mode", "weight_decay", "cautious", "factor_lr_ratio", "scale"),
@@ -59,7 +62,7 @@ def find_source(
             f"it with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
         )
     there, here = checkpoint.stage.config.model, config.model
-    for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {"rope_theta"})):
+    for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {*ROPE})):
         say(f"--from {start.path}: {changed}")
     return checkpoint.folder
 

@@ -74,20 +74,14 @@ def _spread(logits: Tensor) -> float:
 def evaluate_exactly(parts: Parts, tokens: Tensor) -> Exact:
     """The logits of a dense model, of which one part at a time is in memory, in fp32 and then widened to fp64."""
     config = parts.config
-    embedding = parts("tok_embeddings")
-    hidden = {dtype: embedding(tokens).to(dtype) for dtype in (torch.float32, torch.float64)}
-    rope = {
-        dtype: rotary_tables(tokens.shape[1], config.head_width, config.rope_theta, tokens.device, dtype)
-        for dtype in hidden
-    }
-    if not config.tie_embeddings:
-        del embedding
+    embedded = parts("tok_embeddings")(tokens)
+    hidden = {dtype: embedded.to(dtype) for dtype in (torch.float32, torch.float64)}
+    rope = {dtype: rotary_tables(config, tokens.shape[1], tokens.device, dtype) for dtype in hidden}
     for index in range(config.n_layers):
         block = parts(f"layers.{index}")
         for dtype in hidden:
             hidden[dtype] = block.to(dtype)(hidden[dtype], rope[dtype])
         del block  # or the next one would be made beside it
-    norm = parts("norm")
-    head = embedding if config.tie_embeddings else parts("lm_head")
-    logits = {dtype: F.linear(norm.to(dtype)(hidden[dtype]), head.to(dtype).weight) for dtype in hidden}
+    norm, head = parts("norm"), parts.weight("tok_embeddings.weight" if config.tie_embeddings else "lm_head.weight")
+    logits = {dtype: F.linear(norm.to(dtype)(hidden[dtype]), head.to(dtype)) for dtype in hidden}
     return Exact(logits[torch.float64], _difference(logits[torch.float32], logits[torch.float64]))

@@ -49,10 +49,9 @@ class Parts:
     def forward(self, *inputs: tuple[Tensor, Tensor | None]) -> list[Tensor]:
         """What `Transformer.forward` gives of each (tokens, targets), every block being read once for all of them."""
         config, embedding = self.config, self("tok_embeddings")
-        hidden = [embedding(tokens) for tokens, _ in inputs]
+        hidden = [embedding(tokens).float() for tokens, _ in inputs]
         longest = max(tokens.shape[1] for tokens, _ in inputs)
-        rope = rotary_tables(longest, config.head_width, config.rope_theta, torch.device("cpu"), torch.float32)
-        hidden = [x.float() for x in hidden]
+        rope = rotary_tables(config, longest, torch.device("cpu"), torch.float32)
         tied = embedding.weight if config.tie_embeddings else None
         del embedding
         for i in range(config.n_layers):
