@@ -193,4 +193,4 @@ def test_the_old_folder_outlives_a_failed_check(run, tmp_path, monkeypatch, with
     monkeypatch.undo()
     exporting.export(str(run), str(out), dtype="bf16", overwrite=True)
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert (out / "README.md").read_text().startswith("# hf\n")
+    assert "\n---\n\n# hf\n" in (out / "README.md").read_text()
