@@ -16,11 +16,13 @@ from model.counts import count_parameters
 from model.errors import RunFailed
 from model.hf import load_folder
 from model.hf.export import write_folder
+from model.hf.names import dense_tensors
 from model.hf.staging import staged, writing
 from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, on_newest, tokenizer_of
 from pretrain.data.dataset import IGNORE
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.machine.hardware import free_bytes
 from pretrain.using.check_texts import hard_strings, held_out_documents, held_out_split
 from pretrain.using.evaluate import first_rows
 from pretrain.using.logit_check import Exact, evaluate_exactly
@@ -127,9 +129,10 @@ def _check(checkpoint: Checkpoint, parts: Parts, folder: Path, dtype: torch.dtyp
         count = int((held_out[1] != IGNORE).sum())
         report |= _compare_loss(before[0].item() / count, after[0].item() / count)
     if importlib.util.find_spec("transformers"):
+        size = sum(torch.Size(tensor.shape).numel() for tensor in dense_tensors(parts.config))
         documents, hard = held_out_documents(checkpoint), list(hard_strings(HARD_STRINGS))
         texts = hard + (documents or [])
-        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, texts)
+        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, texts, size)
         report["max_logit_difference_transformers"] = _difference(logits, trained)
         reader = f"the exported folder, read by transformers {report['transformers']},"
         report["transformers_error"] = _require(stored, logits, reader, "its weights", VERSION)
@@ -183,7 +186,9 @@ def _compare_loss(before: float, after: float) -> dict[str, float]:
     return {"model_loss": before, "folder_loss": after}
 
 
-def _ask_transformers(folder: Path, tokens: Tensor, texts: list[str]) -> tuple[Tensor, list[list[int]], str]:
+def _ask_transformers(
+    folder: Path, tokens: Tensor, texts: list[str], parameters: int
+) -> tuple[Tensor, list[list[int]], str]:
     """Logits, token ids and version from transformers, in a process of its own.
 
     Run from a checkout, this process resolves `import kernels` to Sparlow's folder, which transformers may look for
@@ -193,7 +198,9 @@ def _ask_transformers(folder: Path, tokens: Tensor, texts: list[str]) -> tuple[T
         save_file({"tokens": tokens}, Path(scratch) / "tokens.safetensors")
         (Path(scratch) / "texts.json").write_text(json.dumps(texts))
         script = Path(__file__).with_name("transformers_check.py")
-        command = [sys.executable, "-P", str(script), str(folder.resolve()), scratch]
+        # In fp32, whatever the files hold; what fits with room to spare is loaded as everybody loads it.
+        fits = 4 * parameters < free_bytes(torch.device("cpu")) / 2
+        command = [sys.executable, "-P", str(script), str(folder.resolve()), scratch, "whole" if fits else "in parts"]
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]

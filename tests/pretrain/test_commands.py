@@ -127,7 +127,7 @@ def test_the_first_text_with_other_ids_is_named(finished):
 def test_export_refuses_a_folder_whose_token_ids_differ(finished, tmp_path, monkeypatch):
     from pretrain.using import export
 
-    def other_ids(folder, tokens, texts):
+    def other_ids(folder, tokens, texts, parameters):
         return torch.zeros(()), [[5] for _ in texts], "5"
 
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: True)

@@ -130,6 +130,29 @@ def test_what_transformers_computes_is_judged_alike(run, tmp_path):
     assert report["transformers_error"] < 16 * report["rounding_error"]
 
 
+@pytest.mark.slow
+@needs_transformers
+@pytest.mark.parametrize("tied", ["false", "true"])
+def test_transformers_computes_the_same_in_parts(corpus, tmp_path, monkeypatch, tied):
+    """A model that may not fit into memory is never in it as a whole, there either."""
+    assert train_here(write_tiny(tmp_path, corpus), f"--model.tie_embeddings={tied}", "--train.max_steps=1") == 0
+    reports = []
+    for free in (2**40, 0):
+        monkeypatch.setattr(exporting, "free_bytes", lambda device, free=free: free)
+        reports.append(export(tmp_path / "run", tmp_path / f"hf-{free}"))
+    assert reports[0]["transformers_error"] == reports[1]["transformers_error"]
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_transformers_in_parts_refuses_a_folder_without_a_weight(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "free_bytes", lambda device: 0)
+    spoil(monkeypatch, lambda weights, config: weights.pop("model.norm.weight"))
+    export(run, tmp_path / "hf", check=False)
+    with pytest.raises(RunFailed, match=r"transformers cannot load the exported folder: .*model\.norm\.weight"):
+        exporting._ask_transformers(tmp_path / "hf", torch.tensor([[1, 2]]), [], 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_folder_is_refused_and_kept(run, tmp_path, monkeypatch, without_transformers, dtype, fault):

@@ -13,9 +13,9 @@ from pretrain.cli import main
 @pytest.fixture(scope="module")
 def card(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("carded")
-    changes = ["--train.max_steps=30", "--eval.every=2", "--checkpoint.every=10"]
+    changes = ["--train.max_steps=14", "--eval.every=1"]
     assert train_here(write_tiny(folder, corpus), *changes) == 0
-    step = folder / "run" / "checkpoints" / "step-00000030"
+    step = folder / "run" / "checkpoints" / "step-00000014"
     assert main(["export", str(step), "--out", str(folder / "my-model"), "--no-check"]) == 0
     return (folder / "my-model" / "README.md").read_text()
 
@@ -31,8 +31,8 @@ def test_the_header_is_what_the_hub_reads(card):
 
 
 def test_the_run_is_told_in_figures(card):
-    assert "| steps | 30 |" in card
-    assert "| tokens seen | 3,840 |" in card
+    assert "| steps | 14 |" in card
+    assert "| tokens seen | 1,792 |" in card
     assert "| corpus | data |" in card
     assert re.search(r"\| held-out loss \| \d\.\d{4} nats per token, \d\.\d{4} bits per byte \|", card)
     assert "AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)" in card
@@ -42,8 +42,8 @@ def test_some_of_the_losses_on_the_way_are_there_with_the_first_and_last(card, t
     rows = re.findall(r"^\| (\d+) \| (\d\.\d{4}) \| (\d\.\d{4}) \|$", card, re.M)
     steps = [int(step) for step, *_ in rows]
     assert len(steps) == 12
-    assert steps[0] == 2
-    assert steps[-1] == 30
+    assert steps[0] == 1
+    assert steps[-1] == 14
     run = next(path for path in tmp_path_factory.getbasetemp().glob("carded*")) / "run"
     losses = logged(run, "val/loss")
     assert all(loss == f"{float(losses[int(step)]):.4f}" for step, loss, _ in rows)
