@@ -57,6 +57,7 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder
         self._shard_of: dict[str, Path] = {}
+        self._open: tuple[Path, safe_open] | None = None
         with reading(folder):
             self.manifest: Manifest = read_manifest(folder)
             texts = {name: self._file(name) for name in self._documents()}
@@ -85,8 +86,11 @@ class Checkpoint:
         """The whole tensor `name`, on the CPU."""
         if name not in self._shard_of:
             raise UserError(f"{self.folder} holds no tensor {name}; it belongs to another model or version")
-        with reading(self.folder), _opened(self._shard_of[name]) as shard:
-            return shard.get_tensor(name)
+        path = self._shard_of[name]
+        with reading(self.folder), _sound(path):
+            if self._open is None or self._open[0] != path:  # opening a file reads what it says of all its tensors
+                self._open = path, safe_open(path, framework="pt")
+            return self._open[1].get_tensor(name)
 
     def _documents(self) -> list[str]:
         """The files that are held in memory: all of LARGEST, but what it does not have of its tokenizer."""
@@ -114,7 +118,7 @@ class Checkpoint:
             if not entry.name.endswith(".safetensors"):
                 continue
             path = self.folder / entry.name
-            with _opened(path) as shard:
+            with _sound(path), safe_open(path, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118
                     if name in self._shard_of:
                         raise UserError(f"{path}: tensor {name[:200]} is in another file too; use another checkpoint")
@@ -157,11 +161,10 @@ def read_state(data: bytes) -> TrainState:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    """A tensor file; UserError where it is none, whatever its manifest says of it."""
+def _sound(path: Path) -> Iterator[None]:
+    """Say in a sentence (UserError) that a tensor file is none, whatever its manifest says of it."""
     try:
-        with safe_open(path, framework="pt") as shard:
-            yield shard
+        yield
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file that can be read ({error}); use another checkpoint") from None
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.errors import UserError
-from model.hf import export_folder, load_folder
+from model.hf import load_folder
 from model.linear import Dense
 from model.transformer import Transformer
-from tests.model.hf_folders import CASES, build, train_tokenizer
+from tests.model.hf_folders import CASES, build, export_model, train_tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def folder(tokenizer, tmp_path):
-    export_folder(build("dense"), tokenizer, tmp_path / "hf", torch.float32)
+    export_model(build("dense"), tokenizer, tmp_path / "hf", torch.float32)
     return tmp_path / "hf"
 
 
@@ -43,7 +43,7 @@ def edit_config(folder, **changes):
 @pytest.mark.parametrize("case", list(CASES))
 def test_round_trip(case, shard_bytes, tokenizer, tmp_path):
     model = build(case)
-    export_folder(model, tokenizer, tmp_path / "hf", torch.float32, shard_bytes=shard_bytes)
+    export_model(model, tokenizer, tmp_path / "hf", torch.float32, shard_bytes=shard_bytes)
     config, weights = load_folder(tmp_path / "hf")
     assert config == model.config
     loaded = Transformer(config, Dense.Config(), torch.float32)
@@ -75,7 +75,7 @@ def test_folder_holds_what_readers_expect(folder, tokenizer):
 
 def test_a_tokenizer_without_bos_is_described_as_such(tmp_path):
     without = train_tokenizer(tmp_path / "t.model", bos_id=-1, eos_id=1)
-    export_folder(build("dense"), without, tmp_path / "hf", torch.float32)
+    export_model(build("dense"), without, tmp_path / "hf", torch.float32)
     facts = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
     assert (facts["add_bos_token"], facts["bos_token"], facts["eos_token"]) == (False, None, "</s>")
     assert json.loads((tmp_path / "hf/config.json").read_text())["bos_token_id"] is None
@@ -83,13 +83,13 @@ def test_a_tokenizer_without_bos_is_described_as_such(tmp_path):
 
 def test_a_pad_token_reaches_both_configs(tmp_path):
     padded = train_tokenizer(tmp_path / "t.model", pad_id=3)
-    export_folder(build("dense"), padded, tmp_path / "hf", torch.float32)
+    export_model(build("dense"), padded, tmp_path / "hf", torch.float32)
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "hf" / name).read_text())["pad_token_id"] == 3
 
 
 def test_shards_keep_to_their_size_and_the_index_lists_them(tokenizer, tmp_path):
-    export_folder(build("sltrain"), tokenizer, tmp_path / "hf", torch.float32, shard_bytes=20_000)
+    export_model(build("sltrain"), tokenizer, tmp_path / "hf", torch.float32, shard_bytes=20_000)
     index = json.loads((tmp_path / "hf/model.safetensors.index.json").read_text())
     shards = {path.name: load_file(path) for path in (tmp_path / "hf").glob("*.safetensors")}
     assert {name: file for file, tensors in shards.items() for name in tensors} == index["weight_map"]
@@ -101,7 +101,7 @@ def test_shards_keep_to_their_size_and_the_index_lists_them(tokenizer, tmp_path)
 
 def test_bf16_is_the_fp32_merge_rounded_once(tokenizer, tmp_path):
     model = build("sltrain")
-    export_folder(model, tokenizer, tmp_path / "hf", torch.bfloat16)
+    export_model(model, tokenizer, tmp_path / "hf", torch.bfloat16)
     _, weights = load_folder(tmp_path / "hf")
     weight = dict(weights)["layers.1.feed_forward.up_proj.weight"]
     assert torch.equal(weight, model.layers[1].feed_forward.up_proj.dense_weight().bfloat16())
@@ -109,18 +109,18 @@ def test_bf16_is_the_fp32_merge_rounded_once(tokenizer, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("model.hf.export.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("model.hf.export.bytes_of", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        export_folder(build("dense"), tokenizer, tmp_path / "hf", torch.float32)
+        export_model(build("dense"), tokenizer, tmp_path / "hf", torch.float32)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_kept_unless_told(folder, tokenizer):
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        export_folder(build("grouped"), tokenizer, folder, torch.float32)
+        export_model(build("grouped"), tokenizer, folder, torch.float32)
     assert (folder / "model.safetensors").read_bytes() == before
-    export_folder(build("grouped"), tokenizer, folder, torch.float32, overwrite=True)
+    export_model(build("grouped"), tokenizer, folder, torch.float32, overwrite=True)
     assert load_folder(folder)[0] == build("grouped").config
 
 
@@ -128,14 +128,14 @@ def test_overwriting_never_removes_something_else(tokenizer, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not a Hugging Face model folder"):
-        export_folder(build("dense"), tokenizer, tmp_path / "precious", torch.float32, overwrite=True)
+        export_model(build("dense"), tokenizer, tmp_path / "precious", torch.float32, overwrite=True)
     assert (tmp_path / "precious/thesis.txt").exists()
 
 
 def test_a_unigram_tokenizer_is_refused(tmp_path):
     unigram = train_tokenizer(tmp_path / "u.model", model_type="unigram")
     with pytest.raises(UserError, match="not a BPE tokenizer"):
-        export_folder(build("dense"), unigram, tmp_path / "hf", torch.float32)
+        export_model(build("dense"), unigram, tmp_path / "hf", torch.float32)
     assert not (tmp_path / "hf").exists()
 
 
