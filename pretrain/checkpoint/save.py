@@ -18,7 +18,7 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.engine.base import Gathered
 from pretrain.loop.optional import reason
 from pretrain.loop.state import TrainState
@@ -51,7 +51,7 @@ def save_checkpoint(
     config: Config,
     state: TrainState,
     tensors: WholeTensors,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Path:
@@ -80,7 +80,7 @@ def begin(
     world: World,
     config: Config,
     state: TrainState,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Draft:
