@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from mixing import WEIGHTS, prepare_two, write_mixed
 from processes import train_world
-from support import logged, tensor_hashes, train_here
+from support import logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
 from pretrain.cli import main
