@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     from model.errors import UserError
     from model.transformer import Transformer
-    from pretrain.checkpoint.read import Checkpoint, load_model, on_newest
+    from pretrain.checkpoint.read import Checkpoint, load_model, on_newest, require_same_tokenizer
     from pretrain.data.open import Dataset, open_dataset
     from pretrain.data.verify import check_at_start
     from pretrain.machine import distributed, memory
@@ -32,19 +32,16 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens is not None and args.tokens < 1:
         raise UserError(f"--tokens {args.tokens}: must be at least 1")
 
-    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, Dataset, Transformer]:
-        config = checkpoint.config
-        dataset = open_dataset(config, args.split, args.data)
-        if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-            raise UserError(
-                f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
-                "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
-            )
-        return checkpoint, dataset, load_model(checkpoint, world.device)
+    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, Dataset, str | None, Transformer]:
+        dataset, named = open_dataset(checkpoint.config, args.split, args.data), checkpoint.config.data.named
+        note = require_same_tokenizer(
+            checkpoint, dataset, f"--data {args.data}" if args.data else named, args.checkpoint
+        )
+        return checkpoint, dataset, note, load_model(checkpoint, world.device)
 
     memory.keep_freed_memory()
     with distributed.processes() as world:
-        checkpoint, dataset, model = on_newest(args.checkpoint, opened, world)
+        checkpoint, dataset, unknown, model = on_newest(args.checkpoint, opened, world)
         config = checkpoint.config
         paths = [args.data] if args.data else config.data.paths.values()
         unlisted = distributed.on_main(world, lambda: [check_at_start(path) for path in paths])
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     sources = {name: _figures(source) for name, source in result.sources.items()}
     if not world.is_main:
         return 0
-    for note in filter(None, (*unlisted, dataset.bytes_note)):
+    for note in filter(None, (*unlisted, unknown, dataset.bytes_note)):
         print(f"note: {note}", file=sys.stderr)
     if args.json:
         print(json.dumps(figures | ({"sources": sources} if sources else {})))
@@ -63,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
         if name:
             print(f"{name}:")
         for key, value in found.items():
-            print(f"{key:14} {value:,}" if isinstance(value, int) else f"{key:14} {value:.4f}")
+            shown = "not known" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            print(f"{key:14} {shown}")
     return 0
 
 
-def _figures(result: "Evaluation") -> dict[str, float]:
+def _figures(result: "Evaluation") -> dict[str, float | None]:
     return {
         "loss": result.loss,
         "perplexity": result.perplexity,

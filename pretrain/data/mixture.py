@@ -1,6 +1,5 @@
 """Several prepared corpora as one stream of samples, in given shares."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -105,7 +104,7 @@ class MixtureDataset:
         self.tokens_per_row = sum(per_row[name] * quota for name, quota in self._parts.items()) / BLOCK
         """Input tokens of a row on average, padding not counted."""
         one = self._sources[names[0]]
-        self.tokenizer_file, self.vocab_size = one.tokenizer_file, one.vocab_size
+        self.tokenizer, self.vocab_size = one.tokenizer, one.vocab_size
         self.n_samples = sum(source.n_samples for source in self._sources.values())
         self.n_tokens = sum(source.n_tokens for source in self._sources.values())
         self.fingerprint = fingerprint_of({name: source.fingerprint for name, source in self._sources.items()})
@@ -167,13 +166,20 @@ def fingerprint_of(fingerprints: dict[str, str]) -> str:
 
 
 def _require_one_tokenizer(sources: dict[str, TokenDataset]) -> None:
-    first, one = next(iter(sources.items()))
-    hashes = {name: hashlib.sha256(source.tokenizer_file.read_bytes()).hexdigest() for name, source in sources.items()}
-    for name in sources:
-        if hashes[name] != hashes[first]:
+    """UserError unless an id means the same in all corpora, and each is another one."""
+    first = next((source for source in sources.values() if source.tokenizer), next(iter(sources.values())))
+    for name, source in sources.items():
+        one, other = first.key.rpartition(".")[2], source.tokenizer
+        if first.tokenizer is None and source.vocab_size != first.vocab_size:
             raise UserError(
-                f"data.mixture: {name} and {first} were prepared with different tokenizers; prepare {name} again with "
-                f"--tokenizer {one.tokenizer_file}"
+                f"data.mixture: {name} has a vocabulary of {source.vocab_size} ids and {one} one of "
+                f"{first.vocab_size}; all corpora of a mixture need the same ids"
+            )
+        if first.tokenizer and (other is None or other.identity != first.tokenizer.identity):
+            what = f"{name} has no tokenizer and {one} has one" if other is None else f"{name} has another than {one}"
+            raise UserError(
+                f"data.mixture: all corpora need one tokenizer, but {what}; prepare {name} again with --tokenizer "
+                f"{first.tokenizer.path}"
             )
     corpora = {source.fingerprint: name for name, source in sources.items()}
     for name, source in sources.items():

@@ -107,8 +107,8 @@ def _sources(run: Run, evaluation: Evaluation | None) -> dict[str, dict[str, flo
     return found or None
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def summary_is_current(run_dir: Path, step: int) -> bool:

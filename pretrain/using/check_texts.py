@@ -62,13 +62,13 @@ def held_out_split(checkpoint: Checkpoint) -> Dataset | None:
 
 
 def held_out_documents(checkpoint: Checkpoint) -> list[str] | None:
-    """The first held-out documents, decoded from their tokens; None when there is no `held_out_split`.
+    """The first held-out documents, decoded from their tokens; None without a `held_out_split` or a tokenizer.
 
     As many of each corpus of a mixture.
     """
-    if held_out_split(checkpoint) is None:
-        return None
     folders, tokenizer = list(map(Path, checkpoint.config.data.paths.values())), tokenizer_of(checkpoint)
+    if tokenizer is None or held_out_split(checkpoint) is None:
+        return None
     return [text for folder in folders for text in _documents(folder, tokenizer, len(folders))]
 
 

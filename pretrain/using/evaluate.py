@@ -17,7 +17,10 @@ from pretrain.machine.fault import fault_point
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Summed negative log-likelihood in nats, over `targets` tokens that spell `bytes` bytes of UTF-8 text."""
+    """Summed negative log-likelihood in nats, over `targets` tokens that spell `bytes` bytes of UTF-8 text.
+
+    `bytes` is 0 where nobody knows them: the corpus has no tokenizer.
+    """
 
     nll: float
     targets: int
@@ -35,21 +38,23 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
     @property
-    def bits_per_byte(self) -> float:
+    def bits_per_byte(self) -> float | None:
         """A figure independent of the tokenizer: every nat counts, end-of-document tokens included."""
-        return self.nll / math.log(2) / self.bytes
+        return self.nll / math.log(2) / self.bytes if self.bytes else None
 
     def figures(self) -> dict[str, float]:
         """Loss, perplexity and bits per byte by their tags in metrics.jsonl; for a mixture, of each corpus too."""
-        found = {"val/loss": self.loss, "val/ppl": self.perplexity, "val/bits_per_byte": self.bits_per_byte}
+        found = {"val/loss": self.loss, "val/ppl": self.perplexity}
+        if self.bits_per_byte is not None:
+            found["val/bits_per_byte"] = self.bits_per_byte
         for name, source in self.sources.items():
             found |= {f"val/{name}/{tag.removeprefix('val/')}": value for tag, value in source.figures().items()}
         return found
 
     def __str__(self) -> str:
-        line = (
-            f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}  bits per byte {self.bits_per_byte:.4f}"
-        )
+        line = f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}"
+        if self.bits_per_byte is not None:
+            line += f"  bits per byte {self.bits_per_byte:.4f}"
         parts = ", ".join(f"{name} {source.loss:.4f}" for name, source in self.sources.items())
         return f"{line}  (loss of {parts})" if parts else line
 
