@@ -29,6 +29,7 @@ from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage
+from pretrain.data.open import Dataset
 from pretrain.data.tokenizer import Tokenizer, kept_tokenizer
 from pretrain.engine.kernel_choices import apply, can_follow
 from pretrain.loop.build import build
