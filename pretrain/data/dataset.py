@@ -72,6 +72,11 @@ class TokenDataset:
         self.vocab_size = manifest.ids
         markers = (self.tokenizer.pad_id, self.tokenizer.eos_id) if self.tokenizer else ()
         self._pad = next((i for i in markers if i is not None), 0)
+        if packing == "document" and manifest.source.get("documents") == "unknown":
+            raise UserError(
+                f'data.packing: "document" needs to know where documents begin, which {folder} does not; use '
+                'data.packing = "concat", or prepare it again with --document-end ID'
+            )
         self._tokens = Tokens(folder, manifest, split, blocks)
         self.n_tokens = self._tokens.n_tokens
         self._bytes: TextBytes | None = None
