@@ -8,8 +8,9 @@ from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import require_linears_growable
 from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest
-from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted

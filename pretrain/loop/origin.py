@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from model.build import shape_of_model
 from model.errors import UserError
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
 from pretrain.loop.state import TrainState
