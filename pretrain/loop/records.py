@@ -26,10 +26,10 @@ def record_of(line: bytes) -> Record | None:
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int or not 0 <= found["step"] < 2**63:
         return None
-    for value in found.values():
-        if (value.__class__ is not float and value.__class__ is not int) or not -LARGEST < value < LARGEST:
-            return {key: value if is_figure(value) else None for key, value in found.items()}
-    return found  # most lines hold figures and nothing else
+    with contextlib.suppress(TypeError, OverflowError):  # most lines hold figures and nothing else
+        if sum(map(abs, found.values())) < LARGEST:
+            return found
+    return {key: value if is_figure(value) else None for key, value in found.items()}
 
 
 def read_records(path: Path) -> tuple[list[Record], list[int], int]:

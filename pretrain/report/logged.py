@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.checkpoint.folders import named_folders
-from pretrain.loop.records import is_figure, read_records
+from pretrain.loop.records import read_records
 from pretrain.report.curve import COST_KEYS, Curve
 from pretrain.report.data import Data, data_of, read_json, recorded_settings, run_config
 from pretrain.report.summary import are_stages, is_count, read_summary
@@ -54,7 +54,7 @@ class LoggedRun:
         scale: float = 1  # an int, which leaves the costs as they are logged
         if kind == "bytes":
             kind, scale = "tokens", self.data.bytes_per_token or math.nan
-        points = [(_number(record, COST_KEYS[kind]), _number(record, key)) for record in self.records]
+        points = [(record.get(COST_KEYS[kind]), record[key]) for record in self.records if key in record]
         both = [(cost * scale, value) for cost, value in points if cost is not None and value is not None]
         return [cost for cost, _ in both], [value for _, value in both]
 
@@ -108,7 +108,7 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _is_older(summary: dict[str, Any], records: list[dict[str, Any]]) -> bool:
     """Whether steps were logged since: the run went on, and has not come to an end again."""
-    return (_number(summary, "step") or 0) < (_number(records[-1], "step") or 0)
+    return (summary.get("step") or 0) < records[-1]["step"]
 
 
 def _names(runs: list[Path]) -> list[str]:
@@ -134,15 +134,9 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 def _training_curve(records: list[dict[str, Any]]) -> Curve:
     """The training loss wherever it is logged and finite. A cost that one of these steps lacks is left out entirely."""
-    steps = [r for r in records if _number(r, "train/loss") is not None and _number(r, COST_KEYS["tokens"])]
-    costs = {kind: [r[key] for r in steps] for kind, key in COST_KEYS.items() if all(_number(r, key) for r in steps)}
-    return Curve([r["train/loss"] for r in steps], costs)
-
-
-def _number(record: dict[str, Any], key: str) -> float | None:
-    """A null stands for a value that was not finite."""
-    value = record.get(key)
-    return value if is_figure(value) else None
+    steps = [r for r in records if r.get("train/loss") is not None and r.get(COST_KEYS["tokens"])]
+    costs = {kind: [r.get(key) for r in steps] for kind, key in COST_KEYS.items()}
+    return Curve([r["train/loss"] for r in steps], {kind: spent for kind, spent in costs.items() if all(spent)})
 
 
 FIGURES = {

@@ -154,7 +154,7 @@ class Chart {
     const smallest = Math.min(...ticks.map(Math.abs).filter((v) => v > 0));
     if (largest >= 1e4 && largest < 1e15) return ticks.map((tick) => short(tick));
     if (largest >= 1e15 || (this.log ? smallest : largest) < 1e-3) return ticks.map((tick) => plain(tick, 4));
-    if (this.log) return ticks.map((tick) => plain(Number(tick.toPrecision(3)), 3));
+    if (this.log) return ticks.map((tick) => trimmed(plain(Number(tick.toPrecision(3)), 3)));
     const gap = ticks.length > 1 ? ticks[1] - ticks[0] : 1;
     const digits = Math.max(0, Math.ceil(-Math.log10(gap) - 1e-9));
     return ticks.map((tick) => tick.toFixed(Math.min(8, digits)));
@@ -172,7 +172,7 @@ class Chart {
       });
       make(parent, "path", { d: text, fill: "none", stroke: color, "stroke-dasharray": dash, ...attributes });
     };
-    path(line, mean ? { class: "faint" } : { class: "line" });
+    path(line, { class: mean ? "faint" : line.xs.length > 600 ? "line dense" : "line" });
     if (mean) path(mean, { class: "line" });
     if (this.panel.dots || line.xs.length === 1) {
       line.xs.forEach((x, index) => {
@@ -190,9 +190,9 @@ class Chart {
         make(parent, "line", { x1: this.x(x), x2: this.x(x), y1: box.top, y2: box.bottom, stroke: color, class: "growth" });
         const right = this.x(x) > box.right - 110;
         make(parent, "text", {
-          x: this.x(x) + (right ? -5 : 5), y: box.top + 8 + 14 * run.index, fill: color, class: "growth-text",
+          x: this.x(x) + (right ? -5 : 5), y: box.top + 8 + 14 * run.index, class: "growth-text",
           "text-anchor": right ? "end" : "start",
-        }, growth.text);
+        }, growth.text).style.fill = color;
       }
     }
   }
