@@ -48,7 +48,7 @@ def smooth(curve: Curve, window: float) -> Curve:
     # Sums of differences: those of the losses themselves would lose digits over a long run.
     level = losses.mean() if len(losses) else 0.0
     sums = np.concatenate([[0.0], np.cumsum(losses - level)])
-    means = level + (sums[ends] - sums[starts]) / (ends - starts)
+    means = level + (sums[ends] - sums[starts]) / np.maximum(1, ends - starts)
     return Curve(means.tolist(), {kind: spent[first:] for kind, spent in curve.costs.items()})
 
 
