@@ -135,7 +135,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
 def _training_curve(records: list[dict[str, Any]]) -> Curve:
     """The training loss wherever it is logged and finite. A cost that one of these steps lacks is left out entirely."""
     steps = [r for r in records if r.get("train/loss") is not None and r.get(COST_KEYS["tokens"])]
-    costs = {kind: [r.get(key) for r in steps] for kind, key in COST_KEYS.items()}
+    costs: dict[str, list[Any]] = {kind: [r.get(key) for r in steps] for kind, key in COST_KEYS.items()}
     return Curve([r["train/loss"] for r in steps], {kind: spent for kind, spent in costs.items() if all(spent)})
 
 
