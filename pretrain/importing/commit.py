@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.manifest import FileEntry
 from pretrain.checkpoint.save import SHARD_BYTES, Draft, commit, documents_of, manifest_fields, write_shard
-from pretrain.checkpoint.store import step_folder
 from pretrain.config.schema import Config
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.loop.state import TrainState

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from model.build import shape_of_model
 from model.config import ROPE_SCALING_KEYS
 from model.errors import UserError
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.open import Dataset
 from pretrain.loop.state import TrainState

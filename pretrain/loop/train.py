@@ -15,6 +15,7 @@ from pretrain.engine.base import Update
 from pretrain.engine.kernel_choices import describe
 from pretrain.growth.describe import describe_stages
 from pretrain.growth.grow import grow
+from pretrain.loop.about import write_about
 from pretrain.loop.guard import Guard
 from pretrain.loop.metrics import StepClock
 from pretrain.loop.optional import attempt, reason
@@ -23,6 +24,7 @@ from pretrain.loop.origin import describe as describe_origin
 from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.rewind import find_way, rewind
 from pretrain.loop.run import Run, open_run
+from pretrain.loop.spectra import measure_spectra
 from pretrain.loop.summary import summary_is_current, versions_line, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
@@ -125,7 +127,12 @@ def _train(run: Run, clock: StepClock) -> bool:
         # The save comes first: whatever error ends the evaluation, the steps so far are committed before the run ends.
         state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
         if step % config.checkpoint.every == 0 or step == end:
+            began = time.perf_counter()
             run.saver.save(state, run.engine.whole_tensors)
+            clock.add_save(time.perf_counter() - began)
+        if config.metrics.spectra_every and (step % config.metrics.spectra_every == 0 or ends):
+            spectra = attempt(run.world, console, f"step {step}: spectra not measured", lambda: measure_spectra(run))
+            run.metrics.write(step, spectra or {})
         evaluation = None
         if state.evaluation_due:
             evaluation, stopping = _evaluate(run)
@@ -298,9 +305,10 @@ def _performance(run: Run, clock: StepClock) -> dict[str, float]:
     config, world = run.config, run.world
     figures = {
         "perf/tokens_per_s": clock.last_tokens_per_second,
-        "perf/step_ms_p50": clock.percentile_ms(50),
-        "perf/step_ms_p99": clock.percentile_ms(99),
+        **{f"perf/step_ms_p{percent}": clock.percentile_ms(percent) for percent in (50, 90, 99)},
         "perf/data_wait": clock.last_data_wait,
+        "perf/checkpoint_wait": clock.take_checkpoint_wait(),
+        "perf/train_seconds": run.state.train_seconds,
         **peak_figures(world.device),
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
@@ -337,7 +345,7 @@ def _sample(run: Run) -> None:
     for prompt in run.config.eval.prompts:
         text = generate(model, tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
-        run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
+        run.metrics.write_sample(run.state.step, prompt, text)
 
 
 def _introduce(run: Run, whole: bool) -> None:
@@ -346,6 +354,8 @@ def _introduce(run: Run, whole: bool) -> None:
         _introduce_run(run)
     for line in describe(run.state.kernels):
         run.console.say(line)
+    if run.world.is_main:
+        write_about(run)
     planned = planned_bytes(run.stage, run.state, run.world)
     copied = f"; {readable(run.saver.copied, binary=True)} for copies of checkpoints" if run.saver.copied else ""
     run.console.say(f"planned peak of tensors in a process: {readable(planned, binary=True)}{copied}")
