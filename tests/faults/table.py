@@ -125,6 +125,6 @@ PROTECTIONS = {
     "F44": "pretrain/loop/board.py: self._writer = None",
     "F45": "pretrain/loop/state.py: require_fields(data)",
     "F46": "pretrain/machine/watch.py: if silent:",
-    "F47": 'launch/slurm.sh: if [ "$status" -eq 143 ]; then',
+    "F47": 'launch/slurm.sbatch: if [ "$status" -eq 143 ]; then',
 }
 """The line of the sources that decides: without it, tests of the fault were seen to fail."""
