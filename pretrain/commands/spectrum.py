@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from model.errors import UserError
+    from pretrain.checkpoint.folders import STEP_FOLDER
     from pretrain.checkpoint.read import Checkpoint, best_device, on_newest, open_checkpoint
-    from pretrain.checkpoint.store import STEP_FOLDER
     from pretrain.spectrum.measure import Spectra, compare, measure, over_training, run_folder
     from pretrain.spectrum.suggest import suggest
     from pretrain.spectrum.write import as_json, lines, make_folder, write
