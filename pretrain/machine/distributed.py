@@ -63,8 +63,8 @@ def start() -> World:
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             store, rank, size = _rendezvous()
-            arguments: dict[str, Any] = {"rank": rank, "world_size": size, "timeout": EXCHANGE_TIMEOUT}
-            dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), **arguments)
+            own = dist.PrefixStore(_attempt(), store)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=EXCHANGE_TIMEOUT)
         else:
             try:
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
