@@ -16,6 +16,7 @@ from pretrain.memory_plan.cards import CARDS, GIB, fits, fitting, fragmentation,
 from pretrain.memory_plan.levers import _changed, proposals
 from pretrain.memory_plan.memory import at_most, plan_memory
 from pretrain.memory_plan.observe import Observation, observe
+from pretrain.plan import plan
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
 
@@ -139,3 +140,4 @@ def test_every_card_is_judged_as_by_its_own_plan(path: Path) -> None:
     assert all(at_most(config, 1, size * GIB) >= total for size, total in totals.items())
     needed = {size: total + reserve(total, fragmentation(config)) for size, total in totals.items()}
     assert fitting(config, 1) == {size: needed[size] <= size * GIB for size in CARDS}
+    assert plan(config, 1)["parameters"]["total"] > 1e6  # and all else that is planned, from what was observed by now
