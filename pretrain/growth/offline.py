@@ -9,12 +9,12 @@ from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
-from pretrain.checkpoint.read import Checkpoint, on_newest
+from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import open_dataset
 from pretrain.growth.describe import GrowthTable
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
 
@@ -62,12 +62,8 @@ def _grow(
         )
     if optimizer != "reset":
         _require_same_optimizer(checkpoint, config, optimizer, plan)
-    dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
-    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-        raise UserError(
-            f"data.path {config.data.path} was not made with the tokenizer that {source} was trained with; prepare it "
-            f"with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
-        )
+    dataset = open_dataset(config, "train")
+    require_same_tokenizer(checkpoint, dataset, config.data.named, str(source))
     same_data = dataset.fingerprint == checkpoint.manifest.data_fingerprint
     continues = same_data and _order(config) == _order(checkpoint.config)
     store = CheckpointStore(Path(config.run.dir))
@@ -80,6 +76,8 @@ def _grow(
         growth = Growth(checkpoint, plan, config, optimizer)
         counts = ("step", "stage", "stage_start", "skipped_steps", "consecutive_skips", "spikes")
         zero: dict[str, Any] = dict.fromkeys(counts, 0) | {"skips": {}, "rewinds": []}
+        if not same_data:
+            zero["sources"] = {}
         state = growth.state(checkpoint.state, cursor=checkpoint.state.cursor if continues else 0, **zero)
         table = write_grown(growth, config, state, store, dataset)
     finally:
@@ -151,4 +149,5 @@ def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: st
 
 def _order(config: Config) -> tuple[object, ...]:
     """What decides which tokens a cursor means."""
-    return config.train.seq_len, config.data.packing, config.run.seed
+    weights = sorted((name, source.weight) for name, source in config.data.mixture.items())
+    return config.train.seq_len, config.data.packing, config.run.seed, weights

@@ -59,6 +59,7 @@ def test_figures_are_those_of_the_matrices(run, tmp_path, capsys):
     mean = sum(row["W"]["stable_rank"] for row in table["matrices"]) / 14
     assert table["steps"][1]["W"]["stable_rank"] == pytest.approx(mean)
     assert table["steps"][0]["W"] != table["steps"][1]["W"]
+    assert table["steps"][0]["gradient"] != table["steps"][1]["gradient"]
 
 
 def test_a_step_alone_is_printed_as_a_table(run, capsys):
