@@ -17,7 +17,7 @@ from pretrain.checkpoint.read import Checkpoint, load_model, open_folder
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.data.dataset import Batch
 from pretrain.spectrum.gradients import watch_gradients
-from pretrain.spectrum.matrices import linear_of, linears, shapes, spectra
+from pretrain.spectrum.matrices import linears, shapes, spectra
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -53,8 +53,8 @@ def measure(checkpoint: Checkpoint, device: torch.device, say: Say, batch: Batch
     UserError where one holds a number that is not finite.
     """
     found = Spectra(checkpoint.state.step, [], {})
-    count = len(shapes(checkpoint))
-    for linear in timed(linears(checkpoint, device), count, f"step {checkpoint.state.step}", say):
+    names = list(shapes(checkpoint))
+    for linear in timed(linears(checkpoint, names, device), len(names), f"step {checkpoint.state.step}", say):
         values = spectra(linear)
         for part, spectrum in values.items():
             if spectrum.isnan().any():
@@ -123,8 +123,9 @@ def compare(
     if len(common) < len(here):
         say(f"--against {other.folder}: has {len(common)} of the {len(here)} matrices; the others are not compared")
     rows = {row["matrix"]: row for row in found.rows}
-    for name in timed(common, len(common), "intruders", say):
-        new, old = (linear_of(of, name, device).dense_weight() for of in (checkpoint, other))
+    both = zip(linears(checkpoint, common, device), linears(other, common, device), strict=True)
+    for one, another in timed(both, len(common), "intruders", say):
+        name, new, old = one.name, one.dense_weight(), another.dense_weight()
         if not old.isfinite().all():
             raise UserError(f"--against {other.folder}: {name} has a number that is not finite; give another one")
         rows[name]["intruders"] = intruder_dimensions(new, old, top, epsilon)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from support import edit_checkpoint, train_here, write_tiny
 
 from model.counts import count_parameters
+from model.linear import LowRank
 from model.linear.base import BaseLinear
 from model.linear.int8 import to_int8
 from model.spectrum import singular_values
@@ -19,6 +20,8 @@ from pretrain.checkpoint.read import load_model, open_checkpoint
 from pretrain.cli import main
 from pretrain.config import load_config
 from pretrain.spectrum.gradients import watch_gradients
+from pretrain.spectrum.measure import measure
+from pretrain.spectrum.suggest import suggest
 
 NAME = "layers.1.feed_forward.up_proj"
 
@@ -71,36 +74,45 @@ def test_a_step_alone_is_printed_as_a_table(run, capsys):
     assert lines[-3:] == [f"{run}/spectrum/{name}" for name in ("table.json", "spectra.safetensors", "spectra.png")]
 
 
-@pytest.mark.parametrize("target", ["--reduction=0.8", "--target-parameters=28000"])
-def test_suggested_ranks_are_a_table_that_plans_and_trains(run, tmp_path, capsys, target):
-    assert spectrum(run, "--out", tmp_path / "out", target) == 0
+def test_suggested_ranks_are_a_table_that_plans_and_trains(run, tmp_path, capsys):
+    assert spectrum(run, "--out", tmp_path / "out", "--reduction", 0.8) == 0
     printed = capsys.readouterr().out
     text = (tmp_path / "out/ranks.toml").read_text()
     assert text in printed
     assert len(tomllib.loads(text)["linear"]["ranks"]) == 14
     config = tmp_path / "config.toml"
-    tables = (run.parent / "tiny.toml").read_text().replace("[optimizer]", f"{text}\n[optimizer]")
-    config.write_text(tables)
-    loaded = load_config(config)
+    config.write_text((run.parent / "tiny.toml").read_text().replace("[optimizer]", f"{text}\n[optimizer]"))
     found = json.loads((tmp_path / "out/table.json").read_text())["suggested"]
-    assert dict(loaded.linear.ranks) == found["ranks"]
-    if "parameters" in target:
-        total = count_parameters(loaded.model, loaded.linear)["total"]
-        assert 27900 < total <= 28000
-    else:
-        assert 0.8 <= found["reduction"] < 0.85
+    assert dict(load_config(config).linear.ranks) == found["ranks"]
+    assert 0.8 <= found["reduction"] < 0.85
     assert main(["plan", str(config), "--json"]) == 0
     train_here(config, f"--run.dir={tmp_path}/new", "--train.max_steps=1")
 
 
-def test_a_dense_run_is_told_ranks_for_low_rank_linears(corpus, tmp_path, capsys):
+def suggested(path, reduction=None, parameters=None):
+    """The checkpoint's configuration, with the suggested ranks in its linears, or in low_rank ones for dense."""
+    checkpoint = open_checkpoint(path)
+    found = measure(checkpoint, torch.device("cpu"), print)
+    shapes = {row["matrix"]: tuple(row["shape"]) for row in found.rows}
+    whole = {name: parts["W"] for name, parts in found.values.items()}
+    ranks = suggest(checkpoint.config, shapes, whole, reduction, parameters).ranks
+    linear = checkpoint.config.linear
+    linear = LowRank.Config() if linear.name == "dense" else linear
+    return checkpoint.config, linear.model_copy(update={"ranks": tuple(ranks.items())})
+
+
+def test_a_number_of_parameters_is_that_of_the_whole_model(run):
+    config, linear = suggested(run, parameters=28000)
+    assert 27900 < count_parameters(config.model, linear)["total"] <= 28000
+
+
+def test_a_dense_run_is_told_ranks_for_low_rank_linears(corpus, tmp_path):
     train_here(write_tiny(tmp_path, corpus), "--linear.name=dense", "--train.max_steps=1")
-    capsys.readouterr()
-    assert spectrum(tmp_path / "run", "--reduction", 0.5, "--json") == 0
-    ranks = json.loads(capsys.readouterr().out)["suggested"]["ranks"]
-    assert max(rank for name, rank in ranks.items() if "attention" in name) <= 16
-    options = [f"--linear.ranks.{name}={rank}" for name, rank in ranks.items()]
-    assert load_config(tmp_path / "tiny.toml", ["--linear.name=low_rank", *options]).linear.name == "low_rank"
+    config, linear = suggested(tmp_path / "run", reduction=0.3)
+    assert max(rank for name, rank in linear.ranks if "attention" in name) == 16
+    assert max(rank for name, rank in linear.ranks if "feed_forward" in name) == 19  # (53 * 32) // (53 + 32)
+    counts = count_parameters(config.model, linear)
+    assert counts["total"] <= counts["dense_equivalent"]
 
 
 @pytest.mark.parametrize("linear", LINEAR_CONFIGS.values(), ids=LINEAR_CONFIGS)
