@@ -79,3 +79,9 @@ def test_no_rank_is_above_its_cap_and_factors_never_exceed_the_dense_matrix():
     assert ranks_for_reduction(spectra, 0.1, caps).ranks == {"steep": 2, "flat": 2}
     found = choose_ranks(spectra, lambda ranks: sum(rank * 8 for rank in ranks.values()) <= 24, caps)
     assert found.ranks == {"steep": 1, "flat": 2}
+
+
+def test_ranks_are_rounded_down_to_multiples():
+    spectra = {f"{length}": torch.linspace(1, 0.1, length) for length in (3, 4, 9, 17)}
+    assert ranks_for_reduction(spectra, 0.0, multiple=4).ranks == {"3": 3, "4": 4, "9": 8, "17": 16}
+    assert ranks_for_reduction(spectra, 0.2, multiple=4).reduction >= 0.2

@@ -14,6 +14,7 @@ from model.linear.ranks import rank_of
 from pretrain.checkpoint.read import Checkpoint, load_model
 from pretrain.config import load_config
 from pretrain.config.write import config_hash, to_toml
+from pretrain.loop.origin import Start
 from pretrain.plan import plan
 
 RANKS = ["--linear.ranks.layers.1.*=12", "--linear.ranks.*.down_proj=5"]
@@ -125,6 +126,11 @@ def test_a_plan_counts_the_ranks(tiny):
 
 def test_a_run_of_mixed_ranks_resumes_exactly_and_another_table_is_another_run(tiny, tmp_path):
     require_exact_resume(tiny, tmp_path, RANKS)
+    source, same = str(tmp_path / "paused"), ["--linear.ranks.layers.1.[af]*.[qkvogu]*=12", RANKS[1]]
+    start = Start(source)
+    train_here(tiny, *same, f"--run.dir={tmp_path}/same", "--train.max_steps=1", start=start)
+    with pytest.raises(UserError, match=r"holds another model than this run: linear\.ranks was"):
+        train_here(tiny, RANKS[1], f"--run.dir={tmp_path}/other", start=start)
     with pytest.raises(
         UserError, match=r"linear\.ranks was \(\('layers\.1\.\*', 12\), .*, is \(\('\*\.down_proj', 5\),\)"
     ):

@@ -175,6 +175,7 @@ def test_mistakes_are_one_sentence(run, corpus, tmp_path, capsys):
             "layers.0.attention.q_proj is 32 x 32 here and 64 x 64 there; give",
         ),
         ([run, "--top", 3], "--top has no effect without --against"),
+        ([run, "--multiple-of", 8], "--multiple-of has no effect without --reduction or --target-parameters"),
         ([run, "--epsilon", 2, "--against", run], "--epsilon 2 is no cosine"),
         ([run, "--gradients", 0], "--gradients 0: must be at least 1"),
         ([run, "--gradients", 10**6], "held-out sequences; ask for less"),
