@@ -18,6 +18,7 @@ from pretrain.loop.origin import Start
 from pretrain.plan import plan
 
 RANKS = ["--linear.ranks.layers.1.*=12", "--linear.ranks.*.down_proj=5"]
+FACTORS = ["--optimizer.name=galore_adamw", "--optimizer.targets=['*.B']"]
 GALORE = ["--linear.name=dense", "--optimizer.name=galore_adamw", "--optimizer.rank=8"]
 
 
@@ -99,6 +100,10 @@ def test_a_pattern_is_overridden_by_its_name(tiny):
             r"growth: layers\.1\.attention\.q_proj has rank 8 by linear\.rank, but it is a copy of layers\.0",
         ),
         (
+            [*GROWTH, "--growth.rank=4", "--linear.ranks.*=8"],
+            r"growth\.rank 4 has no effect where linear\.ranks decides",
+        ),
+        (
             [*GROWTH, "--growth.optimizer=copy", "--linear.ranks.layers.1.*=12"],
             r'growth\.optimizer = "copy" copies moments of the same shape only; set it to "reset"',
         ),
@@ -138,7 +143,16 @@ def test_a_run_of_mixed_ranks_resumes_exactly_and_another_table_is_another_run(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[*GALORE, "--optimizer.ranks.layers.1.*=3"], ["--linear.name=low_rank", *RANKS]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*GALORE, "--optimizer.ranks.layers.1.*=3"],
+        ["--linear.name=low_rank", *RANKS],
+        [*RANKS, "--linear.support=block", "--linear.density=0.5", "--model.ffn_dim=64"],
+        [*RANKS, *FACTORS, "--optimizer.rank=8", *(text.replace("linear", "optimizer") for text in RANKS)],
+        [*GALORE[:1], "--optimizer.name=q_galore", "--optimizer.rank=8", "--optimizer.ranks.layers.1.*=3"],
+    ],
+)
 def test_other_runs_of_mixed_ranks_resume_exactly(tiny, tmp_path, options):
     require_exact_resume(tiny, tmp_path, options)
 
