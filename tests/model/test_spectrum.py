@@ -6,6 +6,7 @@ import torch
 from model.spectrum import (
     choose_ranks,
     effective_rank,
+    intruder_dimensions,
     largest_rank,
     normalised,
     product_singular_values,
@@ -54,6 +55,17 @@ def test_stable_and_effective_rank_of_known_spectra():
     zero = torch.zeros(3)
     assert stable_rank(zero) == effective_rank(zero) == 0
     assert all(math.isnan(figure(torch.tensor([math.nan]))) for figure in (effective_rank, stable_rank))
+
+
+def test_a_direction_unlike_all_old_ones_is_an_intruder():
+    old = torch.diag(torch.linspace(64, 1, 64))  # its left singular vectors are the axes
+    assert intruder_dimensions(old, old) == 0
+    assert intruder_dimensions(-3 * old, old) == 0, "signs and lengths mean nothing"
+    even = torch.full((64, 1), 1 / 8)  # a cosine of 1 / 8 with every axis
+    assert intruder_dimensions(old + 1000 * even @ even.t(), old) == 1
+    assert intruder_dimensions(old + 1000 * even @ even.t(), old, epsilon=0.1) == 0
+    swapped = torch.diag(torch.linspace(1, 64, 64))
+    assert intruder_dimensions(swapped, old) == 0, "another order is none of another direction"
 
 
 def test_welore_keeps_what_lies_above_one_threshold_of_all():
