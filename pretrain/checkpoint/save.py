@@ -12,14 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from model.errors import RunFailed, UserError
+from model.hf.kept import MODEL
 from model.linear.support import LAYOUTS
 from pretrain.checkpoint.folders import step_folder
-from pretrain.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest
+from pretrain.checkpoint.manifest import FORMAT_VERSION, WITH_MODEL, FileEntry, Manifest
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.engine.base import Gathered
 from pretrain.loop.optional import reason
 from pretrain.loop.state import TrainState
@@ -52,7 +53,7 @@ def save_checkpoint(
     config: Config,
     state: TrainState,
     tensors: WholeTensors,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Path:
@@ -81,7 +82,7 @@ def begin(
     world: World,
     config: Config,
     state: TrainState,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Draft:
@@ -92,12 +93,12 @@ def begin(
     def work() -> Path:
         documents["state.json"] = _json(dataclasses.asdict(state))
         documents["config.toml"] = to_toml(config).encode()
-        documents["tokenizer.model"] = dataset.tokenizer_file.read_bytes()
+        documents.update(dataset.tokenizer.kept if dataset.tokenizer else {})
         return _fresh_folder(final)
 
     temporary = on_main(world, work)
     fields = {
-        "format_version": FORMAT_VERSION,
+        "format_version": WITH_MODEL if MODEL in documents else FORMAT_VERSION,
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "config_hash": config_hash(config),

@@ -12,10 +12,10 @@ from torch import Tensor
 from model.errors import UserError
 from model.seeding import derive_seed
 from pretrain.data.blocks import read_blocks
-from pretrain.data.manifest import AGAIN, MANIFEST, load_manifest
+from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
 from pretrain.data.shards import Tokens, document_starts
 from pretrain.data.text_bytes import TextBytes
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import Tokenizer, open_tokenizer
 
 IGNORE = -100
 ROUNDS = 6
@@ -29,6 +29,13 @@ class Batch(NamedTuple):
     targets: Tensor  # [B, T] int64
 
 
+class Seen(NamedTuple):
+    """Samples of one corpus, and their input tokens without padding."""
+
+    samples: int
+    tokens: int
+
+
 class TokenDataset:
     """An endless stream of samples from one split of a prepared corpus.
 
@@ -39,6 +46,9 @@ class TokenDataset:
     packing "concat": documents end to end, cut into windows of seq_len inputs and as many targets. packing "document":
     one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
     document of one token has no target and gets no row.
+
+    `key` is what names the corpus in the configuration, for messages. Without a tokenizer (`tokenizer` is None) there
+    are ids and no bytes of text.
 
     Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row; and
     where a file is read whose contents are not those that `prepare` wrote.
@@ -51,22 +61,24 @@ class TokenDataset:
         seq_len: int,
         packing: Literal["concat", "document"],
         seed: int,
+        key: str = "data.path",
     ):
+        self.key, self.folder = key, str(path)
         folder = Path(path)
         manifest, blocks = load_manifest(folder), read_blocks(folder)
-        entry = manifest.tokenizer
         self.seq_len, self.split, self._seed = seq_len, split, seed
-        self.tokenizer_file = folder / entry.file
         self.fingerprint = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        tokenizer = Tokenizer(self.tokenizer_file)
-        if tokenizer.sha256 != entry.sha256 or tokenizer.vocab_size != entry.vocab_size:
-            raise UserError(f"{self.tokenizer_file}: this tokenizer did not make the shards beside it; {AGAIN}")
-        self.vocab_size = tokenizer.vocab_size
-        self._pad = next((i for i in (entry.pad, entry.eos) if i is not None), 0)
+        self.tokenizer = _tokenizer_of(folder, manifest)
+        self.vocab_size = manifest.ids
+        markers = (self.tokenizer.pad_id, self.tokenizer.eos_id) if self.tokenizer else ()
+        self._pad = next((i for i in markers if i is not None), 0)
         self._tokens = Tokens(folder, manifest, split, blocks)
         self.n_tokens = self._tokens.n_tokens
-        self._bytes = TextBytes(folder, manifest, split, tokenizer, self._tokens, blocks)
-        self.bytes_note = self._bytes.note
+        self._bytes: TextBytes | None = None
+        self.bytes_note: str | None = f"{folder} has no tokenizer: bits per byte are not known"
+        if self.tokenizer:
+            self._bytes = TextBytes(folder, manifest, split, self.tokenizer, self._tokens, blocks)
+            self.bytes_note = self._bytes.note
         self._starts = document_starts(folder, manifest, split) if packing == "document" else None
         self._rows = None if self._starts is None else np.flatnonzero(np.diff(self._starts) > 1)
         if self._rows is not None and (seq_len < 2 or not len(self._rows)):
@@ -77,7 +89,7 @@ class TokenDataset:
         self.n_samples = (self.n_tokens - 1) // seq_len if self._rows is None else len(self._rows)
         if self.n_samples < 1:
             raise UserError(
-                f"data.path: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
+                f"{key}: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
                 f"train.seq_len + 1 = {seq_len + 1}; prepare more text or lower train.seq_len"
             )
 
@@ -97,9 +109,33 @@ class TokenDataset:
         return int(np.minimum(lengths, self.seq_len).sum()), int((lengths - 1).sum())
 
     def target_bytes(self, cursor: int, n: int) -> int:
-        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for."""
+        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for; 0 without a tokenizer."""
+        if self._bytes is None:
+            return 0
         spans = zip(*self._spans(cursor, n), strict=True)
         return sum(self._bytes.between(int(start) + 1, int(start + length)) for start, length in spans)
+
+    @property
+    def sources(self) -> "dict[str, TokenDataset]":
+        """The corpora of a mixture by name; this is none."""
+        return {}
+
+    def seen(self, cursor: int, n: int) -> dict[str, Seen]:
+        """What samples cursor … cursor + n are to each corpus of a mixture; this is none."""
+        return {}
+
+    def epochs(self, n: int) -> str:
+        """How often n samples go through the corpus, in words."""
+        return f"{n / self.n_samples:.2f} epochs of {self.folder}"
+
+    def require_rows(self, n: int) -> None:
+        """UserError unless the corpus has n rows, as many as an optimizer step takes of it."""
+        if self.n_samples < n:
+            raise UserError(
+                f"{self.key}: corpus too short, {self.folder} holds {self.n_samples} rows of {self.seq_len} tokens, "
+                f"fewer than the {n} that an optimizer step takes of it (train.global_batch_size); prepare more text "
+                "or take a smaller batch"
+            )
 
     @property
     def tokens_per_row(self) -> float:
@@ -125,6 +161,19 @@ class TokenDataset:
                 seed = derive_seed(self._seed, "data", first + int(epoch))
                 samples[epochs == epoch] = permute(samples[epochs == epoch], self.n_samples, seed)
         return samples
+
+
+def _tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    """The tokenizer that made the shards of a corpus; None where they came without one."""
+    entry = manifest.tokenizer
+    if entry is None:
+        return None
+    path = folder / entry.file
+    found = open_tokenizer(path)
+    made = (entry.file, entry.sha256, entry.bos, entry.eos, entry.pad)
+    if found.identity != made or found.vocab_size != entry.vocab_size:
+        raise UserError(f"{path}: this tokenizer did not make the shards beside it; {AGAIN}")
+    return found
 
 
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:

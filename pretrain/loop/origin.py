@@ -10,10 +10,10 @@ from model.build import shape_of_model
 from model.errors import UserError
 from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
-from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.loop.state import TrainState
 
 NO_WEIGHTS = ("max_seq_len", "init_std", "rope_theta")
@@ -37,7 +37,7 @@ class Start:
 
 
 def find_source(
-    start: Start, config: Config, dataset: TokenDataset, store: CheckpointStore, say: Callable[[str], None]
+    start: Start, config: Config, dataset: Dataset, store: CheckpointStore, say: Callable[[str], None]
 ) -> Path | None:
     """The checkpoint that the run of `config` begins with; None where that run has begun already.
 
@@ -54,11 +54,8 @@ def find_source(
     _require_same_model(start, checkpoint, config)
     if start.state == "all":
         _require_same_optimizer(start, checkpoint, config)
-    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-        raise UserError(
-            f"data.path {config.data.path} was not made with the tokenizer that {start.path} was trained with; prepare "
-            f"it with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
-        )
+    if note := require_same_tokenizer(checkpoint, dataset, config.data.named, start.path):
+        say(note)
     there, here = checkpoint.stage.config.model, config.model
     for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {"rope_theta"})):
         say(f"--from {start.path}: {changed}")

@@ -201,8 +201,7 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
         return None, True
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
-        loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
+        run.metrics.write(run.state.step, evaluation.figures())
     run.state.evaluation_due = False
     return evaluation, stop.due()
 
@@ -253,6 +252,7 @@ def train_step(run: Run, lr: float) -> tuple[float, Update] | None:
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
+    state.count_sources(run.dataset.seen(state.cursor - batch_size, batch_size))
     state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
     state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
     return loss, update
@@ -289,6 +289,9 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "train/flops": state.flops,
         "train/flops_dense_equivalent": state.flops_dense_equivalent,
     } | Guard(run.config.guard, state).figures()
+    for name, source in run.dataset.sources.items():
+        figures[f"data/{name}/tokens"] = state.sources[name]["tokens"]
+        figures[f"data/{name}/epochs"] = state.sources[name]["samples"] / source.n_samples
     try:  # of this rank alone, and rank 0's count: nothing to agree on
         figures |= _performance(run, clock)
     except Exception as error:
@@ -337,8 +340,10 @@ def _line(figures: dict[str, float]) -> str:
 def _sample(run: Run) -> None:
     """Continue the fixed prompts. All ranks do, because ZeRO-3 gathers weights in every forward pass."""
     model, tokens, seed = run.engine.model, run.config.eval.sample_tokens, run.config.run.seed
+    if (tokenizer := run.dataset.tokenizer) is None:
+        return
     for prompt in run.config.eval.prompts:
-        text = generate(model, run.tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
+        text = generate(model, tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
         run.metrics.write_sample(run.state.step, prompt, text)
 
@@ -376,6 +381,8 @@ def _introduce_run(run: Run) -> None:
         say(line)
     if run.held_out.bytes_note:
         say(run.held_out.bytes_note)
+    if run.dataset.tokenizer is None and run.config.eval.prompts:
+        say(f"eval.prompts: {run.config.data.path} has no tokenizer, so no samples are made")
     if run.state.origin and not run.state.step:
         say(f"begins with {describe_origin(run.state.origin)}")
     if run.state.grown and not run.state.step:
@@ -390,7 +397,7 @@ def _token_arithmetic(run: Run) -> str:
     steps, mean = config.schedule.total_steps, run.dataset.tokens_per_row
     micro_steps, tokens = run.engine.micro_batches // run.world.size, round(rows * mean * steps)
     parts = f"x {micro_steps} micro-steps x {run.world.size} processes"
-    whole = f"{tokens:,} tokens, {rows * steps / run.dataset.n_samples:.2f} epochs of {config.data.path}"
+    whole = f"{tokens:,} tokens, {run.dataset.epochs(rows * steps)}"
     if config.data.packing == "document":
         return (
             f"{train.micro_batch_size} rows of up to {train.seq_len} tokens {parts} = {rows:,} rows per update, of "

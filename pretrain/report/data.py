@@ -26,7 +26,9 @@ class Data:
 
     @property
     def bytes_per_token(self) -> float | None:
-        return None if self.manifest is None else self.manifest.train.bytes / self.manifest.train.tokens
+        if self.manifest is None or self.manifest.train.bytes is None:
+            return None
+        return self.manifest.train.bytes / self.manifest.train.tokens
 
     def unlike(self, other: "Data") -> bool:
         """Whether both are known and differ: then a nat per token of one is not a nat per token of the other."""
@@ -46,11 +48,12 @@ class Data:
         return sizes and one.source == two.source and one.options.get("val_fraction") == two.options.get("val_fraction")
 
 
-def data_of(path: str | None, checkpoints: list[Path]) -> Data:
-    """What the newest readable one of `checkpoints`, newest first, says; without one, the corpus at `path`."""
+def data_of(data: dict[str, Any], checkpoints: list[Path]) -> Data:
+    """What the newest readable one of `checkpoints`, newest first, says; without one, the corpus that the table `data`
+    of a run's settings names."""
     recorded = (read_json(folder / "manifest.json").get("data_fingerprint") for folder in checkpoints)
     found = next((fingerprint for fingerprint in recorded if isinstance(fingerprint, str)), None)
-    manifest, own = _corpus(path)
+    manifest, own = _corpus(data)
     if found is None:
         return Data(own, manifest)
     return Data(found, manifest if own == found else None)
@@ -75,16 +78,30 @@ def run_config(run: Path) -> "Config | None":
         return None
 
 
-def _corpus(path: str | None) -> "tuple[Manifest | None, str | None]":
-    if not path:
+def _corpus(data: dict[str, Any]) -> "tuple[Manifest | None, str | None]":
+    path = data.get("path")
+    if not isinstance(path, str):
         return None, None
     from pretrain.data.manifest import MANIFEST, read_manifest
 
     try:
+        if data.get("mixture"):  # which has no manifest of its own
+            return None, _of_mixture(data)
         manifest = read_manifest(path)
         return manifest, hashlib.sha256((Path(path) / MANIFEST).read_bytes()).hexdigest()
     except (UserError, OSError):
         return None, None
+
+
+def _of_mixture(data: dict[str, Any]) -> str | None:
+    """The fingerprint of several corpora; None where the table is none of this version."""
+    from pretrain.config.tables import DataConfig
+    from pretrain.data.open import fingerprint
+
+    try:
+        return fingerprint(DataConfig.model_validate_json(json.dumps(data)))
+    except ValueError:
+        return None
 
 
 def json_object(text: str) -> dict[str, Any] | None:

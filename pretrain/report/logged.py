@@ -93,8 +93,7 @@ def _read(name: str, path: Path, compared: bool) -> LoggedRun:
         known = {key: value for key, value in summary.items() if value is not None}
         summary = _so_far(path, records, about, checkpoints) | known
     data = settings.get("data")
-    corpus = data.get("path") if isinstance(data, dict) else None
-    found = data_of(corpus if isinstance(corpus, str) else None, checkpoints) if compared else Data()
+    found = data_of(data if isinstance(data, dict) else {}, checkpoints) if compared else Data()
     return LoggedRun(name, path, records, summary, curve, found, unfinished, settings, about)
 
 

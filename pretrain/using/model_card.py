@@ -34,7 +34,8 @@ def _held_out(checkpoint: Checkpoint) -> str:
     if not summary_is_current(run, checkpoint.state.step):
         return "not known: the run's summary is not of this step"
     summary = json.loads((run / "summary.json").read_text())
-    return f"{summary['val_loss']:.4f} nats per token, {summary['bits_per_byte']:.4f} bits per byte"
+    bits = summary["bits_per_byte"]
+    return f"{summary['val_loss']:.4f} nats per token" + ("" if bits is None else f", {bits:.4f} bits per byte")
 
 
 def _check(report: dict[str, Any]) -> str:
@@ -48,6 +49,8 @@ def _check(report: dict[str, Any]) -> str:
         said += f"; loss on a part of the held-out text {report['folder_loss']:.4f}, before {report['model_loss']:.4f}"
     if report["transformers"] is None:
         return said + "; not checked with transformers, which was not installed"
+    if report["tokenizer_strings"] is None:
+        return said + "; without a tokenizer, as the run was trained on ids alone"
     said += f"; equal token ids on {report['tokenizer_strings']:,} hard strings"
     if report["tokenizer_documents"] is None:
         return said + ", but not checked on held-out text, since the run's corpus was gone"
