@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from pretrain.machine.files import read_regular
+from pretrain.machine.files import read_json, read_regular
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Config
@@ -102,20 +102,3 @@ def _of_mixture(data: dict[str, Any]) -> str | None:
         return fingerprint(DataConfig.model_validate_json(json.dumps(data)))
     except ValueError:
         return None
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None where `text` is anything else."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):  # also a number of thousands of digits
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or anything else."""
-    try:
-        return json_object(read_regular(path).decode()) or {}
-    except (OSError, ValueError):
-        return {}
