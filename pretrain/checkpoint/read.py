@@ -16,6 +16,7 @@ from model.hf.kept import KEPT, MODEL
 from model.linear.support.base import check_supports
 from model.strict_json import parse_object, read_plain
 from model.transformer import Transformer
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import (
     WITH_MODEL,
     BrokenCheckpoint,
@@ -25,7 +26,7 @@ from pretrain.checkpoint.manifest import (
     reading,
     verify_hashes,
 )
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage

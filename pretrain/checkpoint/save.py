@@ -14,8 +14,9 @@ from torch import Tensor
 from model.errors import RunFailed, UserError
 from model.hf.kept import MODEL
 from model.linear.support import LAYOUTS
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.manifest import FORMAT_VERSION, WITH_MODEL, FileEntry, Manifest
-from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml

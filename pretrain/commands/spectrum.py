@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from model.errors import UserError
+    from pretrain.checkpoint.folders import STEP_FOLDER
     from pretrain.checkpoint.read import Checkpoint, best_device, on_newest, open_checkpoint
-    from pretrain.checkpoint.store import STEP_FOLDER
     from pretrain.data.dataset import Batch
     from pretrain.spectrum.gradients import held_out
     from pretrain.spectrum.measure import Spectra, compare, measure, over_training, run_folder

@@ -70,6 +70,11 @@ def _tables(config: Tables) -> Rows:
         "far; lower the former or raise the latter",
     )
     yield (
+        config.metrics.spectra_every and parallel.zero_stage == 3,
+        "metrics.spectra_every does not work at parallel.zero_stage = 3, where no process has a whole weight; set "
+        "it to 0",
+    )
+    yield (
         train.offload_activations and not train.checkpoint_every_layers,
         "train.offload_activations moves what recomputed blocks start from, and none is recomputed: set "
         "train.checkpoint_every_layers = 1, or offload_activations = false",

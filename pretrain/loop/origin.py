@@ -10,9 +10,10 @@ from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
 from model.linear.ranks import same_linears
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.open import Dataset
 from pretrain.loop.state import TrainState
