@@ -73,7 +73,9 @@ def import_folder(
             raise UserError(f"{out}: the disk did not keep what was written ({reason}); import again") from None
         (folder / FILE).write_text(user_file(config, out), encoding="utf-8")
         size = sum(entry.bytes for entry in checkpoint.manifest.files)
-        done = Imported(out, config, size, opened and opened.file_name, conversion.made, (*model.notes, *notes))
+        done = Imported(
+            out, config, size, opened.file_name if opened else None, conversion.made, (*model.notes, *notes)
+        )
         (folder / MARK).write_text(json.dumps(record(done, source), indent=1) + "\n", encoding="utf-8")
     return done
 
