@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
     import shlex
+    from functools import partial
 
     from pretrain.importing.run import import_folder, record
     from pretrain.importing.tables import FILE, tables
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tokenizer=args.tokenizer,
         overwrite=args.overwrite,
+        say=(lambda line: None) if args.json else partial(print, flush=True),
     )
     if args.json:
         print(json.dumps(record(done, args.source)))
@@ -60,10 +62,6 @@ def run(args: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}")
     if done.approximations:
-        print(f"{'matrix':40} {'rank':>5} {'entries':>10} {'error':>8} {'without':>8}")
-        for name, found in done.approximations.items():
-            errors = f"{found.error:8.4f} {found.low_rank_error:8.4f}"
-            print(f"{name:40} {found.rank:5} {found.entries:10,} {errors}")
         print("error: relative, in the Frobenius norm; without: that of the factors without sparse entries")
     print(f"{args.out}: {done.bytes / 1e6:.1f} MB; {args.out}/{FILE} has the tables that a run from it needs:\n")
     print(tables(done.config.model, done.config.linear))

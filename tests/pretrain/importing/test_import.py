@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from support import logged, train_here, write_tiny
 
 from model.hf import load_folder
-from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint
+from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint, tokenizer_of
 from pretrain.cli import main
+from pretrain.data.tokenizer import open_tokenizer
 from pretrain.loop.origin import Start
 
 DENSE = ["--linear.name=dense", "--train.global_batch_size=2"]
@@ -87,6 +88,21 @@ def test_the_file_that_an_import_writes_is_what_train_takes(hf, corpus, tmp_path
     assert train_here(out / "train.toml", *overrides, start=Start(str(out))) == 0
     for command in (["eval", str(out), "--data", str(corpus), "--tokens", "64"], ["sample", str(out), "--tokens", "2"]):
         assert main(command) == 0
+
+
+def test_a_tokenizer_json_comes_along_or_none_does(hf, tmp_path, capsys):
+    (hf / "tokenizer.model").unlink()
+    checkpoint = imported(hf, tmp_path / "json")
+    tokenizer = tokenizer_of(checkpoint)
+    assert tokenizer is not None
+    assert tokenizer.identity == open_tokenizer(hf / "tokenizer.json").identity
+    assert "/checkpoints/step-00000000/tokenizer.json --out data/mine" in capsys.readouterr().out
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (hf / name).unlink()
+    assert tokenizer_of(imported(hf, tmp_path / "none")) is None
+    said = capsys.readouterr().out
+    assert "has no tokenizer.model and no tokenizer.json: the checkpoint has no tokenizer" in said
+    assert "sparlow prepare" not in said
 
 
 def test_bf16_stays_as_it_is_and_fp16_becomes_fp32(hf, tmp_path):
@@ -185,6 +201,12 @@ def test_a_folder_that_cannot_be_taken_is_refused(hf, tmp_path, capsys, what):
     said = refused(capsys, hf, tmp_path / "in")
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SPARLOW_FAULT", "disk_full")
+    said = refused(capsys, hf, tmp_path / "in")
+    assert "in: cannot be written (No space left on device); choose another folder or make room" in said
 
 
 def test_wrong_arguments_are_refused(hf, tmp_path, capsys):
