@@ -79,6 +79,19 @@ def largest_rank(n_out: int, n_in: int, entries: int = 0) -> int:
     return max(1, (n_out * n_in - entries) // (n_out + n_in))
 
 
+@torch.no_grad()
+def intruder_dimensions(new: Tensor, old: Tensor, top: int = 10, epsilon: float = 0.5) -> int:
+    """Count the intruder dimensions of `new` [m, n]: of its first `top` left singular vectors, those that no left
+    singular vector of `old` [m, n] resembles by a cosine of at least `epsilon` (arXiv 2410.21228, algorithm 1).
+
+    Training that goes on from `old` has put directions there that were none of its before. Signs of singular vectors
+    mean nothing, so a cosine counts by its magnitude.
+    """
+    U_new, U_old = (torch.linalg.svd(matrix.float(), full_matrices=False).U for matrix in (new, old))
+    largest = (U_new[:, :top].t() @ U_old).abs().amax(dim=1)
+    return int((largest < epsilon).sum())
+
+
 @dataclass(frozen=True)
 class Ranks:
     """What WeLore's rule gives: a rank for each matrix, by name."""

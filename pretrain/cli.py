@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "held-out loss, perplexity and bits per byte of a checkpoint",
     "sample": "text from a checkpoint",
     "export": "checkpoint -> Hugging Face LLaMA folder",
+    "spectrum": "singular values of a checkpoint's matrices, and the ranks they suggest",
     "report": "a picture and a table of one run or several",
     "bench": "time this code against a peer in one run, as ratios",
     "doctor": "versions and devices: what works here, and the fix for what does not",

@@ -17,6 +17,8 @@ from model.schema import Frozen
 Table = tuple[tuple[str, int], ...]
 """A table of TOML whose order counts: what stands before and after each equals sign."""
 
+WILD = frozenset("*?[")
+
 AnyLinear = TypeVar("AnyLinear", bound=Frozen)
 
 
@@ -43,7 +45,12 @@ RankTable = Annotated[Table, BeforeValidator(_pairs)]
 @lru_cache(maxsize=4096)
 def deciding(table: Table, name: str) -> tuple[str, int] | None:
     """Return the pattern that gives `name` its rank, and the rank; None where no pattern matches."""
-    return next((pair for pair in reversed(table) if fnmatchcase(name, pair[0])), None)
+    return next((pair for pair in reversed(table) if _matches(name, pair[0])), None)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # A table may name hundreds of linears in full, more patterns than fnmatch keeps.
+    return fnmatchcase(name, pattern) if WILD.intersection(pattern) else name == pattern
 
 
 def rank_of(config: Any, name: str) -> int:
@@ -77,7 +84,7 @@ def require_patterns_used(key: str, table: Table, names: Iterable[str]) -> None:
     for pattern, _ in table:
         if pattern in used:
             continue
-        if any(fnmatchcase(name, pattern) for name in found):
+        if any(_matches(name, pattern) for name in found):
             raise UserError(
                 f"{key} {pattern!r} has no effect: patterns after it match all that it does, and the last one decides; "
                 "put it after them, or leave it out"

@@ -19,7 +19,7 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine.base import Gathered
 from pretrain.loop.optional import reason
@@ -53,7 +53,7 @@ def save_checkpoint(
     config: Config,
     state: TrainState,
     tensors: WholeTensors,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Path:
@@ -82,7 +82,7 @@ def begin(
     world: World,
     config: Config,
     state: TrainState,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Draft:

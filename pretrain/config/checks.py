@@ -47,6 +47,10 @@ def _tables(config: Tables) -> Rows:
         require_ranks_fit(config.linear, linear_shapes(config.model))
     shape_of_model(config.model.model_copy(update={"n_layers": 1}), config.linear)
     yield (
+        config.data.mixture and "path" in config.data.model_fields_set,
+        f'data.path = "{config.data.path}" has no effect beside data.mixture, which names the corpora; leave one out',
+    )
+    yield (
         train.global_batch_size % train.micro_batch_size,
         f"train.global_batch_size {train.global_batch_size} is not a multiple of train.micro_batch_size "
         f"{train.micro_batch_size}",

@@ -10,7 +10,8 @@ from pretrain.config.tables import as_toml, is_table
 
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (
-    *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "parallel.offload"),
+    *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "data.mixture"),
+    "parallel.offload",
     *("parallel.timeout_minutes", "optimizer.accumulators", "train.offload_activations"),
     # What the guard makes of bad steps is for whoever watches the run to say, most of all when it has given up.
     *("checkpoint", "eval", "metrics", "guard"),
@@ -24,7 +25,7 @@ def to_toml(config: Config, comments: bool = False) -> str:
         table = getattr(config, section)
         lines, after = [f"[{section}]"], list[str]()
         for key, field in type(table).model_fields.items():
-            if key in table.ignored:
+            if key in table.ignored or (table is config.data and key == "path" and config.data.mixture):
                 continue
             value = getattr(table, key)
             comment = [f"# {line}" for line in (field.description or "").splitlines()] if comments else []
@@ -45,12 +46,14 @@ def table_lines(name: str, pairs: Iterable[tuple[str, int]]) -> list[str]:
 
 def fixed_keys(config: Config) -> dict[str, Any]:
     """The keys that a resume must not change, as dotted names."""
-    return {
+    fixed = {
         f"{section}.{key}": value
         for section, table in config.model_dump().items()
         for key, value in table.items()
         if section not in CHANGEABLE and f"{section}.{key}" not in CHANGEABLE
     }
+    weights = {f"data.mixture.{name}.weight": source.weight for name, source in config.data.mixture.items()}
+    return fixed | weights  # of a mixture, since its corpora may lie elsewhere by now
 
 
 def config_hash(config: Config) -> str:

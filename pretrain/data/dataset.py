@@ -29,6 +29,13 @@ class Batch(NamedTuple):
     targets: Tensor  # [B, T] int64
 
 
+class Seen(NamedTuple):
+    """Samples of one corpus, and their input tokens without padding."""
+
+    samples: int
+    tokens: int
+
+
 class TokenDataset:
     """An endless stream of samples from one split of a prepared corpus.
 
@@ -40,7 +47,8 @@ class TokenDataset:
     one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
     document of one token has no target and gets no row.
 
-    Without a tokenizer (`tokenizer` is None) there are ids and no bytes of text.
+    `key` is what names the corpus in the configuration, for messages. Without a tokenizer (`tokenizer` is None) there
+    are ids and no bytes of text.
 
     Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row; and
     where a file is read whose contents are not those that `prepare` wrote.
@@ -53,7 +61,9 @@ class TokenDataset:
         seq_len: int,
         packing: Literal["concat", "document"],
         seed: int,
+        key: str = "data.path",
     ):
+        self.key, self.folder = key, str(path)
         folder = Path(path)
         manifest, blocks = load_manifest(folder), read_blocks(folder)
         self.seq_len, self.split, self._seed = seq_len, split, seed
@@ -79,7 +89,7 @@ class TokenDataset:
         self.n_samples = (self.n_tokens - 1) // seq_len if self._rows is None else len(self._rows)
         if self.n_samples < 1:
             raise UserError(
-                f"data.path: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
+                f"{key}: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
                 f"train.seq_len + 1 = {seq_len + 1}; prepare more text or lower train.seq_len"
             )
 
@@ -104,6 +114,28 @@ class TokenDataset:
             return 0
         spans = zip(*self._spans(cursor, n), strict=True)
         return sum(self._bytes.between(int(start) + 1, int(start + length)) for start, length in spans)
+
+    @property
+    def sources(self) -> "dict[str, TokenDataset]":
+        """The corpora of a mixture by name; this is none."""
+        return {}
+
+    def seen(self, cursor: int, n: int) -> dict[str, Seen]:
+        """What samples cursor … cursor + n are to each corpus of a mixture; this is none."""
+        return {}
+
+    def epochs(self, n: int) -> str:
+        """How often n samples go through the corpus, in words."""
+        return f"{n / self.n_samples:.2f} epochs of {self.folder}"
+
+    def require_rows(self, n: int) -> None:
+        """UserError unless the corpus has n rows, as many as an optimizer step takes of it."""
+        if self.n_samples < n:
+            raise UserError(
+                f"{self.key}: corpus too short, {self.folder} holds {self.n_samples} rows of {self.seq_len} tokens, "
+                f"fewer than the {n} that an optimizer step takes of it (train.global_batch_size); prepare more text "
+                "or take a smaller batch"
+            )
 
     @property
     def tokens_per_row(self) -> float:

@@ -16,7 +16,7 @@ from pretrain.checkpoint.save import WholeTensors, save_checkpoint
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.schema import Config
 from pretrain.config.stages import model_size
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.growth.describe import GrowthTable
 from pretrain.loop.run import Run
 from pretrain.loop.state import TrainState
@@ -95,7 +95,7 @@ def _grow(run: Run) -> None:
 
 
 def write_grown(
-    growth: Growth, config: Config, state: TrainState, store: CheckpointStore, dataset: TokenDataset
+    growth: Growth, config: Config, state: TrainState, store: CheckpointStore, dataset: Dataset
 ) -> GrowthTable:
     """Commit the grown checkpoint of a run with `config` to `store`; returns what became of which tensors.
 

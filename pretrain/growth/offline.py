@@ -14,7 +14,7 @@ from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import open_dataset
 from pretrain.growth.describe import GrowthTable
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
 
@@ -62,8 +62,8 @@ def _grow(
         )
     if optimizer != "reset":
         _require_same_optimizer(checkpoint, config, optimizer, plan)
-    dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
-    require_same_tokenizer(checkpoint, dataset, f"data.path {config.data.path}", str(source))
+    dataset = open_dataset(config, "train")
+    require_same_tokenizer(checkpoint, dataset, config.data.named, str(source))
     same_data = dataset.fingerprint == checkpoint.manifest.data_fingerprint
     continues = same_data and _order(config) == _order(checkpoint.config)
     store = CheckpointStore(Path(config.run.dir))
@@ -76,6 +76,8 @@ def _grow(
         growth = Growth(checkpoint, plan, config, optimizer)
         counts = ("step", "stage", "stage_start", "skipped_steps", "consecutive_skips", "spikes")
         zero: dict[str, Any] = dict.fromkeys(counts, 0) | {"skips": {}, "rewinds": []}
+        if not same_data:
+            zero["sources"] = {}
         state = growth.state(checkpoint.state, cursor=checkpoint.state.cursor if continues else 0, **zero)
         table = write_grown(growth, config, state, store, dataset)
     finally:
@@ -147,4 +149,5 @@ def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: st
 
 def _order(config: Config) -> tuple[object, ...]:
     """What decides which tokens a cursor means."""
-    return config.train.seq_len, config.data.packing, config.run.seed
+    weights = sorted((name, source.weight) for name, source in config.data.mixture.items())
+    return config.train.seq_len, config.data.packing, config.run.seed, weights

@@ -194,9 +194,7 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
         return None, True
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
-        loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        known = {} if bits is None else {"val/bits_per_byte": bits}
-        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, **known})
+        run.metrics.write(run.state.step, evaluation.figures())
     run.state.evaluation_due = False
     return evaluation, stop.due()
 
@@ -247,6 +245,7 @@ def train_step(run: Run, lr: float) -> tuple[float, Update] | None:
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
+    state.count_sources(run.dataset.seen(state.cursor - batch_size, batch_size))
     state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
     state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
     return loss, update
@@ -283,6 +282,9 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "train/flops": state.flops,
         "train/flops_dense_equivalent": state.flops_dense_equivalent,
     } | Guard(run.config.guard, state).figures()
+    for name, source in run.dataset.sources.items():
+        figures[f"data/{name}/tokens"] = state.sources[name]["tokens"]
+        figures[f"data/{name}/epochs"] = state.sources[name]["samples"] / source.n_samples
     try:  # of this rank alone, and rank 0's count: nothing to agree on
         figures |= _performance(run, clock)
     except Exception as error:
@@ -385,7 +387,7 @@ def _token_arithmetic(run: Run) -> str:
     steps, mean = config.schedule.total_steps, run.dataset.tokens_per_row
     micro_steps, tokens = run.engine.micro_batches // run.world.size, round(rows * mean * steps)
     parts = f"x {micro_steps} micro-steps x {run.world.size} processes"
-    whole = f"{tokens:,} tokens, {rows * steps / run.dataset.n_samples:.2f} epochs of {config.data.path}"
+    whole = f"{tokens:,} tokens, {run.dataset.epochs(rows * steps)}"
     if config.data.packing == "document":
         return (
             f"{train.micro_batch_size} rows of up to {train.seq_len} tokens {parts} = {rows:,} rows per update, of "

@@ -1,6 +1,5 @@
 """What a run was trained on, and whether two runs can be compared."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 from model.errors import UserError
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config
-from pretrain.data.manifest import MANIFEST, Manifest, read_manifest
+from pretrain.data.manifest import Manifest, read_manifest
+from pretrain.data.open import fingerprint
 from pretrain.machine.files import read_regular
 
 
@@ -69,8 +69,9 @@ def _corpus(config: Config | None) -> tuple[Manifest | None, str | None]:
     if config is None:
         return None, None
     try:
-        manifest = read_manifest(config.data.path)
-        return manifest, hashlib.sha256((Path(config.data.path) / MANIFEST).read_bytes()).hexdigest()
+        # A mixture has no manifest of its own.
+        manifest = None if config.data.mixture else read_manifest(config.data.path)
+        return manifest, fingerprint(config.data)
     except (UserError, OSError):
         return None, None
 
