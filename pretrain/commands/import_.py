@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--density", type=float, metavar="D", help="linear.density of the sparse part (default 0.03)")
     parser.add_argument(
         "--support",
-        choices=("random", "magnitude"),
-        help="where the sparse part has its entries: drawn, or where the factors miss most (default random)",
+        choices=("random", "magnitude", "block"),
+        help="where the sparse part has its entries: drawn, where the factors miss most, or in drawn blocks "
+        "(linear.support); default random",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawn entries (default 0)")
     parser.add_argument(
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         linear=_linear(args),
         reduction=args.reduction,
-        support=args.support or "random",
+        support="magnitude" if args.support == "magnitude" else "random",
         seed=args.seed,
         tokenizer=args.tokenizer,
         overwrite=args.overwrite,
@@ -94,4 +95,6 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--reduction {args.reduction:g}: must be at least 0 and less than 1")
     if args.support and args.linear != "sparse_low_rank":
         raise UserError(f"--support has no effect with --linear {args.linear}; leave it out")
+    if args.support == "block":
+        table["support"] = "block"
     return table
