@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--target-parameters", type=int, metavar="N", help="ranks with which the model has at most N parameters"
     )
+    parser.add_argument(
+        "--multiple-of", type=int, metavar="M", help="round ranks down to multiples of M; GPUs like 8 or 16 (default 1)"
+    )
     parser.add_argument("--out", metavar="DIR", help="folder to write (default: spectrum/ in the run)")
     parser.add_argument("--json", action="store_true", help="print table.json")
 
@@ -69,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if args.reduction is not None or args.target_parameters is not None:
         shapes = {row["matrix"]: tuple(row["shape"]) for row in found.rows}
         whole = {name: parts["W"] for name, parts in found.values.items()}
-        ranks = suggest(checkpoint.stage.config, shapes, whole, args.reduction, args.target_parameters)
+        targets, multiple = (args.reduction, args.target_parameters), args.multiple_of or 1
+        ranks = suggest(checkpoint.stage.config, shapes, whole, *targets, multiple)
     if not STEP_FOLDER.fullmatch(Path(args.checkpoint).name):
         over_training(found, checkpoint, device, _say, batch)
     files = write(found, ranks, out)
@@ -87,7 +91,9 @@ def _require_sensible(args: argparse.Namespace) -> None:
     for name in ("top", "epsilon"):
         if getattr(args, name) is not None and args.against is None:
             raise UserError(f"--{name} has no effect without --against; name the checkpoint to compare with")
-    for name in ("top", "gradients", "target_parameters"):
+    if args.multiple_of is not None and args.reduction is None and args.target_parameters is None:
+        raise UserError("--multiple-of has no effect without --reduction or --target-parameters; give one of them")
+    for name in ("top", "gradients", "target_parameters", "multiple_of"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from model.build import shape_of_model
 from model.config import ROPE_SCALING_KEYS
+from model.counts import linear_shapes
 from model.errors import UserError
+from model.linear.ranks import same_linears
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
@@ -120,7 +122,8 @@ def _require_same_model(start: Start, checkpoint: Checkpoint, config: Config) ->
     """UserError unless the tensors of `checkpoint` are those of the model that the run trains first."""
     there, here = checkpoint.stage.config, config.stages[0].config
     changed = _differences("model", there.model, here.model, NO_WEIGHTS)
-    changed += _differences("linear", there.linear, here.linear)
+    if not same_linears(there.linear, here.linear, linear_shapes(here.model)):
+        changed += _differences("linear", there.linear, here.linear)
     weights = there.optimizer.weights, here.optimizer.weights
     if weights[0] != weights[1] and "int8" in weights:
         changed.append(f"optimizer.weights was {weights[0]!r}, is {weights[1]!r}")

@@ -20,9 +20,10 @@ from pretrain.checkpoint.read import load_model, open_checkpoint
 from pretrain.cli import main
 from pretrain.config import load_config
 from pretrain.spectrum.gradients import watch_gradients
-from pretrain.spectrum.measure import measure
+from pretrain.spectrum.measure import compare, measure, timed
 from pretrain.spectrum.suggest import suggest
 
+CPU = torch.device("cpu")
 NAME = "layers.1.feed_forward.up_proj"
 
 
@@ -44,7 +45,7 @@ def test_figures_are_those_of_the_matrices(run, tmp_path, capsys):
     assert table == json.loads((tmp_path / "out/table.json").read_text())
     assert (tmp_path / "out/spectra.png").read_bytes().startswith(b"\x89PNG")
     values = load_file(tmp_path / "out/spectra.safetensors")
-    linear = load_model(open_checkpoint(run), torch.device("cpu")).get_submodule(NAME)
+    linear = load_model(open_checkpoint(run), CPU).get_submodule(NAME)
     product = linear.scale * (linear.B @ linear.A).detach()
     row = next(row for row in table["matrices"] if row["matrix"] == NAME)
     assert row["shape"] == [53, 32]
@@ -92,7 +93,7 @@ def test_suggested_ranks_are_a_table_that_plans_and_trains(run, tmp_path, capsys
 def suggested(path, reduction=None, parameters=None):
     """The checkpoint's configuration, with the suggested ranks in its linears, or in low_rank ones for dense."""
     checkpoint = open_checkpoint(path)
-    found = measure(checkpoint, torch.device("cpu"), print)
+    found = measure(checkpoint, CPU, print)
     shapes = {row["matrix"]: tuple(row["shape"]) for row in found.rows}
     whole = {name: parts["W"] for name, parts in found.values.items()}
     ranks = suggest(checkpoint.config, shapes, whole, reduction, parameters).ranks
@@ -143,6 +144,28 @@ def test_gradients_by_8bit_codes():
     assert all(singular_values(gradient)[0] > 0 for gradient in found.values())
 
 
+def test_long_work_says_how_far_it_is(monkeypatch):
+    said = []
+    monkeypatch.setattr("pretrain.spectrum.measure.SPEAK_SECONDS", -1.0)
+    assert list(timed("abc", 3, "step 5", said.append)) == ["a", "b", "c"]
+    assert said == ["step 5: 1 of 3 matrices, 0 s left", "step 5: 2 of 3 matrices, 0 s left"]
+
+
+def test_another_depth_is_compared_where_both_have_layers(run, corpus, tmp_path, capsys):
+    deep = tmp_path / "deep"
+    train_here(write_tiny(tmp_path, corpus), "--model.n_layers=3", f"--run.dir={deep}", "--train.max_steps=1")
+    capsys.readouterr()
+    found = measure(checkpoint := open_checkpoint(deep), CPU, print)
+    said = []
+    compare(found, checkpoint, open_checkpoint(run), 32, 0.9999, CPU, said.append)
+    assert said == [
+        f"--against {run}/checkpoints/step-00000004: has 14 of the 21 matrices; the others are not compared"
+    ]
+    counts = {row["matrix"]: row.get("intruders") for row in found.rows}
+    assert counts["layers.2.attention.q_proj"] is None
+    assert counts[NAME] > 0, "three steps apart, few singular vectors are the same"
+
+
 def broken(folder, source):
     """A copy of a step whose every value of one factor is NaN."""
     shutil.copytree(source, folder)
@@ -175,6 +198,7 @@ def test_mistakes_are_one_sentence(run, corpus, tmp_path, capsys):
             "layers.0.attention.q_proj is 32 x 32 here and 64 x 64 there; give",
         ),
         ([run, "--top", 3], "--top has no effect without --against"),
+        ([run, "--multiple-of", 8], "--multiple-of has no effect without --reduction or --target-parameters"),
         ([run, "--epsilon", 2, "--against", run], "--epsilon 2 is no cosine"),
         ([run, "--gradients", 0], "--gradients 0: must be at least 1"),
         ([run, "--gradients", 10**6], "held-out sequences; ask for less"),
