@@ -143,7 +143,7 @@ def _require_same_optimizer(start: Start, checkpoint: Checkpoint, config: Config
     """UserError unless the moments of `checkpoint` are moments of the run's optimizer."""
     if not checkpoint.has_optimizer:
         raise UserError(
-            f"--from-state all: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            f"--from-state all: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             "--from-state weights, or give a checkpoint of a later step"
         )
     changed = _differences("optimizer", checkpoint.stage.config.optimizer, config.stages[0].config.optimizer, NO_STATE)
