@@ -1,7 +1,5 @@
 """Writing a Hugging Face LLaMA folder: every linear merged into its dense matrix, one at a time."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from model.hf.config import to_hf
 from model.hf.merged import WeightOf
 from model.hf.names import DenseTensor, dense_tensors
 from model.hf.staging import staged
-from model.hf.tokenizer import read_facts, special_tokens_map, tokenizer_config
+from model.hf.tokenizer import FolderTokenizer, folder_tokenizer, json_bytes, read_kept
 from model.tensor_format import bytes_of, header
 
 SHARD_BYTES = 5_000_000_000
@@ -22,40 +20,38 @@ SHARD_BYTES = 5_000_000_000
 def export_folder(
     config: ModelConfig,
     weight_of: WeightOf,
-    tokenizer_file: Path,
+    tokenizer_file: Path | None,
     out: Path,
     dtype: torch.dtype,
     *,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model, in `dtype` (fp32 or bf16), and its SentencePiece tokenizer as a Hugging Face LLaMA folder `out`.
+    """Write a model, in `dtype` (fp32 or bf16), as a Hugging Face LLaMA folder `out`.
 
+    `tokenizer_file` is a SentencePiece model or a tokenizer.json; without one the folder gets no tokenizer.
     The folder appears complete or not at all, as `staged` says.
     """
     with staged(out, overwrite=overwrite) as folder:
-        write_folder(config, weight_of, tokenizer_file, folder, dtype, shard_bytes=shard_bytes)
+        kept, place = (read_kept(tokenizer_file), tokenizer_file.parent) if tokenizer_file else ({}, out)
+        tokenizer = folder_tokenizer(kept, place, config.max_seq_len)
+        write_folder(config, weight_of, tokenizer, folder, dtype, shard_bytes=shard_bytes)
 
 
 def write_folder(
     config: ModelConfig,
     weight_of: WeightOf,
-    tokenizer_file: Path,
+    tokenizer: FolderTokenizer,
     folder: Path,
     dtype: torch.dtype,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the files into `folder`; one weight at a time, as `weight_of` gives it, is in memory."""
-    facts = read_facts(tokenizer_file)
-    bos, eos, pad = (facts.special[f"{role}_token"] for role in ("bos", "eos", "pad"))
-    ids = {"bos_token_id": bos and bos[0], "eos_token_id": eos and eos[0]} | ({"pad_token_id": pad[0]} if pad else {})
-    _write_json(folder / "config.json", to_hf(config, dtype) | ids)
-    _write_json(folder / "generation_config.json", ids)
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(facts, config.max_seq_len))
-    _write_json(folder / "tokenizer.json", facts.tokenizer_json)
-    _write_json(folder / "special_tokens_map.json", special_tokens_map(facts))
-    shutil.copyfile(tokenizer_file, folder / "tokenizer.model")
+    _write_json(folder / "config.json", to_hf(config, dtype) | tokenizer.ids)
+    _write_json(folder / "generation_config.json", tokenizer.ids)
+    for name, content in tokenizer.files.items():
+        (folder / name).write_bytes(content)
     _write_weights(folder, config, weight_of, dtype, shard_bytes)
 
 
@@ -102,4 +98,4 @@ def _bytes(tensor: DenseTensor, dtype: torch.dtype) -> int:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(content))

@@ -16,7 +16,10 @@ from model.lfs import refuse_pointer
 from model.linear.support import LAYOUTS
 from model.strict_json import parse_object, read_plain
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+
+WITH_MODEL = 4
+"""Written, so that earlier versions read it too, where the tokenizer is a SentencePiece model."""
 
 WITHOUT_OWN_HASH = 3
 """The last format version whose manifest does not hash itself; it is still read."""
@@ -143,9 +146,9 @@ def parse_manifest(data: bytes, folder: Path) -> Manifest:
     version = fields.get("format_version")
     if not (isinstance(version, int) and _is_count(version)) or sealed != (version > WITHOUT_OWN_HASH):
         raise BrokenCheckpoint("manifest.json is damaged (its own sha256 is missing)")
-    if version not in (WITHOUT_OWN_HASH, FORMAT_VERSION):
+    if not WITHOUT_OWN_HASH <= version <= FORMAT_VERSION:
         raise UserError(
-            f"{folder}: written in checkpoint format {version}, this version reads {WITHOUT_OWN_HASH} and "
+            f"{folder}: written in checkpoint format {version}, this version reads {WITHOUT_OWN_HASH} to "
             f"{FORMAT_VERSION}; use the version that wrote it"
         )
     manifest = _of_fields(fields)

@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import UserError
+from model.hf.kept import KEPT, MODEL
 from model.linear.support.base import check_supports
 from model.strict_json import parse_object, read_plain
 from model.transformer import Transformer
 from pretrain.checkpoint.manifest import (
+    WITH_MODEL,
     BrokenCheckpoint,
     CheckpointRemoved,
     Manifest,
@@ -27,7 +29,8 @@ from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.dataset import TokenDataset
+from pretrain.data.tokenizer import Tokenizer, kept_tokenizer
 from pretrain.engine.kernel_choices import apply, can_follow
 from pretrain.loop.build import build
 from pretrain.loop.state import TrainState
@@ -37,7 +40,7 @@ T = TypeVar("T")
 
 ALONE = World(0, 1, torch.device("cpu"))
 
-LARGEST = {"config.toml": 2**20, "state.json": 2**24, "tokenizer.model": 2**28}
+LARGEST = {"config.toml": 2**20, "state.json": 2**24} | dict.fromkeys(KEPT, 2**28)
 """Bytes that each file which is held in memory may have."""
 
 MOST_LETTERS = 2000
@@ -57,8 +60,8 @@ class Checkpoint:
         self._open: tuple[Path, safe_open] | None = None
         with reading(folder):
             self.manifest: Manifest = read_manifest(folder)
-            texts = {name: self._file(name) for name in LARGEST}
-            self.tokenizer_model = texts["tokenizer.model"]
+            texts = {name: self._file(name) for name in self._documents()}
+            self.tokenizer_files = {name: texts[name] for name in KEPT if name in texts}
             stored = dict(self._headers())
             with self._named():
                 self.config: Config = load_recorded(folder / "config.toml", most_layers(stored))
@@ -88,6 +91,13 @@ class Checkpoint:
             if self._open is None or self._open[0] != path:  # opening a file reads what it says of all its tensors
                 self._open = path, safe_open(path, framework="pt")
             return self._open[1].get_tensor(name)
+
+    def _documents(self) -> list[str]:
+        """The files that are held in memory: all of LARGEST, but what it does not have of its tokenizer."""
+        required = {"config.toml", "state.json"}
+        if self.manifest.format_version <= WITH_MODEL:
+            required.add(MODEL)
+        return [name for name in LARGEST if name in required or any(e.name == name for e in self.manifest.files)]
 
     def _file(self, name: str) -> bytes:
         """The content of a file that must be there, once it is known to be what was written."""
@@ -226,6 +236,31 @@ def load_model(checkpoint: Checkpoint, device: torch.device, compute_dtype: torc
     return model.eval()
 
 
-def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer the run was trained with; a checkpoint carries its own copy."""
-    return Tokenizer(checkpoint.folder / "tokenizer.model", checkpoint.tokenizer_model)
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer the run was trained with, of which a checkpoint carries its own copy.
+
+    None where it was trained on ids that came without one.
+    """
+    return kept_tokenizer(checkpoint.folder, checkpoint.tokenizer_files)
+
+
+def require_same_tokenizer(checkpoint: Checkpoint, dataset: TokenDataset, corpus: str, source: str) -> str | None:
+    """UserError where `dataset` has the ids of another tokenizer than `checkpoint`; the names are for the sentence.
+
+    Where one of them has no tokenizer nobody can tell, which the returned sentence says.
+    """
+    own, other, rows = tokenizer_of(checkpoint), dataset.tokenizer, checkpoint.stage.config.model.vocab_size
+    if own and other and own.identity != other.identity:
+        raise UserError(
+            f"{corpus} was not made with the tokenizer that {source} was trained with; prepare it with --tokenizer "
+            f"{own.path}"
+        )
+    if dataset.vocab_size > rows:
+        raise UserError(
+            f"{corpus} has ids up to {dataset.vocab_size - 1}, where {source} was trained with model.vocab_size "
+            f"{rows}; prepare it with the tokenizer of that run"
+        )
+    if own and other:
+        return None
+    lacks = corpus if own else source
+    return f"{lacks} has no tokenizer, so nothing shows that {corpus} has the ids that {source} was trained with"

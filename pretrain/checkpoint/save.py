@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from model.errors import RunFailed, UserError
+from model.hf.kept import MODEL
 from model.linear.support import LAYOUTS
-from pretrain.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest
+from pretrain.checkpoint.manifest import FORMAT_VERSION, WITH_MODEL, FileEntry, Manifest
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
@@ -91,12 +92,12 @@ def begin(
     def work() -> Path:
         documents["state.json"] = _json(dataclasses.asdict(state))
         documents["config.toml"] = to_toml(config).encode()
-        documents["tokenizer.model"] = dataset.tokenizer_file.read_bytes()
+        documents.update(dataset.tokenizer.kept if dataset.tokenizer else {})
         return _fresh_folder(final)
 
     temporary = on_main(world, work)
     fields = {
-        "format_version": FORMAT_VERSION,
+        "format_version": WITH_MODEL if MODEL in documents else FORMAT_VERSION,
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "config_hash": config_hash(config),

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from model.errors import UserError
     from model.transformer import Transformer
-    from pretrain.checkpoint.read import Checkpoint, load_model, on_newest
+    from pretrain.checkpoint.read import Checkpoint, load_model, on_newest, require_same_tokenizer
     from pretrain.data.dataset import TokenDataset
     from pretrain.data.verify import check_at_start
     from pretrain.machine import distributed, memory
@@ -37,21 +37,17 @@ def run(args: argparse.Namespace) -> int:
     if args.text_key != "text":
         raise UserError("--text-key: has no effect without --text; leave it out")
 
-    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, TokenDataset, Transformer]:
+    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, TokenDataset, str | None, Transformer]:
         config = checkpoint.config
         dataset = TokenDataset(
             args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
         )
-        if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-            raise UserError(
-                f"{dataset.tokenizer_file} is not the tokenizer that the checkpoint was trained with; give --data DIR "
-                "prepared with --tokenizer " + str(checkpoint.folder / "tokenizer.model")
-            )
-        return checkpoint, dataset, load_model(checkpoint, world.device)
+        note = require_same_tokenizer(checkpoint, dataset, f"--data {args.data or config.data.path}", args.checkpoint)
+        return checkpoint, dataset, note, load_model(checkpoint, world.device)
 
     memory.keep_freed_memory()
     with distributed.processes() as world:
-        checkpoint, dataset, model = on_newest(args.checkpoint, opened, world)
+        checkpoint, dataset, unknown, model = on_newest(args.checkpoint, opened, world)
         config = checkpoint.config
         unlisted = distributed.on_main(world, lambda: check_at_start(args.data or config.data.path))
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if not world.is_main:
         return 0
-    for note in filter(None, (unlisted, dataset.bytes_note)):
+    for note in filter(None, (unlisted, unknown, dataset.bytes_note)):
         print(f"note: {note}", file=sys.stderr)
     _print(figures, args.json)
     return 0
@@ -91,6 +87,11 @@ def _evaluate_documents(args: argparse.Namespace) -> int:
     checkpoint, tokenizer, model = on_newest(
         args.checkpoint, lambda found: (found, tokenizer_of(found), load_model(found, device))
     )
+    if tokenizer is None:
+        raise UserError(
+            f"{args.checkpoint}: no tokenizer there, since the run was trained on ids that came without one; leave "
+            "--text out to evaluate held-out text"
+        )
     found: list[Likelihood] = []
     with weights_kept(model):
         for number, document in enumerate(readable(texts.records(), skipped)):
@@ -116,4 +117,5 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(figures))
         return
     for key, value in figures.items():
-        print(f"{key:14} {value:,}" if isinstance(value, int) else f"{key:14} {value:.4f}")
+        shown = "not known" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        print(f"{key:14} {shown}")

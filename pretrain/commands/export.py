@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
         error, documents = report["transformers_error"], report["tokenizer_documents"]
         print(f"transformers {report['transformers']}: logits off by at most {error:.1e} of their spread")
         strings = f"tokenizer: transformers gives equal ids on {report['tokenizer_strings']} built-in hard strings"
-        if documents is None:
+        if report["tokenizer_strings"] is None:
+            print("no tokenizer: the run was trained on ids that came without one, so the folder has none either")
+        elif documents is None:
             print(f"{strings}; not checked on held-out text: the corpus of the run is no longer at its data.path")
         else:
             print(f"{strings} and {documents} whole documents of held-out text")

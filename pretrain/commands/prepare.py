@@ -57,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE.model", help="a SentencePiece model, instead of training"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="a SentencePiece .model, a tokenizer.json, or a folder with one of them, instead of training",
     )
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help=f"pieces to train (default: {VOCAB}; for stdlib {STDLIB_VOCAB})"
@@ -159,8 +162,8 @@ def _table(manifest: "Manifest") -> str:
     lines = [f"{'split':<8}{'documents':>12}{'tokens':>16}{'bytes':>16}{'bytes/token':>14}"]
     for name in ("train", "val"):
         split = manifest.split(name)
-        ratio = split.bytes / split.tokens
-        lines.append(f"{name:<8}{split.documents:>12,}{split.tokens:>16,}{split.bytes:>16,}{ratio:>14.2f}")
+        size, ratio = ("-", "-") if split.bytes is None else (f"{split.bytes:,}", f"{split.bytes / split.tokens:.2f}")
+        lines.append(f"{name:<8}{split.documents:>12,}{split.tokens:>16,}{size:>16}{ratio:>14}")
     for reason, count in manifest.skipped.items():
         lines.append(f"left out: {count:,} x {reason} (first: {manifest.skipped_first[reason]})")
     return "\n".join(lines)

@@ -32,6 +32,11 @@ def run(args: argparse.Namespace) -> int:
     checkpoint, tokenizer, model = on_newest(
         args.checkpoint, lambda found: (found, tokenizer_of(found), load_model(found, device))
     )
+    if tokenizer is None:
+        raise UserError(
+            f"{args.checkpoint}: no tokenizer there, since the run was trained on ids that came without one; export "
+            "the model and sample with the tokenizer that made them"
+        )
     outputs = []
     for prompt in args.prompt or [*checkpoint.config.eval.prompts] or ["The "]:
         text = generate(

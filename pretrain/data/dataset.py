@@ -12,10 +12,10 @@ from torch import Tensor
 from model.errors import UserError
 from model.seeding import derive_seed
 from pretrain.data.blocks import read_blocks
-from pretrain.data.manifest import AGAIN, MANIFEST, load_manifest
+from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
 from pretrain.data.shards import Tokens, document_starts
 from pretrain.data.text_bytes import TextBytes
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import Tokenizer, open_tokenizer
 
 IGNORE = -100
 ROUNDS = 6
@@ -40,6 +40,8 @@ class TokenDataset:
     one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
     document of one token has no target and gets no row.
 
+    Without a tokenizer (`tokenizer` is None) there are ids and no bytes of text.
+
     Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row; and
     where a file is read whose contents are not those that `prepare` wrote.
     """
@@ -54,19 +56,19 @@ class TokenDataset:
     ):
         folder = Path(path)
         manifest, blocks = load_manifest(folder), read_blocks(folder)
-        entry = manifest.tokenizer
         self.seq_len, self.split, self._seed = seq_len, split, seed
-        self.tokenizer_file = folder / entry.file
         self.fingerprint = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        tokenizer = Tokenizer(self.tokenizer_file)
-        if tokenizer.sha256 != entry.sha256 or tokenizer.vocab_size != entry.vocab_size:
-            raise UserError(f"{self.tokenizer_file}: this tokenizer did not make the shards beside it; {AGAIN}")
-        self.vocab_size = tokenizer.vocab_size
-        self._pad = next((i for i in (entry.pad, entry.eos) if i is not None), 0)
+        self.tokenizer = _tokenizer_of(folder, manifest)
+        self.vocab_size = manifest.ids
+        markers = (self.tokenizer.pad_id, self.tokenizer.eos_id) if self.tokenizer else ()
+        self._pad = next((i for i in markers if i is not None), 0)
         self._tokens = Tokens(folder, manifest, split, blocks)
         self.n_tokens = self._tokens.n_tokens
-        self._bytes = TextBytes(folder, manifest, split, tokenizer, self._tokens, blocks)
-        self.bytes_note = self._bytes.note
+        self._bytes: TextBytes | None = None
+        self.bytes_note: str | None = f"{folder} has no tokenizer: bits per byte are not known"
+        if self.tokenizer:
+            self._bytes = TextBytes(folder, manifest, split, self.tokenizer, self._tokens, blocks)
+            self.bytes_note = self._bytes.note
         self._starts = document_starts(folder, manifest, split) if packing == "document" else None
         self._rows = None if self._starts is None else np.flatnonzero(np.diff(self._starts) > 1)
         if self._rows is not None and (seq_len < 2 or not len(self._rows)):
@@ -97,7 +99,9 @@ class TokenDataset:
         return int(np.minimum(lengths, self.seq_len).sum()), int((lengths - 1).sum())
 
     def target_bytes(self, cursor: int, n: int) -> int:
-        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for."""
+        """UTF-8 bytes of the text that the targets of samples cursor … cursor + n stand for; 0 without a tokenizer."""
+        if self._bytes is None:
+            return 0
         spans = zip(*self._spans(cursor, n), strict=True)
         return sum(self._bytes.between(int(start) + 1, int(start + length)) for start, length in spans)
 
@@ -125,6 +129,19 @@ class TokenDataset:
                 seed = derive_seed(self._seed, "data", first + int(epoch))
                 samples[epochs == epoch] = permute(samples[epochs == epoch], self.n_samples, seed)
         return samples
+
+
+def _tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    """The tokenizer that made the shards of a corpus; None where they came without one."""
+    entry = manifest.tokenizer
+    if entry is None:
+        return None
+    path = folder / entry.file
+    found = open_tokenizer(path)
+    made = (entry.file, entry.sha256, entry.bos, entry.eos, entry.pad)
+    if found.identity != made or found.vocab_size != entry.vocab_size:
+        raise UserError(f"{path}: this tokenizer did not make the shards beside it; {AGAIN}")
+    return found
 
 
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:

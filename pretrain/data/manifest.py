@@ -33,8 +33,8 @@ class SplitEntry(Frozen):
 
     documents: int = Field(ge=1)
     tokens: int = Field(ge=1)
-    bytes: int = Field(ge=1)
-    """UTF-8 bytes of the documents' text."""
+    bytes: int | None = Field(ge=1)
+    """UTF-8 bytes of the documents' text; None where nobody knows them, as of ids that came without a text."""
     files: tuple[FileEntry, ...]
     """Token shards in order: little-endian integers of the manifest's dtype."""
     index: FileEntry
@@ -49,7 +49,7 @@ class SplitEntry(Frozen):
 
 
 class TokenizerEntry(Frozen):
-    """The SentencePiece model beside the shards."""
+    """The tokenizer beside the shards."""
 
     file: str = Field(pattern=PLAIN_NAME)
     sha256: str
@@ -63,17 +63,26 @@ class Manifest(Frozen):
     """All that is known about a prepared corpus; equal inputs give equal bytes, so no dates and no paths."""
 
     format: Literal["sparlow-tokens"]
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
+    """1 with a SentencePiece model; 2, which earlier versions cannot read, with another tokenizer or none."""
     source: dict[str, Any]
     options: dict[str, Any]
     dtype: Literal["uint16", "uint32"]
-    tokenizer: TokenizerEntry
+    tokenizer: TokenizerEntry | None
+    """None where the ids came without their tokenizer."""
     train: SplitEntry
     val: SplitEntry
     skipped: dict[str, int]
     """Documents left out, by reason."""
     skipped_first: dict[str, str]
     """The first document of each reason."""
+    vocab_size: int | None = Field(default=None, ge=1)
+    """Number of ids where there is no tokenizer."""
+
+    @property
+    def ids(self) -> int:
+        """Number of ids: the tokenizer's, or `vocab_size` where there is none."""
+        return (self.tokenizer.vocab_size if self.tokenizer else self.vocab_size) or 0
 
     def split(self, name: str) -> SplitEntry:
         return getattr(self, name)
@@ -83,7 +92,8 @@ class Manifest(Frozen):
         return np.dtype(self.dtype).newbyteorder("<")
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=2)
+        # Without the field where it says nothing, as earlier versions wrote it: a corpus keeps its fingerprint.
+        return self.model_dump_json(indent=2, exclude={"vocab_size"} if self.vocab_size is None else None)
 
     @property
     def all_files(self) -> list[FileEntry]:
@@ -127,8 +137,11 @@ def load_manifest(folder: str | PathLike[str]) -> Manifest:
 
 
 def _require_consistent(manifest: Manifest, path: Path) -> None:
-    names = [entry.name for entry in manifest.all_files]
-    if len({*names, manifest.tokenizer.file, MANIFEST}) != len(names) + 2:
+    tokenizer = manifest.tokenizer
+    if (tokenizer is None) == (manifest.vocab_size is None):
+        raise UserError(f"{path}: has to say either tokenizer or vocab_size; {AGAIN}")
+    names = [entry.name for entry in manifest.all_files] + ([tokenizer.file] if tokenizer else [])
+    if len({*names, MANIFEST}) != len(names) + 1:
         raise UserError(f"{path}: names one file twice; {AGAIN}")
     width = manifest.token_dtype.itemsize
     for split in SPLITS:

@@ -1,5 +1,6 @@
 """Text to a tokenizer, token shards and a manifest."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from model.errors import UserError
+from model.hf.kept import MODEL
 from model.hf.staging import writing
 from model.hf.tokenizer import export_obstacle
 from model.lfs import refuse_pointer
@@ -19,10 +21,9 @@ from pretrain.data.progress import Progress
 from pretrain.data.shards import SHARD_TOKENS
 from pretrain.data.staging import commit, staging
 from pretrain.data.survey import Division, Survey, division, survey
-from pretrain.data.tokenizer import Tokenizer, train_tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer, Tokenizer, open_tokenizer, train_tokenizer
 from pretrain.machine.files import write_synced
 
-TOKENIZER = "tokenizer.model"
 LARGEST_UINT16_VOCAB = 1 << 16
 
 
@@ -34,7 +35,7 @@ class PrepareOptions:
     vocab_size: int = 32000
     """Pieces of the tokenizer to train; without effect when `tokenizer` is given."""
     tokenizer: Path | None = None
-    """A SentencePiece model file to use instead of training one."""
+    """A SentencePiece model, a tokenizer.json, or a folder with one, to use instead of training one."""
     val_fraction: float = 0.05
     """Share of the documents that is held out."""
     max_tokens: int | None = None
@@ -47,7 +48,7 @@ class PrepareOptions:
         """The part of the options that decides the result."""
         return {
             "vocab_size": None if self.tokenizer else self.vocab_size,
-            "tokenizer_sha256": Tokenizer(self.tokenizer).sha256 if self.tokenizer else None,
+            "tokenizer_sha256": _identity(open_tokenizer(self.tokenizer)) if self.tokenizer else None,
             "val_fraction": self.val_fraction,
             "max_tokens": self.max_tokens,
             "shard_tokens": self.shard_tokens,
@@ -70,14 +71,15 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
     made_of = {"source": source.describe(), "options": options.recorded()}
     if (existing := _existing(options, made_of, say)) is not None:
         return existing
-    if options.tokenizer:
-        _warn(options.tokenizer, say)
+    given = open_tokenizer(options.tokenizer) if options.tokenizer else None
+    if given:
+        _warn(given, say)
     with staging(options.out) as folder:
-        found = _look(source, needs_sample=options.tokenizer is None)
+        found = _look(source, needs_sample=given is None)
         divided = division(found, options.val_fraction)
-        model = options.tokenizer.read_bytes() if options.tokenizer else _train(found, divided, options, say)
-        write_synced(folder / TOKENIZER, model)
-        tokenizer = Tokenizer(folder / TOKENIZER)
+        tokenizer = given or SentencePieceTokenizer(folder / MODEL, _train(found, divided, options, say))
+        for name, content in tokenizer.kept.items():
+            write_synced(folder / name, content)
         dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= LARGEST_UINT16_VOCAB else "uint32"
         encoder = Encoder(folder, tokenizer, np.dtype(dtype).newbyteorder("<"), options.shard_tokens, options.quotas())
         log = SkipLog()
@@ -86,12 +88,12 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
             splits = encoder.run(divided.parts(readable(source.records(), log)), log, progress)
         manifest = Manifest(
             format="sparlow-tokens",
-            format_version=1,
+            format_version=1 if tokenizer.file_name == MODEL else 2,
             source=made_of["source"],
             options=made_of["options"],
             dtype=dtype,
             tokenizer=TokenizerEntry(
-                file=TOKENIZER,
+                file=tokenizer.file_name,
                 sha256=tokenizer.sha256,
                 vocab_size=tokenizer.vocab_size,
                 bos=tokenizer.bos_id,
@@ -109,11 +111,21 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
     return manifest
 
 
-def _warn(path: Path, say: Callable[[str], None]) -> None:
-    """Say what a given tokenizer cannot do, before hours are spent on it."""
-    if lost := Tokenizer(path).losses():
+def _identity(tokenizer: Tokenizer) -> str:
+    """A hash of all that decides the ids of a document: of the model itself where that is all, as in SentencePiece."""
+    if tokenizer.file_name == MODEL:
+        return tokenizer.sha256
+    return hashlib.sha256(repr(tokenizer.identity).encode()).hexdigest()
+
+
+def _warn(tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+    """Say what a given tokenizer cannot do and what its reader had to choose, before hours are spent on it."""
+    path = tokenizer.path
+    for note in tokenizer.notes:
+        say(note)
+    if lost := tokenizer.losses():
         say(f"warning: --tokenizer {path}: text loses its {', '.join(lost)} when it is encoded")
-    if reason := export_obstacle(path):
+    if tokenizer.file_name == MODEL and (reason := export_obstacle(path)):
         say(f"warning: --tokenizer {path}: training works, but sparlow export will refuse the model, since {reason}")
 
 

@@ -94,7 +94,7 @@ class Tokens:
         entry = manifest.split(split)
         self._dtype, self._shards = manifest.token_dtype, SoundFiles(folder, entry.files, blocks)
         self._ends = np.cumsum([file.tokens for file in entry.files])
-        self._vocab_size = manifest.tokenizer.vocab_size
+        self._vocab_size = manifest.ids
         self.n_tokens = entry.tokens
 
     def read(self, start: int, length: int) -> np.ndarray:

@@ -45,7 +45,7 @@ class TextBytes:
         self._spelt = tokenizer.token_bytes()
         self._edge = tokenizer.added_space()
         self._space = None if self._edge is None else tokenizer.space_bytes(self._edge)
-        begin, end = (marker is not None for marker in (manifest.tokenizer.bos, manifest.tokenizer.eos))
+        begin, end = (marker is not None for marker in (tokenizer.bos_id, tokenizer.eos_id))
         self._place = int(begin) if self._edge == "first" else -1 - int(end)
         self._text = slice(int(begin), -1 if end else None)
         self._last: tuple[int, np.ndarray] = (-1, np.zeros(1, dtype=np.int64))

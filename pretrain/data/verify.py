@@ -57,11 +57,11 @@ def verify(path: str | PathLike[str]) -> str:
     """
     folder = Path(path)
     manifest = load_manifest(folder)
-    written = FileEntry(name=manifest.tokenizer.file, bytes=1, sha256=manifest.tokenizer.sha256, tokens=0)
-    _compare(folder, written)
+    if tokenizer := manifest.tokenizer:
+        _compare(folder, FileEntry(name=tokenizer.file, bytes=1, sha256=tokenizer.sha256, tokens=0))
     digests = [(entry.name, _compare(folder, entry)) for entry in manifest.all_files]
     total = sum(entry.bytes for entry in manifest.all_files)
-    said = f"{folder} is as it was written: {len(digests) + 1} files, {total / 1e9:.2f} GB"
+    said = f"{folder} is as it was written: {len(digests) + (tokenizer is not None)} files, {total / 1e9:.2f} GB"
     text = blocks_json((folder / MANIFEST).read_bytes(), digests)
     try:
         if (folder / BLOCKS).exists() and (folder / BLOCKS).read_bytes() == text.encode():

@@ -8,7 +8,7 @@ from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import require_linears_growable
 from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
-from pretrain.checkpoint.read import Checkpoint, on_newest
+from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore, step_folder
 from pretrain.config.checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
@@ -62,11 +62,7 @@ def _grow(
     if optimizer != "reset":
         _require_same_optimizer(checkpoint, config, optimizer)
     dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
-    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-        raise UserError(
-            f"data.path {config.data.path} was not made with the tokenizer that {source} was trained with; prepare it "
-            f"with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
-        )
+    require_same_tokenizer(checkpoint, dataset, f"data.path {config.data.path}", str(source))
     same_data = dataset.fingerprint == checkpoint.manifest.data_fingerprint
     continues = same_data and _order(config) == _order(checkpoint.config)
     store = CheckpointStore(Path(config.run.dir))

@@ -10,7 +10,7 @@ from model.build import shape_of_model
 from model.config import ROPE_SCALING_KEYS
 from model.errors import UserError
 from pretrain.checkpoint.manifest import file_sha256, reading
-from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
 from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.data.dataset import TokenDataset
@@ -56,11 +56,8 @@ def find_source(
     _require_same_model(start, checkpoint, config)
     if start.state == "all":
         _require_same_optimizer(start, checkpoint, config)
-    if dataset.tokenizer_file.read_bytes() != checkpoint.tokenizer_model:
-        raise UserError(
-            f"data.path {config.data.path} was not made with the tokenizer that {start.path} was trained with; prepare "
-            f"it with --tokenizer {checkpoint.folder / 'tokenizer.model'}"
-        )
+    if note := require_same_tokenizer(checkpoint, dataset, f"data.path {config.data.path}", start.path):
+        say(note)
     there, here = checkpoint.stage.config.model, config.model
     for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {*ROPE})):
         say(f"--from {start.path}: {changed}")

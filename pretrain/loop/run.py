@@ -20,7 +20,6 @@ from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
 from pretrain.data.dataset import TokenDataset
-from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.verify import check_at_start
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
@@ -52,7 +51,6 @@ class Run:
     metrics: Metrics
     dataset: TokenDataset
     held_out: TokenDataset
-    tokenizer: Tokenizer
     engine: Engine
     state: TrainState
     reader: MicroBatchReader
@@ -129,12 +127,9 @@ def _open_run(config: Config, world: World, store: CheckpointStore, start: Start
             failed = f"the first checkpoint could not be written to {store.folder} ({full}); free some disk space"
             raise shared(RunFailed(failed)) from None
     metrics = together(world, lambda: _open_metrics(config, run_dir, state, console, active=world.is_main))
-    tokenizer = Tokenizer(dataset.tokenizer_file)
     reader = MicroBatchReader(dataset, config.train.micro_batch_size, device)
     saver = _open_saver(config, world, console, store, dataset, engine, state)
-    return Run(
-        config, world, console, run_dir, store, metrics, dataset, held_out, tokenizer, engine, state, reader, saver
-    )
+    return Run(config, world, console, run_dir, store, metrics, dataset, held_out, engine, state, reader, saver)
 
 
 def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:

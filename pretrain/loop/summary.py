@@ -54,7 +54,9 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
             state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
         ),
         "val_loss": _finite(evaluation.loss) if evaluation else None,
-        "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
+        "bits_per_byte": _finite(evaluation.bits_per_byte)
+        if evaluation and evaluation.bits_per_byte is not None
+        else None,
         "parameters": counts["total"],
         "trainable_parameters": counts["trainable"],
         "flops": state.flops,

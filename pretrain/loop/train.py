@@ -195,7 +195,8 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
         loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits})
+        known = {} if bits is None else {"val/bits_per_byte": bits}
+        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, **known})
     run.state.evaluation_due = False
     return evaluation, stop.due()
 
@@ -329,8 +330,10 @@ def _line(figures: dict[str, float]) -> str:
 def _sample(run: Run) -> None:
     """Continue the fixed prompts. All ranks do, because ZeRO-3 gathers weights in every forward pass."""
     model, tokens, seed = run.engine.model, run.config.eval.sample_tokens, run.config.run.seed
+    if (tokenizer := run.dataset.tokenizer) is None:
+        return
     for prompt in run.config.eval.prompts:
-        text = generate(model, run.tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
+        text = generate(model, tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
         run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
 
@@ -366,6 +369,8 @@ def _introduce_run(run: Run) -> None:
         say(line)
     if run.held_out.bytes_note:
         say(run.held_out.bytes_note)
+    if run.dataset.tokenizer is None and run.config.eval.prompts:
+        say(f"eval.prompts: {run.config.data.path} has no tokenizer, so no samples are made")
     if run.state.origin and not run.state.step:
         say(f"begins with {describe_origin(run.state.origin)}")
     if run.state.grown and not run.state.step:

@@ -24,7 +24,9 @@ class Data:
 
     @property
     def bytes_per_token(self) -> float | None:
-        return None if self.manifest is None else self.manifest.train.bytes / self.manifest.train.tokens
+        if self.manifest is None or self.manifest.train.bytes is None:
+            return None
+        return self.manifest.train.bytes / self.manifest.train.tokens
 
     def unlike(self, other: "Data") -> bool:
         """Whether both are known and differ: then a nat per token of one is not a nat per token of the other."""

@@ -60,10 +60,10 @@ def held_out_split(checkpoint: Checkpoint) -> TokenDataset | None:
 
 
 def held_out_documents(checkpoint: Checkpoint) -> list[str] | None:
-    """The first held-out documents, decoded from their tokens; None when there is no `held_out_split`."""
-    if held_out_split(checkpoint) is None:
-        return None
+    """The first held-out documents, decoded from their tokens; None without a `held_out_split` or a tokenizer."""
     folder, tokenizer = Path(checkpoint.config.data.path), tokenizer_of(checkpoint)
+    if tokenizer is None or held_out_split(checkpoint) is None:
+        return None
     manifest = load_manifest(folder)
     tokens, starts = Tokens(folder, manifest, "val", read_blocks(folder)), document_starts(folder, manifest, "val")
     documents: list[str] = []

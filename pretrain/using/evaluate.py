@@ -15,7 +15,10 @@ from pretrain.machine.fault import fault_point
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Summed negative log-likelihood in nats, over `targets` tokens that spell `bytes` bytes of UTF-8 text."""
+    """Summed negative log-likelihood in nats, over `targets` tokens that spell `bytes` bytes of UTF-8 text.
+
+    `bytes` is 0 where nobody knows them: the corpus has no tokenizer.
+    """
 
     nll: float
     targets: int
@@ -31,14 +34,13 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
     @property
-    def bits_per_byte(self) -> float:
+    def bits_per_byte(self) -> float | None:
         """A figure independent of the tokenizer: every nat counts, end-of-document tokens included."""
-        return self.nll / math.log(2) / self.bytes
+        return self.nll / math.log(2) / self.bytes if self.bytes else None
 
     def __str__(self) -> str:
-        return (
-            f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}  bits per byte {self.bits_per_byte:.4f}"
-        )
+        said = f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}"
+        return said if self.bits_per_byte is None else f"{said}  bits per byte {self.bits_per_byte:.4f}"
 
 
 @torch.no_grad()

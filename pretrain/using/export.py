@@ -18,6 +18,7 @@ from model.hf import load_folder
 from model.hf.export import write_folder
 from model.hf.names import dense_tensors
 from model.hf.staging import staged, writing
+from model.hf.tokenizer import folder_tokenizer
 from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, on_newest, tokenizer_of
 from pretrain.data.dataset import IGNORE
@@ -66,7 +67,8 @@ def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, ch
         }
         weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         with reading(checkpoint.folder), writing(Path(out)):
-            write_folder(parts.config, parts.weight, checkpoint.folder / "tokenizer.model", folder, weights)
+            tokenizer = folder_tokenizer(checkpoint.tokenizer_files, checkpoint.folder, parts.config.max_seq_len)
+            write_folder(parts.config, parts.weight, tokenizer, folder, weights)
         if check:
             try:
                 report |= _check(checkpoint, parts, folder, weights)
@@ -121,6 +123,7 @@ def _check(checkpoint: Checkpoint, parts: Parts, folder: Path, dtype: torch.dtyp
         "read_back_error": _require(stored, found, "the exported folder, read by this code,", "its weights", AGAIN),
         "weights_error": merged.difference(stored.logits).rms,
         "transformers": None,
+        "tokenizer_strings": None,
         "tokenizer_documents": None,
         "model_loss": None,
         "folder_loss": None,
@@ -130,14 +133,16 @@ def _check(checkpoint: Checkpoint, parts: Parts, folder: Path, dtype: torch.dtyp
         report |= _compare_loss(before[0].item() / count, after[0].item() / count)
     if importlib.util.find_spec("transformers"):
         size = sum(torch.Size(tensor.shape).numel() for tensor in dense_tensors(parts.config))
-        documents, hard = held_out_documents(checkpoint), list(hard_strings(HARD_STRINGS))
+        tokenizer, documents = tokenizer_of(checkpoint), held_out_documents(checkpoint)
+        hard = list(hard_strings(HARD_STRINGS)) if tokenizer else []
         texts = hard + (documents or [])
         logits, ids, report["transformers"] = _ask_transformers(folder, tokens, texts, size)
         report["max_logit_difference_transformers"] = _difference(logits, trained)
         reader = f"the exported folder, read by transformers {report['transformers']},"
         report["transformers_error"] = _require(stored, logits, reader, "its weights", VERSION)
-        _require_equal_ids(tokenizer_of(checkpoint), texts, ids)
-        report["tokenizer_strings"] = len(hard)
+        if tokenizer:
+            _require_equal_ids(tokenizer, texts, ids)
+            report["tokenizer_strings"] = len(hard)
         report["tokenizer_documents"] = None if documents is None else len(documents)
     return report
 
@@ -217,6 +222,7 @@ def _require_equal_ids(tokenizer: Tokenizer, texts: list[str], ids: list[list[in
             at = next((i for i, (a, b) in pairs if a != b), min(len(found), len(expected)))
             before = tokenizer.decode(expected[:at])[-20:]
             raise RunFailed(
-                f"transformers tokenizes {text[:60]!r} differently from SentencePiece, first at token {at}, after "
-                f"{before!r}; prepare the text with a tokenizer that Sparlow trains, or use tokenizer.model itself"
+                f"transformers tokenizes {text[:60]!r} differently from {tokenizer.library}, first at token {at}, "
+                f"after {before!r}; prepare the text with a tokenizer that Sparlow trains, or use "
+                f"{tokenizer.file_name} itself"
             )

@@ -119,6 +119,8 @@ def _check(report: dict[str, Any]) -> str:
         said += f"; loss on a part of the held-out text {report['folder_loss']:.4f}, before {report['model_loss']:.4f}"
     if report["transformers"] is None:
         return said + "; not checked with transformers, which was not installed"
+    if report["tokenizer_strings"] is None:
+        return said + "; without a tokenizer, as the run was trained on ids alone"
     said += f"; equal token ids on {report['tokenizer_strings']:,} hard strings"
     if report["tokenizer_documents"] is None:
         return said + ", but not checked on held-out text, since the run's corpus was gone"

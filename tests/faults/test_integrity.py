@@ -72,8 +72,8 @@ def test_a_manifest_of_version_3_is_still_read_and_resumed(trained, run, capsys)
 
 @pytest.mark.fault("F40")
 def test_a_whole_manifest_of_another_version_is_no_damage(run):
-    edit_checkpoint(checkpoint(run, 4), format_version=5)
-    with pytest.raises(UserError, match="written in checkpoint format 5, this version reads 3 and 4"):
+    edit_checkpoint(checkpoint(run, 4), format_version=6)
+    with pytest.raises(UserError, match="written in checkpoint format 6, this version reads 3 to 5"):
         CheckpointStore(run).newest_good(print)
     assert names(run) == ["step-00000002", "step-00000004"]
 

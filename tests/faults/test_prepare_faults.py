@@ -22,7 +22,7 @@ from pretrain.data.manifest import load_manifest, read_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.sources.folder import FolderSource
 from pretrain.data.sources.text import TextSource
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer
 
 pytestmark = [pytest.mark.fault("F42"), pytest.mark.fault("F24")]
 
@@ -63,7 +63,7 @@ def test_a_tokenizer_or_a_corpus_that_never_ends(words, tmp_path):
     os.mkfifo(tmp_path / "pipe.model")
     for path in ("/dev/zero", tmp_path / "pipe.model", "a\0b", "x" * 300):
         with pytest.raises(UserError, match="the tokenizer cannot be read"):
-            Tokenizer(path)
+            SentencePieceTokenizer(path)
     os.mkfifo(tmp_path / "manifest.json")
     with pytest.raises(UserError, match=r"manifest\.json: cannot be read \(it is no file but a pipe"):
         read_manifest(tmp_path)

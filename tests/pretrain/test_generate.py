@@ -12,7 +12,7 @@ from model.linear import Dense, LowRank, SparseLowRank
 from model.seeding import generator
 from model.transformer import Transformer
 from pretrain.bench.sample import continue_by_whole_texts
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer
 from pretrain.machine.distributed import World
 from pretrain.using import decoding
 from pretrain.using.generate import _draw, continue_ids, generate
@@ -61,7 +61,7 @@ LINEARS = {
 @pytest.mark.parametrize("prompt", ["ab", "ab cd " * 20])
 def test_the_text_is_that_of_whole_texts(corpus, linear, temperature, prompt):
     """Beyond max_seq_len too, where the model sees a window, and where it does from the beginning."""
-    model, tokenizer = build(LINEARS[linear]), Tokenizer(corpus / "tokenizer.model")
+    model, tokenizer = build(LINEARS[linear]), SentencePieceTokenizer(corpus / "tokenizer.model")
     expected = written_by_whole_texts(model, tokenizer, prompt, 60, temperature)
     assert len(tokenizer.encode(expected)) > SHAPE.max_seq_len
     found = generate(model, tokenizer, prompt, tokens=60, seed=0, world=ALONE, temperature=temperature)

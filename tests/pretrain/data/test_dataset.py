@@ -17,7 +17,8 @@ from pretrain.data.dataset import IGNORE, TokenDataset
 from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.sources.text import TextSource
-from pretrain.data.tokenizer import SETTINGS, Tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer
+from pretrain.data.tokenizer.training import SETTINGS
 
 
 def flat(folder, split) -> np.ndarray:
@@ -74,7 +75,10 @@ def test_a_batch_is_its_parts_over_epoch_borders_too(corpus, split, packing):
 
 @pytest.mark.parametrize("seq_len", [48, 5000])
 def test_document_rows(corpus, seq_len):
-    data, tokenizer = TokenDataset(corpus, "val", seq_len, "document", seed=0), Tokenizer(corpus / "tokenizer.model")
+    data, tokenizer = (
+        TokenDataset(corpus, "val", seq_len, "document", seed=0),
+        SentencePieceTokenizer(corpus / "tokenizer.model"),
+    )
     tokens = flat(corpus, "val")
     starts = np.flatnonzero(tokens == tokenizer.bos_id)
     assert data.n_samples == len(starts)
@@ -104,7 +108,7 @@ def test_count_without_reading(corpus, packing):
 def test_target_bytes(corpus, salad):
     data = TokenDataset(corpus, "val", 5000, "document", seed=0)
     batch = data.batch(0, data.n_samples)
-    tokenizer = Tokenizer(corpus / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer(corpus / "tokenizer.model")
     texts = [tokenizer.decode(row.tolist()) for row in batch.tokens]
     assert set(texts) <= set(salad)
     assert data.target_bytes(0, data.n_samples) == sum(len(text.encode()) for text in texts)
@@ -145,7 +149,7 @@ def test_target_bytes_without_markers(salad, tmp_path):
     """The first piece of the first document is no target, so the rest of the text counts."""
     folder, manifest = prefixed(tmp_path, salad, bos_id=-1, eos_id=-1)
     data = TokenDataset(folder, "val", 1, "concat", seed=0)
-    piece = Tokenizer(folder / "tokenizer.model").decode([int(flat(folder, "val")[0])])
+    piece = SentencePieceTokenizer(folder / "tokenizer.model").decode([int(flat(folder, "val")[0])])
     assert data.target_bytes(0, data.n_samples) == manifest.val.bytes - len(piece.encode())
 
 
@@ -212,7 +216,7 @@ def test_an_earlier_folder_counts_what_tokens_spell(salad, tmp_path):
     folder, manifest = prefixed(tmp_path, salad, ["\ufb01 \ufb01  \ufb01"] * 3, normalization_rule_name="nfkc")
     old = without_record(folder, tmp_path / "old")
     data = TokenDataset(old, "train", 500, "document", seed=0)
-    tokenizer = Tokenizer(old / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer(old / "tokenizer.model")
     starts, tokens = np.fromfile(old / "train.index.bin", "<u8").astype(np.int64), flat(old, "train")
     texts = [tokenizer.decode(tokens[a:b].tolist()) for a, b in itertools.pairwise(starts)]
     assert data.target_bytes(0, data.n_samples) == sum(len(text.encode()) for text in texts) < manifest.train.bytes
@@ -243,7 +247,7 @@ def test_fingerprint_and_attributes(corpus, prepared):
     data = TokenDataset(corpus, "train", 48, "concat", 0)
     assert data.fingerprint == TokenDataset(corpus, "val", 9, "document", 1).fingerprint
     assert data.fingerprint != TokenDataset(prepared, "train", 48, "concat", 0).fingerprint
-    assert (data.vocab_size, data.seq_len, data.tokenizer_file) == (320, 48, corpus / "tokenizer.model")
+    assert (data.vocab_size, data.seq_len, data.tokenizer.path) == (320, 48, corpus / "tokenizer.model")
 
 
 def test_too_short(corpus):

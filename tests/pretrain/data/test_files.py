@@ -16,7 +16,7 @@ from pretrain.commands import bench
 from pretrain.data.documents import Document, SkipLog, readable
 from pretrain.data.manifest import load_manifest
 from pretrain.data.sources.text import TextSource
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer
 from tests.support import ROOT
 
 
@@ -281,7 +281,7 @@ def test_stand_ins_for_a_tokenizer_are_named(tmp_path):
     ]:
         (tmp_path / "tokenizer.model").write_text(content)
         with pytest.raises(UserError, match=rf"tokenizer\.model: not a SentencePiece model but {said}"):
-            Tokenizer(tmp_path / "tokenizer.model")
+            SentencePieceTokenizer(tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train-00000.bin", "val.index.bin"])

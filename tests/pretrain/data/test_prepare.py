@@ -19,7 +19,7 @@ from pretrain.data.dataset import TokenDataset
 from pretrain.data.documents import score
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import HashedFile
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer
 from pretrain.data.verify import verify
 
 
@@ -56,7 +56,7 @@ def test_what_the_manifest_says(texts, salad, tmp_path, capsys):
     assert shown == json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert shown["train"]["documents"] + shown["val"]["documents"] == len(salad)
     assert shown["train"]["bytes"] + shown["val"]["bytes"] == sum(map(len, salad))
-    tokenizer = Tokenizer(tmp_path / "a" / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer(tmp_path / "a" / "tokenizer.model")
     assert shown["train"]["tokens"] + shown["val"]["tokens"] == sum(len(tokenizer.encode(t)) + 2 for t in salad)
     assert shown["tokenizer"]["sha256"] == tokenizer.sha256
     verify(tmp_path / "a")
@@ -213,7 +213,7 @@ def test_large_vocabulary_is_four_bytes_wide(texts, tmp_path, monkeypatch):
     assert main(command(texts, tmp_path / "a")) == 0
     assert load_manifest(tmp_path / "a").dtype == "uint32"
     data = TokenDataset(tmp_path / "a", "val", 64, "concat", 0)
-    assert "\n" in Tokenizer(data.tokenizer_file).decode(data.batch(0, 1).tokens[0].tolist())
+    assert "\n" in SentencePieceTokenizer(data.tokenizer.path).decode(data.batch(0, 1).tokens[0].tolist())
 
 
 def test_one_short_file(tmp_path, capsys):

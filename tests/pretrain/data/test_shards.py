@@ -67,7 +67,7 @@ def damage(prepared, what):
     elif what == "unknown key":
         manifest["surprise"] = 1
     elif what == "other format":
-        manifest["format_version"] = 2
+        manifest["format_version"] = 3
     elif what == "path":
         shutil.move(shard, prepared.parent / "train-00000.bin")
         manifest["train"]["files"][0]["name"] = "../train-00000.bin"

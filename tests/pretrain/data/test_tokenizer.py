@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 
 from model.errors import UserError
-from pretrain.data.tokenizer import Tokenizer, train_tokenizer
+from pretrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 
 HARD = [
     " leading",
@@ -32,9 +32,9 @@ def model(salad) -> bytes:
 
 
 @pytest.fixture
-def tokenizer(model, tmp_path) -> Tokenizer:
+def tokenizer(model, tmp_path) -> SentencePieceTokenizer:
     (tmp_path / "t.model").write_bytes(model)
-    return Tokenizer(tmp_path / "t.model")
+    return SentencePieceTokenizer(tmp_path / "t.model")
 
 
 def other(salad, **settings) -> bytes:
@@ -98,7 +98,7 @@ def test_vocabulary_too_small_names_the_smallest_possible(salad):
 def test_a_llama_model(salad, tmp_path):
     path = tmp_path / "llama.model"
     path.write_bytes(other(salad, vocab_size=400, model_type="bpe", byte_fallback=True))
-    tokenizer = Tokenizer(path)
+    tokenizer = SentencePieceTokenizer(path)
     ids = tokenizer.encode("abc\ndef")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, None)
     assert tokenizer.decode(ids) == "abc\ndef".replace("\n", " ")  # its normalisation, not ours
@@ -108,7 +108,7 @@ def test_a_llama_model(salad, tmp_path):
 def test_a_t5_model(salad, tmp_path):
     path = tmp_path / "t5.model"
     path.write_bytes(other(salad, vocab_size=160, model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
-    tokenizer = Tokenizer(path)
+    tokenizer = SentencePieceTokenizer(path)
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.bos_id) == (0, 1, 2, None)
     assert tokenizer.decode(tokenizer.encode("abc fed")) == "abc fed"
 
@@ -123,13 +123,13 @@ def test_no_sentencepiece_model(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.model").write_bytes(content)
     with pytest.raises(UserError, match=r"t\.model: not a SentencePiece model"):
-        Tokenizer(tmp_path / "t.model")
+        SentencePieceTokenizer(tmp_path / "t.model")
     assert not (tmp_path / "exploded").exists()
 
 
 def test_a_truncated_or_missing_model(model, tmp_path):
     (tmp_path / "t.model").write_bytes(model[: len(model) // 2])
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        Tokenizer(tmp_path / "t.model")
+        SentencePieceTokenizer(tmp_path / "t.model")
     with pytest.raises(UserError, match="cannot be read"):
-        Tokenizer(tmp_path / "absent.model")
+        SentencePieceTokenizer(tmp_path / "absent.model")
