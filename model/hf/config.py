@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.architectures import require_representable, rope_table, rope_type
 from model.lfs import refuse_pointer
 from model.schema import expected
 from model.strict_json import read_object
@@ -54,13 +55,14 @@ def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The shape that the config.json at `path` describes; UserError when it is not a plain LLaMA."""
+    """The shape that the config.json at `path` describes; UserError when it is not one of a LLaMA."""
     try:
         hf = read_object(path)
     except (OSError, ValueError) as error:
         refuse_pointer(path)
         raise UserError(f"{path}: not readable as JSON ({error}); give a Hugging Face LLaMA folder") from error
-    _require_plain_llama(hf, path)
+    require_representable(hf, path)
+    rope = rope_table(hf, path)
     dim, n_heads = _count(hf, "hidden_size", path), _count(hf, "num_attention_heads", path)
     kv_heads = _count(hf, "num_key_value_heads", path, n_heads)
     head_dim = _count(hf, "head_dim", path, dim // n_heads)
@@ -74,30 +76,25 @@ def read_config(path: Path) -> ModelConfig:
             ffn_dim=_count(hf, "intermediate_size", path),
             vocab_size=_count(hf, "vocab_size", path),
             max_seq_len=_count(hf, "max_position_embeddings", path, 2048),
-            rope_theta=_number(_rope(hf, path), "rope_theta", path, _number(hf, "rope_theta", path, 10000.0)),
-            **_scaling(_rope(hf, path), path),
+            rope_theta=_number(rope, "rope_theta", path, _number(hf, "rope_theta", path, 10000.0)),
+            **_scaling(rope, path),
             norm_eps=_number(hf, "rms_norm_eps", path, 1e-6),
             tie_embeddings=hf.get("tie_word_embeddings", False),
             init_std=_number(hf, "initializer_range", path, 0.02),
         )
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":
+            sentence = str(first["ctx"]["error"]).replace("model.", "")
+            raise UserError(f"{path}: the model's shape cannot be used here: {sentence}") from error
         where = ".".join(str(part) for part in first["loc"]) or "the model's shape"
         got = repr(first["input"])[:60]
         raise UserError(f"{path}: {where} cannot be used here: {expected(first)}, got {got}") from error
 
 
-def _rope(hf: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Rotary settings: transformers 5 writes `rope_parameters`, transformers 4 `rope_scaling` beside `rope_theta`."""
-    found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: the rotary settings are {repr(found)[:60]}, expected a table")
-    return found
-
-
 def _scaling(rope: dict[str, Any], path: Path) -> dict[str, Any]:
     """The keys of [model] for a scaling of type llama3; none for plain rotary positions."""
-    if rope.get("rope_type", rope.get("type", "default")) == "default":
+    if rope_type(rope) == "default":
         return {}
     for key in LLAMA3:
         if rope.get(key) is None:
@@ -108,24 +105,6 @@ def _scaling(rope: dict[str, Any], path: Path) -> dict[str, Any]:
     floats = {key: _number(rope, key, path, 0.0) for key in LLAMA3 if key != "original_max_position_embeddings"}
     values = floats | {"original_max_position_embeddings": length}
     return {"rope_scaling": "llama3", **{ours: values[hf] for hf, ours in LLAMA3.items()}}
-
-
-def _require_plain_llama(hf: dict[str, Any], path: Path) -> None:
-    """UserError for what this network does not compute."""
-    if hf.get("model_type") != "llama":
-        raise UserError(f'{path}: model_type is {repr(hf.get("model_type"))[:60]}; only "llama" folders can be loaded')
-    for key in ("attention_bias", "mlp_bias", "quantization_config"):
-        if hf.get(key):
-            raise UserError(f"{path}: {key} is set; only LLaMA folders without it can be loaded")
-    rope = _rope(hf, path)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise UserError(
-            f"{path}: rope_scaling of type {repr(kind)[:60]} is not supported; only llama3 and plain rotary positions "
-            "are"
-        )
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f'{path}: hidden_act is {repr(hf["hidden_act"])[:60]}; only "silu" folders can be loaded')
 
 
 def _count(hf: dict[str, Any], key: str, path: Path, default: int = 0) -> int:

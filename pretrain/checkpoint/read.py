@@ -16,6 +16,7 @@ from model.hf.kept import KEPT, MODEL
 from model.linear.support.base import check_supports
 from model.strict_json import parse_object, read_plain
 from model.transformer import Transformer
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import (
     WITH_MODEL,
     BrokenCheckpoint,
@@ -25,11 +26,11 @@ from pretrain.checkpoint.manifest import (
     reading,
     verify_hashes,
 )
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.data.tokenizer import Tokenizer, kept_tokenizer
 from pretrain.engine.kernel_choices import apply, can_follow
 from pretrain.loop.build import build
@@ -244,7 +245,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     return kept_tokenizer(checkpoint.folder, checkpoint.tokenizer_files)
 
 
-def require_same_tokenizer(checkpoint: Checkpoint, dataset: TokenDataset, corpus: str, source: str) -> str | None:
+def require_same_tokenizer(checkpoint: Checkpoint, dataset: Dataset, corpus: str, source: str) -> str | None:
     """UserError where `dataset` has the ids of another tokenizer than `checkpoint`; the names are for the sentence.
 
     Where one of them has no tokenizer nobody can tell, which the returned sentence says.

@@ -2,14 +2,17 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretrain.using.evaluate import Evaluation
 
 EXAMPLE = "sparlow eval runs/quickstart --json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a run folder (its newest checkpoint) or one step's folder")
-    parser.add_argument("--data", metavar="DIR", help="prepared corpus (default: the run's data.path)")
+    parser.add_argument("--data", metavar="DIR", help="prepared corpus (default: the run's own)")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which part of it (default val)")
     parser.add_argument("--tokens", type=int, metavar="N", help="stop after about N tokens (default: all)")
     parser.add_argument(
@@ -25,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from model.errors import UserError
     from model.transformer import Transformer
     from pretrain.checkpoint.read import Checkpoint, load_model, on_newest, require_same_tokenizer
-    from pretrain.data.dataset import TokenDataset
+    from pretrain.data.open import Dataset, open_dataset
     from pretrain.data.verify import check_at_start
     from pretrain.machine import distributed, memory
     from pretrain.using.evaluate import evaluate
@@ -37,35 +40,45 @@ def run(args: argparse.Namespace) -> int:
     if args.text_key != "text":
         raise UserError("--text-key: has no effect without --text; leave it out")
 
-    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, TokenDataset, str | None, Transformer]:
-        config = checkpoint.config
-        dataset = TokenDataset(
-            args.data or config.data.path, args.split, config.train.seq_len, config.data.packing, config.run.seed
+    def opened(checkpoint: Checkpoint) -> tuple[Checkpoint, Dataset, str | None, Transformer]:
+        dataset, named = open_dataset(checkpoint.config, args.split, args.data), checkpoint.config.data.named
+        note = require_same_tokenizer(
+            checkpoint, dataset, f"--data {args.data}" if args.data else named, args.checkpoint
         )
-        note = require_same_tokenizer(checkpoint, dataset, f"--data {args.data or config.data.path}", args.checkpoint)
         return checkpoint, dataset, note, load_model(checkpoint, world.device)
 
     memory.keep_freed_memory()
     with distributed.processes() as world:
         checkpoint, dataset, unknown, model = on_newest(args.checkpoint, opened, world)
         config = checkpoint.config
-        unlisted = distributed.on_main(world, lambda: check_at_start(args.data or config.data.path))
+        paths = [args.data] if args.data else config.data.paths.values()
+        unlisted = distributed.on_main(world, lambda: [check_at_start(path) for path in paths])
         result = evaluate(model, dataset, world, config.train.micro_batch_size, args.tokens)
     assert result is not None
-    figures = {
-        "step": checkpoint.state.step,
+    figures: dict[str, Any] = {"step": checkpoint.state.step, **_figures(result)}
+    sources = {name: _figures(source) for name, source in result.sources.items()}
+    if not world.is_main:
+        return 0
+    for note in filter(None, (*unlisted, unknown, dataset.bytes_note)):
+        print(f"note: {note}", file=sys.stderr)
+    if args.json:
+        _print(figures | ({"sources": sources} if sources else {}), as_json=True)
+        return 0
+    for name, found in {"": figures, **sources}.items():
+        if name:
+            print(f"{name}:")
+        _print(found, as_json=False)
+    return 0
+
+
+def _figures(result: "Evaluation") -> dict[str, float | None]:
+    return {
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
         "tokens": result.targets,
         "bytes": result.bytes,
     }
-    if not world.is_main:
-        return 0
-    for note in filter(None, (unlisted, unknown, dataset.bytes_note)):
-        print(f"note: {note}", file=sys.stderr)
-    _print(figures, args.json)
-    return 0
 
 
 def _evaluate_documents(args: argparse.Namespace) -> int:
@@ -88,10 +101,7 @@ def _evaluate_documents(args: argparse.Namespace) -> int:
         args.checkpoint, lambda found: (found, tokenizer_of(found), load_model(found, device))
     )
     if tokenizer is None:
-        raise UserError(
-            f"{args.checkpoint}: no tokenizer there, since the run was trained on ids that came without one; leave "
-            "--text out to evaluate held-out text"
-        )
+        raise UserError(f"{checkpoint.folder}: has no tokenizer, so --text cannot be read; leave --text out")
     found: list[Likelihood] = []
     with weights_kept(model):
         for number, document in enumerate(readable(texts.records(), skipped)):

@@ -11,9 +11,10 @@ from model.lfs import refuse_pointer
 from pretrain.loop.board import Board
 from pretrain.loop.optional import reason
 from pretrain.loop.records import RecordFile
+from pretrain.loop.samples import SampleFile
 from pretrain.machine.files import tolerate_full
 
-METRICS, BOARD = "metrics", "TensorBoard's files"
+METRICS, BOARD, SAMPLES = "metrics", "TensorBoard's files", "samples"
 
 
 class Metrics:
@@ -31,6 +32,7 @@ class Metrics:
             return
         refuse_pointer(run_dir / "metrics.jsonl")
         self._file = RecordFile(run_dir / "metrics.jsonl", resume_step)
+        self._samples = SampleFile(run_dir / "samples.jsonl")
         with tolerate_full(lambda error: self._complain(METRICS, error)):
             self._file.flush()
         if tensorboard:
@@ -58,9 +60,16 @@ class Metrics:
             return record is not None and record["step"] == step and tag in record
         return False
 
-    def write_text(self, step: int, tag: str, text: str) -> None:
+    def write_sample(self, step: int, prompt: str, text: str) -> None:
+        """Keep a text that the model of `step` has written, `prompt` at its head."""
+        if not self._active:
+            return
+        self._samples.put(step, prompt, text)
+        with self._tolerate(SAMPLES):
+            self._samples.flush()
+            self._written_again(SAMPLES)
         if self._board is not None:  # indented text is verbatim in Markdown
-            self._board.put(tag, "    " + text.replace("\n", "\n    "), step)
+            self._board.put(f"samples/{prompt.strip()}", "    " + text.replace("\n", "\n    "), step)
             self._flush_board()
 
     def close(self) -> None:
@@ -88,9 +97,12 @@ class Metrics:
         assert self._board is not None
         with self._tolerate(BOARD):
             self._board.flush()
-            if BOARD in self._complained:
-                self._say(f"{BOARD} are written again, with what was kept meanwhile")
-                self._complained.remove(BOARD)
+            self._written_again(BOARD)
+
+    def _written_again(self, what: str) -> None:
+        if what in self._complained:
+            self._say(f"{what} are written again, with what was kept meanwhile")
+            self._complained.remove(what)
 
     @contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
@@ -123,12 +135,25 @@ class StepClock:
         self._recent: deque[float] = deque(maxlen=STEPS_KEPT)
         self._steps, self._tokens, self._last_tokens = 0, 0, 0
         self._last_waited = 0.0
+        self._stepping = self._saving = 0.0
 
     def add(self, seconds: float, tokens: int, waited: float = 0.0) -> None:
         """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted."""
         self._recent.append(seconds)
+        self._stepping += seconds
         self._last_waited = waited
         self._steps, self._tokens, self._last_tokens = self._steps + 1, self._tokens + tokens, tokens
+
+    def add_save(self, seconds: float) -> None:
+        """Training has waited so many seconds for a checkpoint."""
+        self._saving += seconds
+
+    def take_checkpoint_wait(self) -> float:
+        """Share of the time that was spent waiting for checkpoints since this was last asked, 0 to 1; steps and such
+        waits are the time that counts."""
+        saving, whole = self._saving, self._stepping + self._saving
+        self._stepping = self._saving = 0.0
+        return saving / whole if whole else 0.0
 
     @property
     def last(self) -> float:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from model.build import shape_of_model
 from model.config import ROPE_SCALING_KEYS
 from model.errors import UserError
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.loop.state import TrainState
 
 ROPE = ("rope_theta", "rope_scaling", *ROPE_SCALING_KEYS)
@@ -39,7 +40,7 @@ class Start:
 
 
 def find_source(
-    start: Start, config: Config, dataset: TokenDataset, store: CheckpointStore, say: Callable[[str], None]
+    start: Start, config: Config, dataset: Dataset, store: CheckpointStore, say: Callable[[str], None]
 ) -> Path | None:
     """The checkpoint that the run of `config` begins with; None where that run has begun already.
 
@@ -56,7 +57,7 @@ def find_source(
     _require_same_model(start, checkpoint, config)
     if start.state == "all":
         _require_same_optimizer(start, checkpoint, config)
-    if note := require_same_tokenizer(checkpoint, dataset, f"data.path {config.data.path}", start.path):
+    if note := require_same_tokenizer(checkpoint, dataset, config.data.named, start.path):
         say(note)
     there, here = checkpoint.stage.config.model, config.model
     for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {*ROPE})):

@@ -142,7 +142,13 @@ def test_a_unigram_tokenizer_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; only folders of type llama, mistral, qwen2"),
+        ({"model_type": ["llama"]}, "model_type is"),
+        ({"model_type": "mistral"}, "sliding_window is missing"),
+        ({"model_type": "mistral", "sliding_window": 63}, "sliding_window is 63, less than max_position_embeddings 64"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
