@@ -61,8 +61,9 @@ def test_the_configuration_names_no_path(card, tmp_path_factory):
 
 def test_a_mixture_is_told_by_names_and_weights(tmp_path):
     text = TINY.format(run=tmp_path / "run", data="")
-    mixture = f'mixture = {{ a = {{ path = "{tmp_path}/prose", weight = 3.0 }}, b = {{ path = "{tmp_path}/code", weight = 1.0 }} }}'
-    (tmp_path / "mixed.toml").write_text(text.replace('path = ""', mixture))
+    weights = {"prose": 3.0, "code": 1.0}
+    sources = [f'{name} = {{ path = "{tmp_path / name}", weight = {weight} }}' for name, weight in weights.items()]
+    (tmp_path / "mixed.toml").write_text(text.replace('path = ""', f"mixture = {{ {', '.join(sources)} }}"))
     config = load_config(tmp_path / "mixed.toml", [])
     assert _corpus(config) == "prose (weight 3), code (weight 1)"
     assert str(tmp_path) not in to_toml(_without_paths(config))
