@@ -95,6 +95,7 @@ def test_a_changed_mixture_is_refused(undisturbed, two, tmp_path):
         train_here(tmp_path / "tiny.toml", *options)
 
 
+@pytest.mark.slow
 def test_a_new_run_counts_from_its_own_beginning(undisturbed, two, tmp_path):
     config = write_mixed(tmp_path, two)
     train_here(config, "--schedule.total_steps=2", start=Start(str(undisturbed / "run")))

@@ -234,7 +234,7 @@ WRONG = {
     "no mark": (
         lambda p: write_flat(p / "x.bin", [[1] * 900]),
         {"document_end": 7},
-        r"ids without this mark, too many",
+        r"ids without this mark, too",
     ),
     "index cut": (lambda p: cut(pair(p), 8, ".idx"), {}, r"x\.idx: has .* cut short"),
     "ids cut": (lambda p: cut(pair(p), 8, ".bin"), {}, r"x\.bin: has .* cut short"),
