@@ -78,7 +78,6 @@ def test_a_pause_and_a_move_of_the_corpora_change_nothing(undisturbed, two, tmp_
     assert tensor_hashes(other, STEPS) == tensor_hashes(one, STEPS)
 
 
-@pytest.mark.fault("F10")
 def test_a_changed_mixture_is_refused(undisturbed, two, tmp_path):
     shutil.copytree(undisturbed / "run", tmp_path / "run")
     config = write_mixed(tmp_path, two)

@@ -274,7 +274,7 @@ def spoil(prefix, at, data):
     return prefix
 
 
-@pytest.mark.fault("F9")
+@pytest.mark.fault("F24")
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_no_corpus_of_ids(case, tmp_path, monkeypatch):
     monkeypatch.setattr(flat, "PIECE_TOKENS", 64)
@@ -287,7 +287,7 @@ def test_what_is_no_corpus_of_ids(case, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.fault("F9")
+@pytest.mark.fault("F24")
 def test_folders_of_datasets_that_hold_no_ids(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a"], "labels": [[0.5]]}).save_to_disk(str(tmp_path / "x"))
@@ -308,7 +308,6 @@ def test_folders_of_datasets_that_hold_no_ids(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.fault("F10")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
