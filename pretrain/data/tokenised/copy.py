@@ -75,7 +75,7 @@ def copy_tokens(options: CopyOptions, say: Callable[[str], None]) -> Manifest:
         with Progress("copying", sum(_bytes(file) for file in files)) as progress:
             for file in files:
                 done = 0
-                for split, piece in divided(file, any(file.split for file in files), options.val_fraction):
+                for split, piece in divided(file, options.val_fraction):
                     _require_known(piece, file, vocab_size, done)
                     writers[split].add(piece, spelling.sizes(piece) if spelling else None)
                     done += len(piece.ids)
@@ -89,10 +89,10 @@ def copy_tokens(options: CopyOptions, say: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def divided(file: TokenFile, has_splits: bool, val_fraction: float) -> Iterator[tuple[Split, Piece]]:
+def divided(file: TokenFile, val_fraction: float) -> Iterator[tuple[Split, Piece]]:
     """The pieces of a file, each for the split it belongs to."""
-    if has_splits or file.split:
-        yield from ((file.split or "train", piece) for piece in file.pieces())
+    if file.split:
+        yield from ((file.split, piece) for piece in file.pieces())
     elif file.knows_documents:
         documents = 0
         for piece in file.pieces():

@@ -55,6 +55,7 @@ def test_a_flat_pair_is_train_and_val(tmp_path, monkeypatch):
     train, val = documents(50), documents(7, seed=1)
     write_flat(tmp_path / "there" / "train.bin", train)
     write_flat(tmp_path / "there" / "val.bin", val)
+    write_flat(tmp_path / "there" / "test.bin", documents(9, seed=2))
     manifest = copied(tmp_path / "there", tmp_path / "out", document_end=END)
     assert (read(tmp_path / "out", "train"), read(tmp_path / "out", "val")) == (train, val)
     assert len(manifest.train.files) == -(-sum(map(len, train)) // 300)
@@ -62,7 +63,20 @@ def test_a_flat_pair_is_train_and_val(tmp_path, monkeypatch):
     assert "as it was written" in verify(tmp_path / "out")
     said = []
     copied(tmp_path / "there", tmp_path / "out", document_end=END, say=said.append)
-    assert "already prepared" in said[0]
+    assert said[0].endswith("there: test.bin is left out")
+    assert "already prepared" in said[1]
+
+
+def test_names_say_a_split_only_where_some_are_held_out(tmp_path):
+    """Else of each file every 1 / val_fraction-th document is."""
+    for folder, names in (("train", ("train_1", "train_2")), ("both", ("train_1", "val")), ("rest", ("a", "val"))):
+        (tmp_path / folder).mkdir()
+        for seed, name in enumerate(names):
+            write_flat(tmp_path / folder / f"{name}.bin", documents(20, seed=seed))
+        manifest = copied(tmp_path / folder, tmp_path / f"{folder}-out", document_end=END, val_fraction=0.1)
+        assert (manifest.train.documents, manifest.val.documents) == ((36, 4) if folder == "train" else (20, 20))
+    one = copied(tmp_path / "both" / "train_1.bin", tmp_path / "one", document_end=END, val_fraction=0.1)
+    assert (one.train.documents, one.val.documents) == (18, 2)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("<u2", None), ("<u4", "uint32"), ("<i4", "int32"), ("<i8", "int64")])
