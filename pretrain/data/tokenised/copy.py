@@ -21,6 +21,7 @@ from pretrain.data.tokenised.piece import PIECE_TOKENS, Piece, Split, TokenFile
 from pretrain.data.tokenised.spelling import Spelling
 from pretrain.data.tokenised.write import PieceWriter
 from pretrain.data.tokenizer import Tokenizer, open_tokenizer
+from pretrain.data.unfinished import take_up
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import write_synced
 
@@ -69,6 +70,7 @@ def copy_tokens(options: CopyOptions, say: Callable[[str], None]) -> Manifest:
         say(f"warning: --tokenizer {options.tokenizer}: {spelling.note}")
     dtype = np.dtype("uint16" if vocab_size <= LARGEST_UINT16_VOCAB else "uint32").newbyteorder("<")
     with staging(options.out) as folder:
+        take_up(folder, made_of)  # empties it: copying is quick and begins anew
         for name, content in (tokenizer.kept if tokenizer else {}).items():
             write_synced(folder / name, content)
         writers = {split: PieceWriter(folder, split, dtype, options.shard_tokens, bool(spelling)) for split in SPLITS}

@@ -11,11 +11,12 @@ from support import train_here, write_tiny
 from tokenised import write_flat, write_llm_c, write_megatron
 
 from model.errors import UserError
+from model.hf.staging import PARTIAL
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import document_starts
-from pretrain.data.tokenised import flat, piece
+from pretrain.data.tokenised import copy, flat, piece
 from pretrain.data.tokenised.copy import CopyOptions, copy_tokens
 from pretrain.data.tokenised.opening import Reading
 from pretrain.data.tokenizer import open_tokenizer
@@ -299,6 +300,24 @@ def test_what_is_no_corpus_of_ids(case, tmp_path, monkeypatch):
         copied(make(tmp_path / "in"), tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stop_leaves_nothing_and_what_others_left_goes(tmp_path, monkeypatch):
+    path, out = write_flat(tmp_path / "x.bin", documents()), tmp_path / "out"
+
+    def stopped(point):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(copy, "fault_point", stopped)
+        copied(path, out, document_end=END)
+    assert not out.exists()
+    left = out / PARTIAL
+    left.mkdir(parents=True)
+    (left / "train-00099.bin").write_bytes(b"left")
+    copied(path, out, document_end=END)
+    assert not (out / "train-00099.bin").exists()
+    verify(out)
 
 
 @pytest.mark.fault("F24")
