@@ -19,8 +19,8 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.unfinished import Skips, Unfinished
 from pretrain.machine.fault import fault_point
 
-BATCH_BYTES = 4_000_000
-"""About so many characters are encoded at once: enough that no thread waits long for the last document."""
+BATCH_BYTES = 1_000_000
+"""About so many characters are encoded at once."""
 THREADS = len(os.sched_getaffinity(0))
 
 

@@ -1,7 +1,8 @@
 """`tokenizer.json`, the file of the tokenizers library: GPT-2's, Llama 3's, or one trained with that library."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True  # markers in a text are ordinary characters
         try:
             markers = find_markers(rules, [(name, parse_object(beside[name])) for name in BESIDE if name in beside])
+            self._spelling = _Spelling(rules)
         except ValueError as error:
             raise UserError(f"{path}: {error}; correct {' or '.join(BESIDE)} beside it") from None
+        except (LookupError, TypeError, AttributeError):  # what the library reads in another way than this code
+            raise UserError(f"{path}: a tokenizer.json of an unknown layout; save it anew with tokenizers") from None
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
             markers[role].id if role in markers else None for role in ROLES
         )
@@ -54,14 +58,15 @@ class JsonTokenizer(Tokenizer):
         self._special = {i for i, token in added.items() if token.special}
         self._added = {i: token.content for i, token in added.items() if not token.special}
         self._tokens = {i: token for token, i in self._tokenizer.get_vocab().items()}
-        self._spelling = _Spelling(rules)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with self._encoding():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         # The library's own threads are as many as RAYON_NUM_THREADS says, or the machine has.
-        return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with self._encoding():
+            return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids])
@@ -74,6 +79,17 @@ class JsonTokenizer(Tokenizer):
 
     def piece(self, i: int) -> str:
         return self._spelling.spaced(self._tokens[i])
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Say in a sentence that a text cannot be encoded, as one with an unknown letter where there is no unk."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # as in _load
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.path}: a text cannot be encoded ({reason}); give another tokenizer") from None
 
     def _bytes_of(self, i: int) -> int:
         if i in self._special or i == self.unk_id:
@@ -88,10 +104,10 @@ class _Spelling:
 
     def __init__(self, rules: Mapping[str, Any]):
         steps = [*_steps(rules.get("pre_tokenizer")), *_steps(rules.get("decoder"))]
-        kinds, model = {step["type"] for step in steps}, rules["model"]
+        kinds, model = {step.get("type") for step in steps}, rules["model"]
         self._bytes = _byte_letters() if "ByteLevel" in kinds else None
         self._letters = frozenset(self._bytes or ())
-        self._space = next((step["replacement"] for step in steps if step["type"] == "Metaspace"), SPACE)
+        self._space = next((step["replacement"] for step in steps if step.get("type") == "Metaspace"), SPACE)
         self._byte_fallback = bool(model.get("byte_fallback"))
         self._prefix = model.get("continuing_subword_prefix") or ""
         self._suffix = model.get("end_of_word_suffix") or ""

@@ -1,12 +1,14 @@
 """tokenizer.json: what transformers makes of a text, bytes that add up, markers, and a sentence for what is none."""
 
 import json
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from faults.mutate import mutated_bytes, mutated_data
 from json_tokenizers import KINDS, held_out_lines, write_tokenizer
 
 from model.errors import UserError
@@ -15,6 +17,7 @@ from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import read_manifest
 from pretrain.data.tokenizer import kept_tokenizer, open_tokenizer
+from pretrain.data.tokenizer.json_file import JsonTokenizer
 from pretrain.using.check_texts import hard_strings
 
 TEXTS = [*held_out_lines(), *hard_strings(300)]
@@ -196,3 +199,35 @@ def test_byte_level_tokens_have_just_the_bytes_they_spell(folders):
     for text in TEXTS:
         assert sum(spelt[i] for i in tokenizer.encode(text)) == len(text.encode())
     assert spelt[tokenizer.eos_id] == 0
+
+
+def test_a_text_that_cannot_be_encoded_is_said(tmp_path, capsys):
+    rules = json.loads(KINDS["wordpiece"]().to_str())
+    rules["model"]["vocab"] = {"some" if token == "[UNK]" else token: i for token, i in rules["model"]["vocab"].items()}
+    rules["added_tokens"], rules["post_processor"] = [], None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(UserError, match=r"tokenizer\.json: a text cannot be encoded \(.*\[UNK\].*\); give another"):
+        open_tokenizer(tmp_path).encode("\u6f22")
+
+
+@pytest.mark.fault("F45")
+@pytest.mark.parametrize("kind", ["llama3", "unigram"])
+def test_a_strangers_file_is_read_or_said(kind):
+    whole = KINDS[kind]().to_str()
+    outcomes, said = set(), []
+    for seed in range(25):
+        rng = random.Random(f"{kind}{seed}")
+        changed = json.loads(whole)
+        key = rng.choice([key for key, value in changed.items() if isinstance(value, dict | list)])
+        changed[key] = mutated_data(rng, changed[key])
+        data = json.dumps(changed).encode() if seed % 4 else mutated_bytes(rng, whole.encode())
+        try:
+            tokenizer = JsonTokenizer(Path("tokenizer.json"), data, {})
+            tokenizer.decode(tokenizer.encode("the quick\n é🙂 fox"))
+            outcomes.add((len(tokenizer.losses()) < 9, len(tokenizer.token_bytes()) > 9, tokenizer.added_space()))
+            folder_tokenizer(tokenizer.kept, Path(), 64)
+        except UserError as error:
+            outcomes.add("said")
+            said.append(str(error))
+    assert len(outcomes) > 1
+    assert "\n" not in "".join(said)
