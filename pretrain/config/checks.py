@@ -11,7 +11,7 @@ from model.errors import UserError
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
 from pretrain.config.stages import GROWING, stage_configs
-from pretrain.config.tables import Tables, as_toml, changed, users
+from pretrain.config.tables import WARM_UP_STEPS, Tables, as_toml, changed, users
 from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.rules import PRESETS
@@ -63,6 +63,11 @@ def _tables(config: Tables) -> Rows:
     yield (
         train.max_steps > config.schedule.total_steps,
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
+    )
+    end, last = WARM_UP_STEPS + train.profile, train.max_steps or config.schedule.total_steps
+    yield (
+        train.profile and end > last,
+        f"train.profile {train.profile} needs steps to {end}, and the run ends at step {last}; lower it or set 0",
     )
     yield (
         config.guard.warmup > config.guard.window,

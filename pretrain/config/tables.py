@@ -23,6 +23,9 @@ from pretrain.optim.adamw import AdamW
 SOURCE_NAME = re.compile("[A-Za-z0-9_-]{1,40}")
 """Names of the corpora of a mixture: a part of the tags of their figures."""
 
+WARM_UP_STEPS = 5
+"""First steps of a process, which take longer than those to come: its speed and its profile leave them out."""
+
 
 class RunConfig(Frozen):
     """Where a run lives and its seed."""
@@ -58,6 +61,9 @@ class TrainConfig(Frozen):
     expandable_segments: bool = False
     """CUDA's allocator grows its segments instead of cutting memory into blocks: less lost to fragmentation; GPU only.
     The planner assumes 2 % lost instead of 5 %."""
+    profile: int = Field(0, ge=0, le=100)
+    """Record so many steps with PyTorch's profiler, after the first five of this `train`: profile/ in the run's folder
+    then has a trace and a table of the slowest operations. 0 means none. A trace has a megabyte and more per step."""
 
 
 class MixtureSource(Frozen):

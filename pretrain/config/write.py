@@ -10,7 +10,7 @@ from pretrain.config.tables import as_toml, is_table
 
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (
-    *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "data.mixture"),
+    *("run.dir", "train.max_steps", "train.expandable_segments", "train.profile", "data.path", "data.mixture"),
     "parallel.offload",
     *("parallel.timeout_minutes", "optimizer.accumulators", "train.offload_activations"),
     # What the guard makes of bad steps is for whoever watches the run to say, most of all when it has given up.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.lfs import refuse_pointer
+from pretrain.config.tables import WARM_UP_STEPS
 from pretrain.loop.board import Board
 from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import reason
@@ -138,18 +139,25 @@ STEPS_KEPT = 1000
 class StepClock:
     """Durations of the last STEPS_KEPT training steps, evaluation and saves not counted."""
 
+    last: float
+    """Seconds of the newest step."""
+
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=STEPS_KEPT)
         self._steps, self._tokens, self._last_tokens = 0, 0, 0
-        self._last_waited = 0.0
+        self.last, self._last_waited = 0.0, 0.0
         self._stepping = self._saving = 0.0
 
-    def add(self, seconds: float, tokens: int, waited: float = 0.0) -> None:
-        """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted."""
-        self._recent.append(seconds)
+    def add(self, seconds: float, tokens: int, waited: float = 0.0, usual: bool = True) -> None:
+        """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted.
+
+        One that is not `usual`, because it was profiled, is the newest step but says nothing of the run's speed.
+        """
+        self.last, self._last_waited, self._last_tokens = seconds, waited, tokens
         self._stepping += seconds
-        self._last_waited = waited
-        self._steps, self._tokens, self._last_tokens = self._steps + 1, self._tokens + tokens, tokens
+        if usual:
+            self._recent.append(seconds)
+            self._steps, self._tokens = self._steps + 1, self._tokens + tokens
 
     def add_save(self, seconds: float) -> None:
         """Training has waited so many seconds for a checkpoint."""
@@ -161,11 +169,6 @@ class StepClock:
         saving, whole = self._saving, self._stepping + self._saving
         self._stepping = self._saving = 0.0
         return saving / whole if whole else 0.0
-
-    @property
-    def last(self) -> float:
-        """Seconds of the newest step."""
-        return self._recent[-1]
 
     @property
     def last_tokens_per_second(self) -> float:
@@ -192,6 +195,6 @@ class StepClock:
         return not self._steps
 
     def steady_seconds(self) -> float:
-        """Return the median of the last steps, the first five of this process left out where there are more."""
+        """Return the median of the last steps, the first WARM_UP_STEPS left out where there are more."""
         recent = list(self._recent)
-        return statistics.median(recent[max(0, 5 + len(recent) - self._steps) :] or recent)
+        return statistics.median(recent[max(0, WARM_UP_STEPS + len(recent) - self._steps) :] or recent)

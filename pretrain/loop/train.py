@@ -19,6 +19,7 @@ from pretrain.loop.metrics import StepClock
 from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
+from pretrain.loop.profile import Profile
 from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.rewind import find_way, rewind
 from pretrain.loop.run import Run, open_run
@@ -58,7 +59,9 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
                 attempt(world, run.console, "this run is not described", partial(introduce, run, whole=first))
                 first = False
                 run.metrics.mirror = mirror = mirror or open_mirror(run)
-                stopped = _train(run, clock)
+                profile = Profile(run)
+                stopped = _train(run, clock, profile)
+                profile.close()
             except Exception as error:
                 run.saver.close(alone=not getattr(error, "on_all_ranks", False))
                 _summarize_failure(run, clock, error)
@@ -90,7 +93,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     return stop.STOPPED if stopped else 0
 
 
-def _train(run: Run, clock: StepClock) -> bool:
+def _train(run: Run, clock: StepClock, profile: Profile) -> bool:
     """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
     if state.step > config.last_step:  # a lowered train.max_steps takes nothing back, and grows nothing early
@@ -108,6 +111,7 @@ def _train(run: Run, clock: StepClock) -> bool:
     console.start_steps(state.step, config.last_step)
 
     while state.step < end and not stopping:
+        profile.before_step()
         started, seen, waited = time.perf_counter(), state.tokens_seen, run.reader.waited
         lr = run.stage.lr(state.step + 1)
         made = train_step(run, lr)
@@ -115,7 +119,9 @@ def _train(run: Run, clock: StepClock) -> bool:
             stopping = True
             break
         loss, update = made
-        clock.add(time.perf_counter() - started, state.tokens_seen - seen, run.reader.waited - waited)
+        seconds = time.perf_counter() - started
+        clock.add(seconds, state.tokens_seen - seen, run.reader.waited - waited, usual=not profile.on)
+        profile.after_step()
         state.train_seconds += clock.last
         _record(run, loss, update)
         if run.goes_back:
