@@ -40,7 +40,7 @@ def find_markers(content: Mapping[str, Any], beside: Sequence[tuple[str, Mapping
     """
     ids = vocabulary(content)
     model, found = content.get("model") or {}, dict[str, Marker]()
-    before, after = _template(content.get("post_processor"))
+    before, after = template(content.get("post_processor"))
     names: dict[str, tuple[str, ...]] = {"bos": BEGIN, "eos": END}
     around: dict[str, list[str | None]] = {"bos": [*before[-1:]], "eos": [*after[:1]], "unk": [_unknown(model)]}
     for role in ROLES:
@@ -74,13 +74,13 @@ def _unknown(model: Mapping[str, Any]) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _template(processor: object) -> tuple[list[str], list[str]]:
+def template(processor: object) -> tuple[list[str], list[str]]:
     """Tokens that a post-processor puts before a text and after it."""
     if not isinstance(processor, Mapping):
         return [], []
     kind = processor.get("type")
     if kind == "Sequence":
-        parts = [_template(part) for part in processor.get("processors", [])]
+        parts = [template(part) for part in processor.get("processors", [])]
         return next((part for part in parts if part != ([], [])), ([], []))
     if kind in ("BertProcessing", "RobertaProcessing"):
         return [processor["cls"][0]], [processor["sep"][0]]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from model.errors import UserError
 from model.hf.kept import CONFIG, JSON, MODEL
-from model.hf.markers import ROLES, find_markers
-from model.hf.tokenizer_json import obstacle, tokenizer_json
+from model.hf.markers import ROLES, Marker, find_markers, template
+from model.hf.tokenizer_json import bos_first, obstacle, tokenizer_json
 from model.strict_json import parse_object
 
 
@@ -24,8 +24,10 @@ class FolderTokenizer(NamedTuple):
 def folder_tokenizer(kept: Mapping[str, bytes], place: Path, max_seq_len: int) -> FolderTokenizer:
     """What to write of a tokenizer of which `kept` has the files, by name, that a checkpoint keeps.
 
-    A tokenizer.json goes out as it is; from a SentencePiece model one is written. `place` is where the files are, for
-    sentences; UserError where a Hugging Face folder cannot hold the tokenizer.
+    A tokenizer.json goes out as it is, but for what would make transformers, which follows that file alone, treat a
+    text unlike training: truncation, padding, and a post-processor that puts anything else around it than bos before
+    it. From a SentencePiece model one is written. `place` is where the files are, for sentences; UserError where a
+    Hugging Face folder cannot hold the tokenizer.
     """
     files: dict[str, bytes] = {}
     special: dict[str, tuple[int, str] | None] = {}
@@ -34,14 +36,25 @@ def folder_tokenizer(kept: Mapping[str, bytes], place: Path, max_seq_len: int) -
         files = {MODEL: kept[MODEL], JSON: json_bytes(facts.tokenizer_json)}
         files[CONFIG], special = json_bytes(tokenizer_config(facts, max_seq_len)), facts.special
     elif JSON in kept:
-        found = find_markers(parse_object(kept[JSON]), [(CONFIG, parse_object(kept[CONFIG]))] if CONFIG in kept else [])
+        rules = parse_object(kept[JSON])
+        found = find_markers(rules, [(CONFIG, parse_object(kept[CONFIG]))] if CONFIG in kept else [])
         special = {f"{role}_token": (found[role].id, found[role].token) if role in found else None for role in ROLES}
-        files = {JSON: kept[JSON], CONFIG: json_bytes(_class_that_reads_json(special, max_seq_len))}
+        files = {
+            JSON: _as_in_training(kept[JSON], rules, found.get("bos")),
+            CONFIG: json_bytes(_class_that_reads_json(special, max_seq_len)),
+        }
     if not files:
         return FolderTokenizer({}, {})
     files["special_tokens_map.json"] = json_bytes(_spelt(special))
     ids = {f"{role}_id": token and token[0] for role, token in special.items() if role in ("bos_token", "eos_token")}
     return FolderTokenizer(files, ids | ({"pad_token_id": pad[0]} if (pad := special["pad_token"]) else {}))
+
+
+def _as_in_training(content: bytes, rules: dict[str, Any], bos: Marker | None) -> bytes:
+    changes: dict[str, Any] = {key: None for key in ("truncation", "padding") if rules.get(key)}
+    if template(rules.get("post_processor")) != ([bos.token] if bos else [], []):
+        changes["post_processor"] = bos_first(bos.id, bos.token) if bos else None
+    return json_bytes(rules | changes) if changes else content
 
 
 def read_kept(path: Path) -> dict[str, bytes]:

@@ -53,7 +53,7 @@ def tokenizer_json(proto: Any) -> dict[str, Any]:
         "added_tokens": _added_tokens(proto),
         "normalizer": _normalizer(proto.normalizer_spec),
         "pre_tokenizer": None,
-        "post_processor": None if bos < 0 else _bos_first(bos, proto.pieces[bos].piece),
+        "post_processor": None if bos < 0 else bos_first(bos, proto.pieces[bos].piece),
         "decoder": _decoder(proto.normalizer_spec),
         "model": {
             "type": "BPE",
@@ -105,7 +105,8 @@ def _decoder(spec: Any) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _bos_first(bos_id: int, bos: str) -> dict[str, Any]:
+def bos_first(bos_id: int, bos: str) -> dict[str, Any]:
+    """The post-processor that puts `bos` before a text and nothing after it."""
     special = {"SpecialToken": {"id": bos, "type_id": 0}}
     first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
     return {

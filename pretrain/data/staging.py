@@ -11,6 +11,7 @@ from model.errors import UserError
 from model.hf.staging import PARTIAL, writing
 from pretrain.data.blocks import BLOCKS
 from pretrain.data.manifest import MANIFEST
+from pretrain.data.unfinished import UNFINISHED, finished_shards
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
 
@@ -19,7 +20,7 @@ OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin", BLOCKS)
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A new empty folder inside `out`, gone afterwards; what a killed run left there goes first.
+    """A folder inside `out`, with what a killed run left there; gone afterwards, unless it has finished shards.
 
     Raises UserError when `out` cannot be written (or the disk is full) or another process is preparing into it.
     """
@@ -28,18 +29,19 @@ def staging(out: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             folder = out / PARTIAL
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             try:
                 yield folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                if not finished_shards(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
                 if not existed and not any(out.iterdir()):
                     out.rmdir()
 
 
 def commit(folder: Path, out: Path, manifest: str) -> None:
-    """Move the files of `folder` into `out`. Between the first line and the last there is no manifest in `out`."""
+    """Move the files of `folder` into `out`. Between the first lines and the last there is no manifest in `out`."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
     for pattern in OWNED:
         for path in out.glob(pattern):

@@ -83,10 +83,7 @@ def evaluate_exactly(config: ModelConfig, weight_of: Callable[[str], Tensor], to
     wide, narrow = torch.float64, torch.float32
     embedding = weight_of("tok_embeddings.weight")
     hidden = {dtype: F.embedding(tokens, embedding).to(dtype) for dtype in (narrow, wide)}
-    rope = {
-        dtype: rotary_tables(tokens.shape[1], config.head_width, config.rope_theta, tokens.device, dtype)
-        for dtype in hidden
-    }
+    rope = {dtype: rotary_tables(config, tokens.shape[1], tokens.device, dtype) for dtype in hidden}
     for index in range(config.n_layers):
         block = TransformerBlock(config, Dense.Config(), f"layers.{index}")
         for dtype, filled in _in_each(block, f"layers.{index}.", weight_of):

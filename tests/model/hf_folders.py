@@ -14,6 +14,10 @@ BASE = {"dim": 32, "n_layers": 2, "n_heads": 4, "ffn_dim": 53, "vocab_size": 384
 CASES = {
     "dense": (BASE, Dense.Config()),
     "grouped": ({**BASE, "n_kv_heads": 2, "head_dim": 12, "rope_theta": 500.0, "norm_eps": 1e-5}, Dense.Config()),
+    "llama3": (
+        {**BASE, "rope_theta": 5e3, "rope_scaling": "llama3", "rope_factor": 3.0, "rope_original_len": 60},
+        Dense.Config(),
+    ),
     "tied": ({**BASE, "tie_embeddings": True}, Dense.Config()),
     "sltrain": (BASE, SparseLowRank.Config(rank=6, alpha=12.0, density=0.1)),
 }

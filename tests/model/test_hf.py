@@ -14,6 +14,14 @@ from model.linear import Dense
 from model.transformer import Transformer
 from tests.model.hf_folders import CASES, build, train_tokenizer
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
@@ -134,11 +142,22 @@ def test_a_unigram_tokenizer_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; only folders of type llama, mistral, qwen2"),
+        ({"model_type": ["llama"]}, "model_type is"),
+        ({"model_type": "mistral"}, "sliding_window is missing"),
+        ({"model_type": "mistral", "sliding_window": 63}, "sliding_window is 63, less than max_position_embeddings 64"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_scaling of type 'llama3'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5}}, "rope_scaling of type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 5e5}}, "rope_scaling of type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "factor of the rotary scaling is missing"),
+        ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 1.5}}, "expected a whole number"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 9.0}}, "rope_low_freq_factor 9 is not below"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_key_value_heads": 3}, "n_kv_heads 3"),
@@ -158,6 +177,14 @@ def test_rope_theta_of_either_transformers_generation(folder):
     assert load_folder(folder)[0].rope_theta == 5e5
     edit_config(folder, rope_theta=300, rope_parameters=None)
     assert load_folder(folder)[0].rope_theta == 300.0
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_llama3_scaling_of_either_transformers_generation(folder, key):
+    edit_config(folder, **{key: {**LLAMA3, "rope_theta": 5e5}})
+    config = load_folder(folder)[0]
+    scaling = config.rope_factor, config.rope_low_freq_factor, config.rope_high_freq_factor, config.rope_original_len
+    assert (config.rope_theta, config.rope_scaling, scaling) == (5e5, "llama3", (32.0, 1.0, 4.0, 8192))
 
 
 def test_old_folders_with_stored_rotary_tables_load(folder):

@@ -31,9 +31,7 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, path: Path, content: bytes, beside: Mapping[str, bytes]):
         self.path = path
         rules, self._tokenizer = _load(path, content)
-        ids = vocabulary(rules)
-        _require_usable(path, rules, ids)
-        self.vocab_size = len(set(ids.values()))
+        self.vocab_size = _usable_size(path, rules, self._tokenizer)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # markers in a text are ordinary characters
@@ -52,8 +50,10 @@ class JsonTokenizer(Tokenizer):
             else f"{path}: no token {what.removesuffix(' with')} a document"
             for role, what in (("bos", "begins with"), ("eos", "ends with"))
         )
-        self._special = {token["id"] for token in rules["added_tokens"] or [] if token["special"]}
-        self._added = {token["id"]: token["content"] for token in rules["added_tokens"] or [] if not token["special"]}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {i for i, token in added.items() if token.special}
+        self._added = {i: token.content for i, token in added.items() if not token.special}
+        self._tokens = {i: token for token, i in self._tokenizer.get_vocab().items()}
         self._spelling = _Spelling(rules)
 
     def encode(self, text: str) -> list[int]:
@@ -73,17 +73,14 @@ class JsonTokenizer(Tokenizer):
         return [self.piece(i) for i in self.encode(text)]
 
     def piece(self, i: int) -> str:
-        return self._spelling.spaced(self._token(i))
-
-    def _token(self, i: int) -> str:
-        return self._tokenizer.id_to_token(i) or ""
+        return self._spelling.spaced(self._tokens[i])
 
     def _bytes_of(self, i: int) -> int:
         if i in self._special or i == self.unk_id:
             return 0
         if i in self._added:
             return len(self._added[i].encode())
-        return self._spelling.size(self._token(i))
+        return self._spelling.size(self._tokens[i])
 
 
 class _Spelling:
@@ -93,6 +90,7 @@ class _Spelling:
         steps = [*_steps(rules.get("pre_tokenizer")), *_steps(rules.get("decoder"))]
         kinds, model = {step["type"] for step in steps}, rules["model"]
         self._bytes = _byte_letters() if "ByteLevel" in kinds else None
+        self._letters = frozenset(self._bytes or ())
         self._space = next((step["replacement"] for step in steps if step["type"] == "Metaspace"), SPACE)
         self._byte_fallback = bool(model.get("byte_fallback"))
         self._prefix = model.get("continuing_subword_prefix") or ""
@@ -106,7 +104,7 @@ class _Spelling:
 
     def size(self, token: str) -> int:
         """UTF-8 bytes of the text that it spells, but for those that a normaliser took or a decoder adds."""
-        if self._bytes is not None and all(letter in self._bytes for letter in token):
+        if self._bytes is not None and self._letters.issuperset(token):
             return len(token)
         if self._byte_fallback and len(token) == 6 and token.startswith("<0x"):
             return 1
@@ -131,10 +129,7 @@ def _steps(part: Any) -> list[dict[str, Any]]:
 
 def _load(path: Path, content: bytes) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     try:
-        parse_object(content)
-        loaded = tokenizers.Tokenizer.from_str(content.decode())
-        # What the library writes again has every field, in today's words.
-        return parse_object(loaded.to_str().encode()), loaded
+        return parse_object(content), tokenizers.Tokenizer.from_str(content.decode())
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises bare Exception, and for some files a panic
@@ -145,7 +140,9 @@ def _load(path: Path, content: bytes) -> tuple[dict[str, Any], tokenizers.Tokeni
         ) from None
 
 
-def _require_usable(path: Path, rules: Mapping[str, Any], ids: Mapping[str, int]) -> None:
+def _usable_size(path: Path, rules: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> int:
+    """The number of ids; UserError where they have a hole, or the file is not to be trained with."""
+    ids = tokenizer.get_vocab()
     known = set(ids.values())
     if not known:
         raise UserError(f"{path}: its vocabulary is empty; give the tokenizer.json of a model")
@@ -159,3 +156,6 @@ def _require_usable(path: Path, rules: Mapping[str, Any], ids: Mapping[str, int]
         raise UserError(
             f"{path}: its model.dropout of {rules['model']['dropout']} gives a text other ids each time; set it to null"
         )
+    if ids != vocabulary(rules):  # the library gives an added token another id where its own is not free
+        raise UserError(f"{path}: its added_tokens have other ids than the file says; give one that agrees with itself")
+    return len(known)
