@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gradients", type=int, metavar="N", help="also the gradient by each W over N held-out sequences"
     )
+    parser.add_argument("--data", metavar="DIR", help="prepared corpus for --gradients (default: the run's own)")
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--reduction", type=float, metavar="R", help="ranks that leave out this part of all singular values (WeLore)"
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.checkpoint}: lies in no run's folder; say where to write with --out DIR")
         other = open_checkpoint(args.against) if args.against is not None else None
         out = Path(args.out) if args.out is not None else (run or Path()) / "spectrum"
-        batch = held_out(checkpoint, args.gradients) if args.gradients is not None else None
+        batch = held_out(checkpoint, args.gradients, args.data) if args.gradients is not None else None
         make_folder(out)
         found = measure(checkpoint, device, _say, batch)
         if other is not None:
@@ -91,6 +92,8 @@ def _require_sensible(args: argparse.Namespace) -> None:
     for name in ("top", "epsilon"):
         if getattr(args, name) is not None and args.against is None:
             raise UserError(f"--{name} has no effect without --against; name the checkpoint to compare with")
+    if args.data is not None and args.gradients is None:
+        raise UserError("--data has no effect without --gradients, which alone reads text; give both")
     if args.multiple_of is not None and args.reduction is None and args.target_parameters is None:
         raise UserError("--multiple-of has no effect without --reduction or --target-parameters; give one of them")
     for name in ("top", "gradients", "target_parameters", "multiple_of"):

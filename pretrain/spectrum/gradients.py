@@ -15,10 +15,14 @@ from pretrain.data.dataset import Batch
 from pretrain.data.open import open_dataset
 
 
-def held_out(checkpoint: Checkpoint, sequences: int) -> Batch:
-    """Return the first `sequences` of the held-out text of the checkpoint's run. UserError where there are fewer."""
-    dataset = open_dataset(checkpoint.config, "val")
-    require_same_tokenizer(checkpoint, dataset, checkpoint.config.data.named, str(checkpoint.folder))
+def held_out(checkpoint: Checkpoint, sequences: int, path: str | None = None) -> Batch:
+    """Return the first `sequences` of the held-out text of the checkpoint's run, or of the corpus at `path`.
+
+    UserError where there are fewer, or the tokenizer is another one.
+    """
+    dataset = open_dataset(checkpoint.config, "val", path)
+    named = f"--data {path}" if path else checkpoint.config.data.named
+    require_same_tokenizer(checkpoint, dataset, named, str(checkpoint.folder))
     if sequences > dataset.n_samples:
         raise UserError(f"--gradients {sequences}: there are {dataset.n_samples} held-out sequences; ask for less")
     return dataset.batch(0, sequences)

@@ -39,8 +39,8 @@ def spectrum(*arguments) -> int:
     return main(["spectrum", *map(str, arguments)])
 
 
-def test_figures_are_those_of_the_matrices(run, tmp_path, capsys):
-    assert spectrum(run, "--out", tmp_path / "out", "--gradients", 2, "--json") == 0
+def test_figures_are_those_of_the_matrices(run, corpus, tmp_path, capsys):
+    assert spectrum(run, "--out", tmp_path / "out", "--gradients", 2, "--data", corpus, "--json") == 0
     table = json.loads(capsys.readouterr().out)
     assert table == json.loads((tmp_path / "out/table.json").read_text())
     assert (tmp_path / "out/spectra.png").read_bytes().startswith(b"\x89PNG")
@@ -198,6 +198,8 @@ def test_mistakes_are_one_sentence(run, corpus, tmp_path, capsys):
             "layers.0.attention.q_proj is 32 x 32 here and 64 x 64 there; give",
         ),
         ([run, "--top", 3], "--top has no effect without --against"),
+        ([run, "--data", corpus], "--data has no effect without --gradients"),
+        ([run, "--gradients", 1, "--data", tmp_path], "no prepared corpus there"),
         ([run, "--multiple-of", 8], "--multiple-of has no effect without --reduction or --target-parameters"),
         ([run, "--epsilon", 2, "--against", run], "--epsilon 2 is no cosine"),
         ([run, "--gradients", 0], "--gradients 0: must be at least 1"),
