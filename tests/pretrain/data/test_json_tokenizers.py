@@ -217,6 +217,13 @@ def test_byte_level_tokens_have_just_the_bytes_they_spell(folders):
     assert spelt[tokenizer.eos_id] == 0
 
 
+def test_without_the_library_that_is_said(tmp_path, monkeypatch):
+    path = write_tokenizer(tmp_path, "gpt2")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"needs a library to be read: pip install tokenizers -c constraints\.txt"):
+        open_tokenizer(path)
+
+
 def test_a_text_that_cannot_be_encoded_is_said(tmp_path, capsys):
     rules = json.loads(KINDS["wordpiece"]().to_str())
     rules["model"]["vocab"] = {"some" if token == "[UNK]" else token: i for token, i in rules["model"]["vocab"].items()}
