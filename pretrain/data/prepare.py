@@ -75,6 +75,10 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
         return found_there
     given = open_tokenizer(options.tokenizer) if options.tokenizer else None
     if given:
+        if given.path.resolve().parent == options.out.resolve() and not (options.out / MANIFEST).exists():
+            raise UserError(
+                f"--out {options.out}: holds the --tokenizer, whose files the corpus would replace; choose another"
+            )
         _warn(given, say)
     with staging(options.out) as folder:
         so_far = take_up(folder, made_of)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import UserError
+from model.hf.kept import CONFIG, JSON
 from model.hf.staging import PARTIAL, writing
 from pretrain.data.blocks import BLOCKS
-from pretrain.data.manifest import MANIFEST
+from pretrain.data.manifest import MANIFEST, read_manifest
 from pretrain.data.unfinished import UNFINISHED, finished_shards
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
@@ -42,7 +43,10 @@ def staging(out: Path) -> Iterator[Path]:
 def commit(folder: Path, out: Path, manifest: str) -> None:
     """Move the files of `folder` into `out`. Between the first lines and the last there is no manifest in `out`."""
     (folder / UNFINISHED).unlink(missing_ok=True)
+    replaced = _tokenizer_files(out)
     (out / MANIFEST).unlink(missing_ok=True)
+    for name in replaced:
+        (out / name).unlink(missing_ok=True)
     for pattern in OWNED:
         for path in out.glob(pattern):
             path.unlink()
@@ -53,6 +57,14 @@ def commit(folder: Path, out: Path, manifest: str) -> None:
     sync_folder(out)
     os.replace(folder / MANIFEST, out / MANIFEST)
     sync_folder(out)
+
+
+def _tokenizer_files(out: Path) -> tuple[str, ...]:
+    """What the corpus in `out` keeps of its tokenizer; nothing where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        if tokenizer := read_manifest(out).tokenizer:
+            return (tokenizer.file, CONFIG) if tokenizer.file == JSON else (tokenizer.file,)
+    return ()
 
 
 @contextlib.contextmanager

@@ -4,16 +4,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 
 from model.errors import UserError
 from model.hf.kept import CONFIG, JSON
 from model.hf.markers import ROLES, find_markers, vocabulary
 from model.strict_json import parse_object
 from pretrain.data.tokenizer.base import SPACE, Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 BESIDE = (CONFIG, "special_tokens_map.json")
 """Files next to a tokenizer.json that name its markers, the first one that speaks of a role being heard."""
@@ -143,7 +145,13 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     return [part] if inner is None else [step for each in inner for step in _steps(each)]
 
 
-def _load(path: Path, content: bytes) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
+def _load(path: Path, content: bytes) -> tuple[dict[str, Any], "tokenizers.Tokenizer"]:
+    try:
+        import tokenizers  # where there is none, SentencePiece works all the same
+    except ImportError:
+        raise UserError(
+            f"{path}: a tokenizer.json needs a library to be read: pip install tokenizers -c constraints.txt"
+        ) from None
     try:
         return parse_object(content), tokenizers.Tokenizer.from_str(content.decode())
     except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -156,7 +164,7 @@ def _load(path: Path, content: bytes) -> tuple[dict[str, Any], tokenizers.Tokeni
         ) from None
 
 
-def _usable_size(path: Path, rules: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> int:
+def _usable_size(path: Path, rules: Mapping[str, Any], tokenizer: "tokenizers.Tokenizer") -> int:
     """The number of ids; UserError where they have a hole, or the file is not to be trained with."""
     ids = tokenizer.get_vocab()
     known = set(ids.values())

@@ -161,6 +161,22 @@ def test_what_is_no_tokenizer_is_said_and_nothing_is_written(tmp_path, capsys, c
     assert not (tmp_path / "out").exists()
 
 
+def test_the_tokenizer_of_a_replaced_corpus_goes_with_it_and_a_given_one_stays(folders, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("some text\n" * 10_000)
+    out, model = tmp_path / "out", tmp_path / "given"
+    command = ["prepare", "--text", str(tmp_path / "a.txt"), "--out", str(out), "--overwrite"]
+    given = ["--tokenizer", str(write_tokenizer(model, "gpt2"))]
+    assert main([*command, *given]) == 0
+    assert {path.name for path in out.glob("tokenizer*")} == {"tokenizer.json", "tokenizer_config.json"}
+    assert main([*command, "--vocab-size", "275"]) == 0
+    assert {path.name for path in out.glob("tokenizer*")} == {"tokenizer.model"}
+    assert main([*command, *given]) == 0
+    assert {path.name for path in out.glob("tokenizer*")} == {"tokenizer.json", "tokenizer_config.json"}
+    assert main([*command[:3], "--out", str(model), *given]) == 2
+    assert "holds the --tokenizer, whose files the corpus would replace" in capsys.readouterr().err
+    assert [path.name for path in model.iterdir()] == ["tokenizer.json"]
+
+
 def test_a_folder_without_a_tokenizer_is_said(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer\.model and no tokenizer\.json there"):
         open_tokenizer(tmp_path)
@@ -199,6 +215,13 @@ def test_byte_level_tokens_have_just_the_bytes_they_spell(folders):
     for text in TEXTS:
         assert sum(spelt[i] for i in tokenizer.encode(text)) == len(text.encode())
     assert spelt[tokenizer.eos_id] == 0
+
+
+def test_without_the_library_that_is_said(tmp_path, monkeypatch):
+    path = write_tokenizer(tmp_path, "gpt2")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"needs a library to be read: pip install tokenizers -c constraints\.txt"):
+        open_tokenizer(path)
 
 
 def test_a_text_that_cannot_be_encoded_is_said(tmp_path, capsys):
