@@ -179,6 +179,11 @@ def broken(hf, what):
         names = dict.fromkeys(load_file(weights), "model-00001-of-00002.safetensors")
         (hf / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
         return "model-00001-of-00002.safetensors: not a readable safetensors file (no such file); download"
+    if what == "twice":
+        shutil.copy(weights, hf / "other.safetensors")
+        names = {"a": "model.safetensors", "b": "other.safetensors"}
+        (hf / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        return "is in model.safetensors too; download the folder again"
     if what == "pickle":
         weights.rename(hf / "pytorch_model.bin")
         return "only .bin weights, which are pickles and never loaded"
@@ -201,7 +206,7 @@ def broken(hf, what):
     "what",
     [
         *("NaN", "infinity", "truncated", "shard gone", "pickle", "other architecture", "contradiction", "tokenizer"),
-        "no folder",
+        *("twice", "no folder"),
     ],
 )
 def test_a_folder_that_cannot_be_taken_is_refused(hf, tmp_path, capsys, what):
