@@ -1,6 +1,5 @@
 """Batches by arithmetic: which tokens sample i of the run holds follows from (seed, i) alone."""
 
-import hashlib
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.seeding import derive_seed
 from pretrain.data.blocks import read_blocks
-from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
+from pretrain.data.manifest import AGAIN, Manifest, fingerprint, load_manifest
 from pretrain.data.shards import Tokens, document_starts
 from pretrain.data.text_bytes import TextBytes
 from pretrain.data.tokenizer import Tokenizer, open_tokenizer
@@ -67,7 +66,7 @@ class TokenDataset:
         folder = Path(path)
         manifest, blocks = load_manifest(folder), read_blocks(folder)
         self.seq_len, self.split, self._seed = seq_len, split, seed
-        self.fingerprint = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        self.fingerprint = fingerprint(folder)
         self.tokenizer = _tokenizer_of(folder, manifest)
         self.vocab_size = manifest.ids
         markers = (self.tokenizer.pad_id, self.tokenizer.eos_id) if self.tokenizer else ()

@@ -9,6 +9,7 @@ import torch
 from model.errors import UserError
 from model.seeding import derive_seed
 from pretrain.data.dataset import Batch, Seen, TokenDataset
+from pretrain.data.manifest import fingerprint_of
 
 BLOCK = 10_000
 """Samples in which every source gets exactly its share, so that weights of up to four decimals are met exactly."""
@@ -158,11 +159,6 @@ class MixtureDataset:
             (source, start, stop - start)
             for source, start, stop in zip(self._sources.values(), starts, stops, strict=True)
         ]
-
-
-def fingerprint_of(fingerprints: dict[str, str]) -> str:
-    """What stands for the corpora of a mixture in a checkpoint: their names and own fingerprints."""
-    return ", ".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
 
 
 def _require_one_tokenizer(sources: dict[str, TokenDataset]) -> None:

@@ -1,17 +1,13 @@
 """The data that a configuration names, opened; and what stands for it in a checkpoint."""
 
 import contextlib
-import hashlib
-from pathlib import Path
 from typing import Literal
 
 from model.errors import UserError
 from pretrain.config.schema import Config
-from pretrain.config.tables import DataConfig
 from pretrain.data.dataset import TokenDataset
-from pretrain.data.manifest import MANIFEST, read_manifest
-from pretrain.data.mixture import MixtureDataset, fingerprint_of
-from pretrain.machine.files import read_regular
+from pretrain.data.manifest import read_manifest
+from pretrain.data.mixture import MixtureDataset
 
 Dataset = TokenDataset | MixtureDataset
 
@@ -24,17 +20,6 @@ def open_dataset(config: Config, split: Literal["train", "val"], path: str | Non
     paths = {name: source.path for name, source in data.mixture.items()}
     weights = {name: source.weight for name, source in data.mixture.items()}
     return MixtureDataset(paths, weights, split, seq_len, data.packing, seed)
-
-
-def fingerprint(data: DataConfig) -> str:
-    """The `fingerprint` of `data`'s dataset without opening it; OSError where a manifest is not there."""
-    if not data.mixture:
-        return _of_folder(data.path)
-    return fingerprint_of({name: _of_folder(source.path) for name, source in data.mixture.items()})
-
-
-def _of_folder(path: str) -> str:
-    return hashlib.sha256(read_regular(Path(path) / MANIFEST)).hexdigest()
 
 
 def planned(config: Config, tokens: int) -> dict[str, dict[str, float | None]]:

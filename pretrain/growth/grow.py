@@ -11,9 +11,10 @@ from model.errors import RunFailed
 from model.growth.linears import grow_linears
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
-from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.config.stages import model_size
 from pretrain.data.open import Dataset

@@ -95,7 +95,7 @@ def _evaluate(
     Every rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones on empty rows. A
     rank that fails tells the others at the next exchange, and all raise its error.
     """
-    starts = _starts(dataset, micro_batch_size, max_tokens)
+    starts = first_rows(dataset, micro_batch_size, max_tokens)
     nll, targets, n_bytes = 0.0, 0, 0
     failure: Exception | None = None
     stopped = False
@@ -125,8 +125,8 @@ def _evaluate(
     return Evaluation(nll, int(total_targets), int(total_bytes))
 
 
-def _starts(dataset: TokenDataset, size: int, max_tokens: int | None) -> list[int]:
-    """First rows of the micro-batches: side by side when they cover the split, else with equal gaps."""
+def first_rows(dataset: Dataset, size: int, max_tokens: int | None) -> list[int]:
+    """First rows of micro-batches of `size` rows: side by side when they cover the split, else with equal gaps."""
     rows = dataset.n_samples
     if max_tokens is None or max_tokens + size * dataset.seq_len > rows * dataset.seq_len:
         return list(range(0, rows, size))
