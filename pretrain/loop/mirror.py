@@ -5,14 +5,16 @@ server that does not answer or an error of wandb's cost the mirror and no step. 
 
 wandb counts steps by itself, from 0 in every new folder of an offline run; so each figure goes with the run's own step,
 which is declared the axis of all, and the run's identity is the one in run.json, the same after a resume. Offline
-(WANDB_MODE=offline) each `train` leaves a folder of its own of that identity, which `wandb sync --append` joins.
+(WANDB_MODE=offline) each `train` leaves a folder of its own of that identity, which `wandb sync --id ID` joins.
 """
 
+import atexit
 import html
 import importlib.util
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ class Mirror:
         """What the thread has to say, which the training thread says: the console is the latter's."""
         self._waiting: queue.Queue[Callable[[Any, Any], None] | None] = queue.Queue(MOST_WAITING)
         self._lost = 0
+        self._hooks: list[Callable[..., Any]] = []
+        """What wandb would do when the process ends."""
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -66,6 +70,8 @@ class Mirror:
             pass
         if self._thread.is_alive():
             self._told.put(f"wandb has not finished in {CLOSE_S:.0f} s; the run ends without it")
+            for hook in self._hooks:  # in which it would wait for the same
+                atexit.unregister(hook)
         if self._lost:
             self._told.put(f"wandb was too slow for {self._lost} of its records, which it lacks")
         self._tell()
@@ -100,15 +106,33 @@ class Mirror:
 
     def _begin(self) -> tuple[Any, Any]:
         try:
-            import wandb
+            with _exit_hooks(self._hooks):
+                import wandb
 
-            # Its capture of what is printed would stand between the run and its console.
-            options = wandb.Settings(console="off", silent=True)
-            run = wandb.init(**self._init, resume="allow", settings=options)
+                # Its capture of what is printed would stand between the run and its console.
+                options = wandb.Settings(console="off", silent=True)
+                run = wandb.init(**self._init, resume="allow", settings=options)
             run.define_metric("step", hidden=True)
             run.define_metric("*", step_metric="step")
-            self._told.put(f"wandb: {run.url or run.dir}")
+            self._told.put(f"wandb: {run.dir if run.offline else run.url}")
             return wandb, run
         except Exception as error:
             self._told.put(f"wandb cannot be begun ({reason(error)}); training goes on without it")
             return None, None
+
+
+@contextmanager
+def _exit_hooks(found: list[Callable[..., Any]]) -> Iterator[None]:
+    """Let `found` have what this thread registers to be called when the process ends."""
+    register, thread = atexit.register, threading.get_ident()
+
+    def listed(hook: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[..., Any]:
+        if threading.get_ident() == thread:
+            found.append(hook)
+        return register(hook, *arguments, **options)
+
+    atexit.register = listed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        atexit.register = register

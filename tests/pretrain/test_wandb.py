@@ -1,5 +1,6 @@
 """The mirror of a run in wandb: what it is given, and that nothing it does stops a run, or makes one wait."""
 
+import atexit
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from pretrain.loop import mirror
 class FakeRun:
     """Remembers what it is given."""
 
-    url, dir = None, "somewhere"
+    url, dir, offline = "nowhere", "somewhere", True
 
     def __init__(self):
         self.logs, self.summary, self.metrics, self.finished = [], {}, {}, False
@@ -37,8 +38,10 @@ def fake(monkeypatch):
     """A module in wandb's place; `runs` are those begun, with what they were begun with."""
     module = types.ModuleType("wandb")
     module.runs = []
+    module.hook = lambda: None
 
     def init(**options):
+        atexit.register(module.hook)
         module.runs.append((FakeRun(), options))
         return module.runs[-1][0]
 
@@ -90,12 +93,15 @@ def test_an_error_of_wandb_is_a_line_and_no_more(tiny, tmp_path, fake, monkeypat
 def test_a_wandb_that_hangs_makes_no_run_wait(tiny, tmp_path, fake, monkeypatch, where, capsys):
     """But for its last seconds."""
     released = threading.Event()
+    forgotten: list[object] = []
     monkeypatch.setattr(mirror, "CLOSE_S", 0.1)
+    monkeypatch.setattr(atexit, "unregister", forgotten.append)
     monkeypatch.setattr(*((fake, "init") if where == "init" else (FakeRun, where)), lambda *_, **__: released.wait(60))
     try:
         assert train_here(tiny, "--metrics.wandb=project", "--train.max_steps=3") == 0
     finally:
         released.set()
+    assert forgotten == ([] if where == "init" else [fake.hook])
     assert "wandb has not finished in 0 s; the run ends without it" in capsys.readouterr().out
     assert len(logged(tmp_path / "run")) == 3
 
