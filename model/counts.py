@@ -1,6 +1,8 @@
 """Parameters and FLOPs of a model by arithmetic alone, without building it."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
 
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.config import ModelConfig
@@ -32,14 +34,11 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {f"layers.{layer}.{name}": shape for layer in range(config.n_layers) for name, shape in block}
 
 
-def _linears(config: ModelConfig, linear: LinearConfig) -> Iterator[tuple[LinearConfig, tuple[int, int], int]]:
-    """The configuration and the shape (in, out) of linears, and how many there are of each."""
-    if getattr(linear, "ranks", ()):
-        for name, shape in linear_shapes(config).items():
-            yield linear_at(linear, name), shape, 1
-    else:
-        for shape in projection_shapes(config).values():
-            yield linear, shape, config.n_layers
+@lru_cache(maxsize=16)
+def _linears(config: ModelConfig, linear: LinearConfig) -> Counter[tuple[LinearConfig, tuple[int, int]]]:
+    """The configuration and the shape (in, out) of linears, and how many there are of each. Kept, as a run asks for it
+    in every step."""
+    return Counter((linear_at(linear, name), shape) for name, shape in linear_shapes(config).items())
 
 
 def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int]:
@@ -53,7 +52,9 @@ def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int
 
 def _parameters(config: ModelConfig, linear: LinearConfig) -> int:
     kind = LINEARS[linear.name]
-    linears = sum(number * kind.count_parameters(own, *shape) for own, shape, number in _linears(config, linear))
+    linears = sum(
+        number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items()
+    )
     embeddings = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
     return embeddings + linears + config.n_layers * 2 * config.dim + config.dim
 
@@ -85,7 +86,7 @@ def _flops(
 ) -> int:
     kind, tokens = LINEARS[linear.name], batch * seq_len
     linears = 0
-    for own, (n_in, n_out), number in _linears(config, linear):
+    for (own, (n_in, n_out)), number in _linears(config, linear).items():
         choice = choice_of((n_out, n_in, getattr(own, "rank", 0)))
         linears += number * kind.training_flops(own, n_in, n_out, tokens, choice, micro_steps)
     attention = 12 * tokens * seq_len * config.n_heads * config.head_width

@@ -104,19 +104,24 @@ class Ranks:
 
 
 def choose_ranks(
-    spectra: Mapping[str, Tensor], fits: Callable[[dict[str, int]], bool], caps: Mapping[str, int] | None = None
+    spectra: Mapping[str, Tensor],
+    fits: Callable[[dict[str, int]], bool],
+    caps: Mapping[str, int] | None = None,
+    multiple: int = 1,
 ) -> Ranks | None:
     """Find by bisection the lowest threshold in [0, 1] whose ranks fit, `fits` being true from some threshold on.
 
     `spectra` are all singular values of each matrix, largest first, and `caps` the most that its rank may be (see
-    `largest_rank`). A matrix keeps at least one. None where even the highest threshold does not fit.
+    `largest_rank`). Ranks are rounded down to multiples of `multiple`, except for those below it. A matrix keeps at
+    least one. None where even the highest threshold does not fit.
     """
     curves = {name: normalised(values).flip(0).contiguous() for name, values in spectra.items()}
 
     def ranks_at(threshold: float) -> dict[str, int]:
         wanted = torch.tensor(threshold, dtype=torch.float64)
         kept = {name: len(curve) - int(torch.searchsorted(curve, wanted)) for name, curve in curves.items()}
-        return {name: max(1, min(rank, (caps or {}).get(name, rank))) for name, rank in kept.items()}
+        most = {name: max(1, min(rank, (caps or {}).get(name, rank))) for name, rank in kept.items()}
+        return {name: rank - rank % multiple if rank > multiple else rank for name, rank in most.items()}
 
     low, high = 0.0, 1.0
     if not fits(ranks_at(high)):
@@ -136,10 +141,10 @@ def reduction(spectra: Mapping[str, Tensor], ranks: Mapping[str, int]) -> float:
 
 
 def ranks_for_reduction(
-    spectra: Mapping[str, Tensor], target: float, caps: Mapping[str, int] | None = None
+    spectra: Mapping[str, Tensor], target: float, caps: Mapping[str, int] | None = None, multiple: int = 1
 ) -> Ranks | None:
     """Give ranks that leave out at least the part `target` of all singular values; None where that leaves too few.
 
     With `caps` more may be left out than was asked for: a square matrix keeps half of its singular values at most.
     """
-    return choose_ranks(spectra, lambda ranks: reduction(spectra, ranks) >= target, caps)
+    return choose_ranks(spectra, lambda ranks: reduction(spectra, ranks) >= target, caps, multiple)

@@ -1,6 +1,6 @@
 """Which Hugging Face architectures, with which settings, compute what the network here does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,12 @@ def _obstacles(hf: dict[str, Any], kind: str, rope: dict[str, Any]) -> Iterator[
     act = hf.get("hidden_act", "silu")
     yield act != "silu", f'hidden_act is {repr(act)[:60]}; only "silu" folders can be loaded'
     window, length = hf.get("sliding_window"), hf.get("max_position_embeddings")
-    slides: Callable[[], bool] = lambda: not (type(window) is int and type(length) is int and window >= length)  # noqa: E731
+    reaches_all = window is None or (type(window) is int and type(length) is int and window >= length)
     if kind == "mistral":
         yield (
-            window is not None and slides(),
+            not reaches_all,
             f"sliding_window is {repr(window)[:60]}, less than max_position_embeddings {repr(length)[:60]}; only "
-            "attention over all tokens is computed here: set it to null where no sequence will be longer than it",
+            "attention over all tokens is computed here: set both to the window where no sequence will be longer",
         )
     yield (
         hf.get("use_sliding_window"),

@@ -61,10 +61,13 @@ class Folder:
             return file.get_tensor(name)
 
     def _headers(self, paths: list[Path]) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-        """Shape and type of every tensor."""
+        """Shape and type of every tensor; UserError for one that is in two files."""
         for path in paths:
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118
+                    if name in self._files:
+                        other = self._files[name].name
+                        raise UserError(f"{path}: tensor {name[:200]} is in {other} too; download the folder again")
                     self._files[name] = path
                     part = file.get_slice(name)
                     yield name, (tuple(part.get_shape()), part.get_dtype())

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from kernels.support import TileSupport
-from model.errors import UserError
 from model.linear.base import BaseLinear
 from model.linear.low_rank import LowRank
 from model.linear.sparse_low_rank import SparseLowRank
@@ -51,7 +50,7 @@ class Approximation:
 def approximate(linear: BaseLinear, weight: Tensor, seed: int, support: Support = "random") -> Approximation:
     """Fill `linear`, low_rank or sparse_low_rank, to be near `weight` (out, in), whose numbers are finite.
 
-    UserError where the support is blocks and was to be chosen by magnitude.
+    A support of blocks is always drawn.
     """
     assert isinstance(linear, LowRank | SparseLowRank), linear
     weight = weight.float()
@@ -82,8 +81,6 @@ def _keep(linear: SparseLowRank, rest: Tensor, seed: int, support: Support) -> N
             linear.support.reset_parameters(seed)
         linear.values.copy_(rest.flatten()[linear.support.flat().long()])
         return
-    if support == "magnitude":
-        raise UserError('--support magnitude chooses single entries; leave it out with linear.support = "block"')
     linear.support.reset_parameters(seed)
     block, rows = linear.support.block, len(linear.support.columns)
     blocks = rest.view(rows, block, -1, block).transpose(1, 2)  # [block-rows, block-columns, b, b]

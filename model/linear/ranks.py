@@ -66,6 +66,11 @@ def linear_at(config: AnyLinear, name: str) -> AnyLinear:
     return config.model_copy(update={"rank": rank_of(config, name), "ranks": ()})
 
 
+def same_linears(one: Any, other: Any, names: Iterable[str]) -> bool:
+    """Whether two configurations make the same of every linear of `names`, whichever tables say so."""
+    return all(linear_at(one, name) == linear_at(other, name) for name in names)
+
+
 def require_ranks_fit(config: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
     """UserError where linear.ranks gives a linear more than its smaller side; `shapes` are (in, out) by name."""
     for name, (n_in, n_out) in shapes.items():

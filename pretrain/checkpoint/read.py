@@ -83,6 +83,12 @@ class Checkpoint:
         """Whether it holds the optimizer's state; a grown model's begins anew."""
         return any(name.startswith("optimizer.") for name in self._shard_of)
 
+    @property
+    def no_optimizer(self) -> str:
+        """Why there is no state of an optimizer, where there is none: half a sentence."""
+        grown = "-grown" in self.folder.name
+        return f"holds no optimizer state, as its model {'has just grown' if grown else 'was imported'}"
+
     def read(self, name: str) -> Tensor:
         """The whole tensor `name`, on the CPU."""
         if name not in self._shard_of:

@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--tokens", type=int, default=256, metavar="N", help="new tokens per slice (default 256)")
     kernels = what.add_parser("kernels", help="each operation against its peers' algorithm", allow_abbrev=False)
     optimizers = what.add_parser("optimizers", help="each method's step against its release", allow_abbrev=False)
+    prepare = what.add_parser("prepare", help="text to shards against the bare tokenizer library", allow_abbrev=False)
+    prepare.add_argument("--text", nargs="+", action="extend", metavar="PATH", help="default: Python's own sources")
+    prepare.add_argument(
+        "--tokenizer", nargs="+", action="extend", metavar="FILE", help="default: one of each kind, trained on the text"
+    )
+    prepare.add_argument("--megabytes", type=float, default=55, metavar="N", help="text is repeated up to (default 55)")
     by_default = {
         kernels: "default: bf16 on a GPU; both on a CPU that has bf16",
         optimizers: "of products; default: both where there is bf16",
@@ -37,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument(
         "--store", action="store_true", help="keep the rows as this device's, with times of what can be chosen from"
     )
-    for parser in (train, sample, kernels, optimizers):
+    for parser in (train, sample, kernels, optimizers, prepare):
         parser.add_argument("--turns", type=int, default=7, metavar="N", help="slices per contestant (default 7)")
         parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
@@ -50,10 +56,17 @@ def run(args: argparse.Namespace) -> int:
         "sample": _time_sample,
         "kernels": _time_kernels,
         "optimizers": _time_optimizers,
+        "prepare": _time_prepare,
     }
     rows = benchmarks[args.what](args)
     if args.json:
         print(json.dumps(rows, indent=1))
+    elif args.what == "prepare":
+        for row in rows:
+            print(
+                f"{row['name']:28} {row['ours_mb_per_s']:7.1f} MB/s   the library alone "
+                f"{row['library_mb_per_s']:7.1f} MB/s   kept {row['kept']:.2f}"
+            )
     elif args.what == "train":
         print(f"{rows[0]['shape']} on {rows[0]['device']}")
         for row in rows:
@@ -100,6 +113,20 @@ def _time_optimizers(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     device, dtypes = _device_and_dtypes(args)
     return bench_optimizers(device, args.size, args.dtype or dtypes, args.turns, _say)
+
+
+def _time_prepare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from model.errors import UserError
+    from pretrain.bench.prepare import bench_prepare
+    from pretrain.data.sources.stdlib import StdlibSource
+    from pretrain.data.sources.text import TextSource
+
+    if args.turns < 1 or args.megabytes <= 0:
+        raise UserError("--turns must be at least 1, and --megabytes more than 0")
+    source = TextSource(args.text) if args.text else StdlibSource()
+    return bench_prepare(source, [Path(path) for path in args.tokenizer or ()], args.megabytes, args.turns, _say)
 
 
 def _time_kernels(args: argparse.Namespace) -> list[dict[str, Any]]:

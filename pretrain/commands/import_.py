@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--density", type=float, metavar="D", help="linear.density of the sparse part (default 0.03)")
     parser.add_argument(
         "--support",
-        choices=("random", "magnitude"),
-        help="where the sparse part has its entries: drawn, or where the factors miss most (default random)",
+        choices=("random", "magnitude", "block"),
+        help="where the sparse part has its entries: drawn, where the factors miss most, or in drawn blocks "
+        "(linear.support); default random",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawn entries (default 0)")
     parser.add_argument(
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
     import shlex
+    from functools import partial
 
     from pretrain.importing.run import import_folder, record
     from pretrain.importing.tables import FILE, tables
@@ -49,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         linear=_linear(args),
         reduction=args.reduction,
-        support=args.support or "random",
+        support="magnitude" if args.support == "magnitude" else "random",
         seed=args.seed,
         tokenizer=args.tokenizer,
         overwrite=args.overwrite,
+        say=(lambda line: None) if args.json else partial(print, flush=True),
     )
     if args.json:
         print(json.dumps(record(done, args.source)))
@@ -60,10 +63,6 @@ def run(args: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}")
     if done.approximations:
-        print(f"{'matrix':40} {'rank':>5} {'entries':>10} {'error':>8} {'without':>8}")
-        for name, found in done.approximations.items():
-            errors = f"{found.error:8.4f} {found.low_rank_error:8.4f}"
-            print(f"{name:40} {found.rank:5} {found.entries:10,} {errors}")
         print("error: relative, in the Frobenius norm; without: that of the factors without sparse entries")
     print(f"{args.out}: {done.bytes / 1e6:.1f} MB; {args.out}/{FILE} has the tables that a run from it needs:\n")
     print(tables(done.config.model, done.config.linear))
@@ -96,4 +95,6 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--reduction {args.reduction:g}: must be at least 0 and less than 1")
     if args.support and args.linear != "sparse_low_rank":
         raise UserError(f"--support has no effect with --linear {args.linear}; leave it out")
+    if args.support == "block":
+        table["support"] = "block"
     return table

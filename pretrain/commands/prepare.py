@@ -89,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare and print a table, or with --json the manifest.
 
-    143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C, which leave nothing half-written.
+    143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C. What ends it leaves the shards that were finished, with which
+    the same command goes on, and else nothing.
     """
     if args.verify is not None:
         return _verify(args)
@@ -99,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
     previous = {number: signal.signal(number, _stop) for number in signals}
     try:
         manifest = _copy(args) if args.tokens else _encode(args)
+    except (SystemExit, KeyboardInterrupt) as stopped:
+        _tell_what_is_left(args.out or STDLIB_OUT, stopped)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -211,7 +215,21 @@ def _table(manifest: "Manifest") -> str:
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
-    name = signal.Signals(number).name
-    with contextlib.suppress(OSError):  # the terminal is closed
-        print(f"sparlow prepare: stopped by {name}; nothing was written", file=sys.stderr, flush=True)
     sys.exit(128 + number)
+
+
+def _tell_what_is_left(out: Path, stopped: SystemExit | KeyboardInterrupt) -> None:
+    from model.hf.staging import PARTIAL
+    from pretrain.data.unfinished import finished_shards
+
+    by = signal.SIGINT
+    if isinstance(stopped, SystemExit) and isinstance(stopped.code, int):
+        by = signal.Signals(stopped.code - 128)
+    shards = finished_shards(out / PARTIAL)
+    left = f"{shards} finished shards are kept, and the same command goes on after them"
+    with contextlib.suppress(OSError):  # the terminal is closed
+        print(
+            f"sparlow prepare: stopped by {by.name}; {left if shards else 'nothing was written'}",
+            file=sys.stderr,
+            flush=True,
+        )

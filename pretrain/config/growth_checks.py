@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from model.build import shape_of_model
-from model.counts import projection_shapes
+from model.counts import linear_shapes, projection_shapes
 from model.errors import UserError
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import LAYER
+from model.linear.ranks import deciding, same_linears
 from pretrain.config.stages import (
     GROWING,
     counted,
@@ -70,7 +71,11 @@ def growth_rows(config: Tables) -> Rows:
             f"growth.{key} {small} is more than linear.{key} {getattr(grown, key, None)}; growth only adds, so give "
             "less",
         )
-    linear = small_linear(config)
+    linear, names = small_linear(config), linear_shapes(config.model)
+    yield (
+        growth.rank and all(deciding(grown.ranks, name) for name in names),
+        f"growth.rank {growth.rank} has no effect where linear.ranks decides every rank; remove it",
+    )
     yield (
         growth.density and grown.support == "block" and linear.density != grown.density,
         'growth.density has no meaning with linear.support = "block", where other densities have other blocks; remove '
@@ -83,7 +88,7 @@ def growth_rows(config: Tables) -> Rows:
         require_ranks_growable(*step, projection_shapes(config.model))
     for index, (before, after) in enumerate(pairwise(layers)):
         yield (
-            before == after and (index < len(layers) - 2 or linear == grown),
+            before == after and (index < len(layers) - 2 or same_linears(linear, grown, names)),
             f"{growth.sizes}: from {before} layers to {after} nothing grows; start from fewer, or in the last growth "
             "set growth.rank or growth.density below those of [linear]",
         )

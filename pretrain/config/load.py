@@ -91,7 +91,7 @@ def _override(raw: dict[str, Any], argument: str) -> None:
             raise UserError(f"{section}.{inner}: is a value in the file, expected a table [{section}.{inner}]")
         table[inner] = {name: rank for name, rank in pairs.items() if name != pattern} | {pattern: _literal(key, text)}
         return
-    if section == "data" and name.startswith("mixture."):  # the one table within a table
+    if section == "data" and name.startswith("mixture."):  # a table of tables
         table, name, owner = *_source_of(table, key, name), MixtureSource
     field = owner.model_fields.get(name) if owner else None
     table[name] = text if field and field.annotation is str else _literal(key, text)

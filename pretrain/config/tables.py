@@ -176,6 +176,9 @@ class MetricsConfig(Frozen):
     """Optimizer steps between two logged steps."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+    wandb: str = ""
+    """Project of Weights & Biases to mirror figures and samples to (package wandb, which reads its own environment
+    variables: WANDB_ENTITY, WANDB_MODE=offline); empty means none, and wandb is not imported."""
     spectra_every: int = Field(0, ge=0)
     """Optimizer steps between two measurements of the weights' singular spectra: stable and effective rank by kind of
     linear, by exact decompositions of the matrices of four layers. 0 means never."""

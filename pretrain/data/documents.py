@@ -55,6 +55,14 @@ class SkipLog:
         self.counts[skipped.reason] = self.counts.get(skipped.reason, 0) + 1
         self.first.setdefault(skipped.reason, printable(skipped.name))
 
+    def copy(self) -> "SkipLog":
+        return SkipLog(dict(self.counts), dict(self.first))
+
+    def merged(self, other: "SkipLog") -> "SkipLog":
+        """What both tell of, this one first."""
+        counts = self.counts | {why: count + self.counts.get(why, 0) for why, count in other.counts.items()}
+        return SkipLog(counts, other.first | self.first)
+
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason} (first: {self.first[reason]})" for reason, count in self.counts.items())
 

@@ -22,6 +22,7 @@ from pretrain.data.shards import SHARD_TOKENS
 from pretrain.data.staging import commit, staging
 from pretrain.data.survey import Division, Survey, division, survey
 from pretrain.data.tokenizer import SentencePieceTokenizer, Tokenizer, open_tokenizer, train_tokenizer
+from pretrain.data.unfinished import Unfinished, take_up
 from pretrain.machine.files import write_synced
 
 LARGEST_UINT16_VOCAB = 1 << 16
@@ -66,26 +67,32 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
     """Prepare `source` into `options.out`, unless the folder holds exactly that already.
 
     The text is read twice: for the tokenizer's sample and to see that no split will be empty, then to encode it. The
-    manifest comes last: a killed run leaves none, and the same command starts over. UserError for every bad input.
+    manifest comes last: a killed run leaves none, and the same command goes on after the last shard that was finished,
+    to the very bytes of an undisturbed run. UserError for every bad input.
     """
     made_of = {"source": source.describe(), "options": options.recorded()}
     if (found_there := existing(options.out, options.overwrite, made_of, say)) is not None:
         return found_there
     given = open_tokenizer(options.tokenizer) if options.tokenizer else None
     if given:
+        if given.path.resolve().parent == options.out.resolve() and not (options.out / MANIFEST).exists():
+            raise UserError(
+                f"--out {options.out}: holds the --tokenizer, whose files the corpus would replace; choose another"
+            )
         _warn(given, say)
     with staging(options.out) as folder:
-        found = _look(source, needs_sample=given is None)
-        divided = division(found, options.val_fraction)
-        tokenizer = given or SentencePieceTokenizer(folder / MODEL, _train(found, divided, options, say))
-        for name, content in tokenizer.kept.items():
-            write_synced(folder / name, content)
+        so_far = take_up(folder, made_of)
+        if so_far is not None:
+            say(f"{folder}: going on after {so_far.shards} finished shards and {so_far.bytes / 1e6:.1f} MB of text")
+        else:
+            so_far = _begin(source, options, given, made_of, folder, say)
+        divided = Division(options.val_fraction, so_far.bound, so_far.by_position)
+        tokenizer = given or SentencePieceTokenizer(folder / MODEL)
         dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= LARGEST_UINT16_VOCAB else "uint32"
-        encoder = Encoder(folder, tokenizer, np.dtype(dtype).newbyteorder("<"), options.shard_tokens, options.quotas())
-        log = SkipLog()
-        total = found.bytes if found.complete and options.max_tokens is None else None
-        with Progress("encoding", total) as progress:
-            splits = encoder.run(divided.parts(readable(source.records(), log)), log, progress)
+        stored = np.dtype(dtype).newbyteorder("<")
+        encoder = Encoder(folder, tokenizer, stored, options.shard_tokens, options.quotas(), so_far)
+        with Progress("encoding", so_far.total, so_far.bytes) as progress:
+            splits = encoder.run(source.records(), divided, progress)
         manifest = Manifest(
             format="sparlow-tokens",
             format_version=1 if tokenizer.file_name == MODEL else 2,
@@ -102,13 +109,38 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
             ),
             train=splits["train"],
             val=splits["val"],
-            skipped=log.counts,
-            skipped_first=log.first,
+            skipped=encoder.log.counts,
+            skipped_first=encoder.log.first,
         )
         blocks = blocks_json(manifest.to_json().encode(), encoder.blocks)
         write_synced(folder / BLOCKS, blocks.encode())
         commit(folder, options.out, manifest.to_json())
     return manifest
+
+
+def _begin(
+    source: Source,
+    options: PrepareOptions,
+    given: Tokenizer | None,
+    made_of: dict[str, Any],
+    folder: Path,
+    say: Callable[[str], None],
+) -> Unfinished:
+    """Look at the source, train a tokenizer where none is given, and write both down."""
+    found = _look(source, needs_sample=given is None)
+    divided = division(found, options.val_fraction)
+    tokenizer = given or SentencePieceTokenizer(folder / MODEL, _train(found, divided, options, say))
+    begun = Unfinished(
+        format="sparlow-unfinished",
+        format_version=1,
+        made_of=made_of,
+        bound=divided.bound,
+        by_position=divided.by_position,
+        total=found.bytes if found.complete and options.max_tokens is None else None,
+        kept={name: write_synced(folder / name, content) for name, content in tokenizer.kept.items()},
+    )
+    begun.write(folder)
+    return begun
 
 
 def _identity(tokenizer: Tokenizer) -> str:

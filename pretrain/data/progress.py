@@ -12,15 +12,18 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Bytes of text done, of `total` when it is known, with rate and time left."""
+    """Bytes of text done, of `total` when it is known, with rate and time left.
 
-    def __init__(self, label: str, total: int | None = None):
-        self.label, self.total, self.done = label, total, 0
+    `begun` of them were done before; the rate does not count them.
+    """
+
+    def __init__(self, label: str, total: int | None = None, begun: int = 0):
+        self.label, self.total, self.done, self._begun = label, total, begun, begun
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._start = self._spoken = time.monotonic()
         columns = (TextColumn(label), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self._bar = RichProgress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task(label, total=total)
+        self._task = self._bar.add_task(label, total=total, completed=begun)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -41,7 +44,8 @@ class Progress:
     def _say(self) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)
         total = f" of {self.total / 1e6:.1f}" if self.total else ""
-        line = f"{self.label} {self.done / 1e6:.1f}{total} MB, {self.done / seconds / 1e6:.1f} MB/s, {seconds:.1f} s"
-        if self.total and 0 < self.done < self.total:
-            line += f", {seconds * (self.total / self.done - 1):.0f} s left"
+        rate = (self.done - self._begun) / seconds
+        line = f"{self.label} {self.done / 1e6:.1f}{total} MB, {rate / 1e6:.1f} MB/s, {seconds:.1f} s"
+        if self.total and rate and self.done < self.total:
+            line += f", {(self.total - self.done) / rate:.0f} s left"
         self._console.print(line, markup=False)

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import UserError
+from model.hf.kept import CONFIG, JSON
 from model.hf.staging import PARTIAL, writing
 from pretrain.data.blocks import BLOCKS
-from pretrain.data.manifest import MANIFEST
+from pretrain.data.manifest import MANIFEST, read_manifest
+from pretrain.data.unfinished import UNFINISHED, finished_shards
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import sync_folder, write_synced
 
@@ -19,7 +21,7 @@ OWNED = ("train-*.bin", "val-*.bin", "train.*.bin", "val.*.bin", BLOCKS)
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A new empty folder inside `out`, gone afterwards; what a killed run left there goes first.
+    """A folder inside `out`, with what a killed run left there; gone afterwards, unless it has finished shards.
 
     Raises UserError when `out` cannot be written (or the disk is full) or another process is preparing into it.
     """
@@ -28,19 +30,23 @@ def staging(out: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             folder = out / PARTIAL
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             try:
                 yield folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                if not finished_shards(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
                 if not existed and not any(out.iterdir()):
                     out.rmdir()
 
 
 def commit(folder: Path, out: Path, manifest: str) -> None:
-    """Move the files of `folder` into `out`. Between the first line and the last there is no manifest in `out`."""
+    """Move the files of `folder` into `out`. Between the first lines and the last there is no manifest in `out`."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    replaced = _tokenizer_files(out)
     (out / MANIFEST).unlink(missing_ok=True)
+    for name in replaced:
+        (out / name).unlink(missing_ok=True)
     for pattern in OWNED:
         for path in out.glob(pattern):
             path.unlink()
@@ -51,6 +57,14 @@ def commit(folder: Path, out: Path, manifest: str) -> None:
     sync_folder(out)
     os.replace(folder / MANIFEST, out / MANIFEST)
     sync_folder(out)
+
+
+def _tokenizer_files(out: Path) -> tuple[str, ...]:
+    """What the corpus in `out` keeps of its tokenizer; nothing where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        if tokenizer := read_manifest(out).tokenizer:
+            return (tokenizer.file, CONFIG) if tokenizer.file == JSON else (tokenizer.file,)
+    return ()
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: st
     small = checkpoint.stage.config
     if not checkpoint.has_optimizer:
         raise UserError(
-            f"--optimizer {optimizer}: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            f"--optimizer {optimizer}: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             '"reset", or give a checkpoint of a later step'
         )
     if not linears_alike(small.linear, large.linear, plan, projection_shapes(large.model)):

@@ -1,6 +1,6 @@
 """What the dense weights of the seven projections of a block become, in the kind of linear that was asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -12,8 +12,16 @@ from model.linear.from_dense import Approximation, Support, approximate
 class Conversion:
     """A callable for `checkpoint_tensors`: the parameters and supports of each projection, and how good they are."""
 
-    def __init__(self, linear: LinearConfig, support: Support, seed: int, init_std: float):
-        self.linear, self.support, self.seed, self.init_std = linear, support, seed, init_std
+    def __init__(
+        self,
+        linear: LinearConfig,
+        support: Support,
+        seed: int,
+        init_std: float,
+        tell: Callable[[str, Approximation], None] = lambda name, found: None,
+    ):
+        """`tell` is called with each matrix that is done: all of them take minutes in a large model."""
+        self.linear, self.support, self.seed, self.init_std, self.tell = linear, support, seed, init_std, tell
         self.made: dict[str, Approximation] = {}
         """By name of the linear."""
 
@@ -27,5 +35,6 @@ class Conversion:
         n_out, n_in = weight.shape
         linear = build_linear(self.linear, n_in, n_out, name, self.init_std)
         self.made[name] = approximate(linear, weight, self.seed, self.support)
+        self.tell(name, self.made[name])
         for part, value in linear.state_dict().items():
             yield f"{name}.{part}", value

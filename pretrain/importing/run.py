@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,20 +51,24 @@ def import_folder(
     seed: int = 0,
     tokenizer: str | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Imported:
     """Make the checkpoint in `out`, a new run folder; `linear` are the keys of its [linear].
 
     With `reduction`, each matrix gets a rank of its own: WeLore's, which leave out that part of all singular values.
-    The folder appears complete or not at all; UserError, with nothing written, for a source that cannot be taken.
+    `say` is told of every matrix that is done. The folder appears complete or not at all; UserError, with nothing
+    written, for a source that cannot be taken.
     """
     require_folder(source)
     _require_no_run(Path(out))
     model = Folder(Path(source))
     if reduction is not None:
-        linear = with_ranks(model, linear, reduction)
+        linear = with_ranks(model, linear, reduction, say)
     config = recorded_config(model, dict(linear), seed, Path(out))
     opened, notes = read_tokenizer(Path(source), tokenizer, model.config.vocab_size)
-    conversion = Conversion(config.linear, support, seed, model.config.init_std)
+    conversion = Conversion(config.linear, support, seed, model.config.init_std, lambda *found: say(row(*found)))
+    if config.linear.name != "dense":
+        say(HEADER)
     with writing(out), staged(Path(out), overwrite=overwrite, mark=MARK, kind="an imported model") as folder:
         step = write_checkpoint(folder / "checkpoints", config, opened, checkpoint_tensors(model, conversion))
         try:
@@ -78,6 +82,15 @@ def import_folder(
         )
         (folder / MARK).write_text(json.dumps(record(done, source), indent=1) + "\n", encoding="utf-8")
     return done
+
+
+HEADER = f"{'matrix':40} {'rank':>5} {'entries':>10} {'error':>8} {'without':>8}"
+"""Above the rows of matrices: the last two are relative errors, of all and of the factors alone."""
+
+
+def row(name: str, found: Approximation) -> str:
+    """One matrix in the table below HEADER."""
+    return f"{name:40} {found.rank:5} {found.entries:10,} {found.error:8.4f} {found.low_rank_error:8.4f}"
 
 
 def record(done: Imported, source: str) -> dict[str, Any]:

@@ -19,6 +19,9 @@ LR = 5e-5
 SEQ_LEN = 2048
 """Tokens of a sequence, where the model takes as many, until the user says otherwise."""
 
+BATCH = 64
+"""Sequences in one update of the user's run: with SEQ_LEN tokens each, as many as in the papers' recipes."""
+
 FILE = "train.toml"
 """Name of the user's configuration in the folder of an import."""
 
@@ -61,5 +64,5 @@ def user_file(config: Config, out: str) -> str:
         f"[run]\ndir = {as_toml(out.rstrip('/') + '-continued')}\n\n"
         f"{tables(config.model, config.linear)}\n"
         f"[optimizer]\nlr = {LR}\n\n"
-        f"[train]\nseq_len = {config.train.seq_len}\n"
+        f"[train]\nseq_len = {config.train.seq_len}\nmicro_batch_size = 1\nglobal_batch_size = {BATCH}\n"
     )

@@ -2,15 +2,14 @@
 
 import json
 import uuid
-from pathlib import Path
-from typing import Any
 
 from kernels.measured import device_name
 from model.counts import count_parameters
+from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import reason
 from pretrain.loop.run import Run
 from pretrain.loop.summary import versions
-from pretrain.machine.files import read_regular, replace_text, tolerate_full
+from pretrain.machine.files import read_json, replace_text, tolerate_full
 from pretrain.memory_plan.run import planned_moment
 
 ABOUT = "run.json"
@@ -22,7 +21,7 @@ def write_about(run: Run) -> None:
     """
     model = run.stage.config.model
     about = {
-        "id": read_about(run.dir).get("id") or uuid.uuid4().hex,
+        "id": read_json(run.dir / ABOUT).get("id") or uuid.uuid4().hex,
         "parameters": count_parameters(model, run.stage.config.linear)["total"],
         "n_layers": model.n_layers,
         "device": device_name(run.world.device),
@@ -34,10 +33,10 @@ def write_about(run: Run) -> None:
         replace_text(run.dir / ABOUT, json.dumps(about, indent=1) + "\n")
 
 
-def read_about(run_dir: Path) -> dict[str, Any]:
-    """What `run.json` holds; empty where there is none, or it is damaged."""
-    try:
-        about = json.loads(read_regular(run_dir / ABOUT).decode())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return about if isinstance(about, dict) else {}
+def open_mirror(run: Run) -> Mirror | None:
+    """The mirror that `metrics.wandb` asks for, of the identity in `run.json`; on rank 0 alone."""
+    config = run.config
+    if not config.metrics.wandb or not run.world.is_main:
+        return None
+    identity = str(read_json(run.dir / ABOUT).get("id") or uuid.uuid4().hex)
+    return Mirror(config.metrics.wandb, run.dir, identity, config.model_dump(mode="json"), run.console.say)

@@ -10,6 +10,7 @@ from pathlib import Path
 from model.lfs import refuse_pointer
 from pretrain.config.tables import WARM_UP_STEPS
 from pretrain.loop.board import Board
+from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import reason
 from pretrain.loop.records import RecordFile
 from pretrain.loop.samples import SampleFile
@@ -29,6 +30,8 @@ class Metrics:
         self._active, self._say = active, say
         self._complained: set[str] = set()
         self._board: Board | None = None
+        self.mirror: Mirror | None = None
+        """Where else figures and samples go."""
         if not active:
             return
         refuse_pointer(run_dir / "metrics.jsonl")
@@ -49,6 +52,8 @@ class Metrics:
             return
         self._file.put({"step": step, **_finite(figures)})
         self._flush_file()
+        if self.mirror is not None:
+            self.mirror.put(step, figures)
         if self._board is not None:
             for tag, value in figures.items():
                 self._board.put(tag, value, step)
@@ -69,6 +74,8 @@ class Metrics:
         with self._tolerate(SAMPLES):
             self._samples.flush()
             self._written_again(SAMPLES)
+        if self.mirror is not None:
+            self.mirror.put_sample(step, prompt, text)
         if self._board is not None:  # indented text is verbatim in Markdown
             self._board.put(f"samples/{prompt.strip()}", "    " + text.replace("\n", "\n    "), step)
             self._flush_board()

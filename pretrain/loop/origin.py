@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from model.build import shape_of_model
 from model.config import ROPE_SCALING_KEYS
+from model.counts import linear_shapes
 from model.errors import UserError
+from model.linear.ranks import same_linears
 from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
@@ -121,7 +123,8 @@ def _require_same_model(start: Start, checkpoint: Checkpoint, config: Config) ->
     """UserError unless the tensors of `checkpoint` are those of the model that the run trains first."""
     there, here = checkpoint.stage.config, config.stages[0].config
     changed = _differences("model", there.model, here.model, NO_WEIGHTS)
-    changed += _differences("linear", there.linear, here.linear)
+    if not same_linears(there.linear, here.linear, linear_shapes(here.model)):
+        changed += _differences("linear", there.linear, here.linear)
     weights = there.optimizer.weights, here.optimizer.weights
     if weights[0] != weights[1] and "int8" in weights:
         changed.append(f"optimizer.weights was {weights[0]!r}, is {weights[1]!r}")
@@ -140,7 +143,7 @@ def _require_same_optimizer(start: Start, checkpoint: Checkpoint, config: Config
     """UserError unless the moments of `checkpoint` are moments of the run's optimizer."""
     if not checkpoint.has_optimizer:
         raise UserError(
-            f"--from-state all: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            f"--from-state all: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             "--from-state weights, or give a checkpoint of a later step"
         )
     changed = _differences("optimizer", checkpoint.stage.config.optimizer, config.stages[0].config.optimizer, NO_STATE)

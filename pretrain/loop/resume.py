@@ -35,6 +35,11 @@ def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint |
 
 def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoint) -> None:
     """UserError with a diff when `checkpoint` belongs to another model, schedule, optimizer or corpus."""
+    if not checkpoint.manifest.data_fingerprint:
+        raise UserError(
+            f"run.dir: {config.run.dir} holds an imported model, with which a run of its own begins: train with --from "
+            f"{config.run.dir} --run.dir=NEW"
+        )
     there, here = fixed_keys(checkpoint.config), fixed_keys(config)
     missing: Any = "(absent)"
     changed = [

@@ -26,6 +26,7 @@ from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
+from pretrain.loop.mirror import require_wandb
 from pretrain.loop.optional import reason
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin
 from pretrain.loop.reader import MicroBatchReader
@@ -88,6 +89,8 @@ def open_run(
 
 def _open_run(config: Config, world: World, store: CheckpointStore, start: Start | None, first: bool) -> Run:
     console = Console(world.is_main)
+    if first:
+        on_main(world, lambda: require_wandb(config.metrics.wandb))
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
     for path in config.data.paths.values() if first else ():
         if unlisted := on_main(world, partial(check_at_start, path)):

@@ -5,6 +5,8 @@ import os
 from collections import deque
 from pathlib import Path
 
+from pretrain.machine.files import read_regular
+
 MOST_WAITING = 1000
 """Texts that are kept in memory while the disk is full."""
 
@@ -48,7 +50,7 @@ def read_samples(path: Path, last_step: int) -> list[dict[str, object]]:
     Lines that are none, which a kill or a full disk leaves, are left out; empty where there is no such file.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path).split(b"\n")
     except OSError:
         return []
     found: dict[tuple[int, str], str] = {}

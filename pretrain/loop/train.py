@@ -12,9 +12,11 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.engine.base import Update
 from pretrain.growth.grow import grow
+from pretrain.loop.about import open_mirror
 from pretrain.loop.guard import Guard
 from pretrain.loop.introduction import introduce
 from pretrain.loop.metrics import StepClock
+from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
 from pretrain.loop.profile import Profile
@@ -26,6 +28,7 @@ from pretrain.loop.summary import summary_is_current, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.machine.fault import fault_point
+from pretrain.machine.files import read_json
 from pretrain.machine.hardware import peak_flops
 from pretrain.machine.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
@@ -46,6 +49,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
     ended, first = False, True
+    mirror: Mirror | None = None
     try:
         while not ended:
             stop.opening()
@@ -54,6 +58,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
             try:
                 attempt(world, run.console, "this run is not described", partial(introduce, run, whole=first))
                 first = False
+                run.metrics.mirror = mirror = mirror or open_mirror(run)
                 profile = Profile(run)
                 stopped = _train(run, clock, profile)
                 profile.close()
@@ -79,6 +84,8 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     except torch.OutOfMemoryError as error:
         raise amended(out_of_memory(error), config, store) from error
     finally:
+        if mirror:
+            mirror.close(read_json(Path(config.run.dir) / "summary.json"))
         stop.opened()
         store.unlock()
     if stopped:

@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 NEEDED = (
-    *("torch", "deepspeed", "triton", "sentencepiece", "datasets", "tensorboard", "safetensors", "pydantic", "rich"),
-    *("matplotlib", "numpy"),
+    *("torch", "deepspeed", "triton", "sentencepiece", "tokenizers", "datasets", "tensorboard", "safetensors"),
+    *("pydantic", "rich", "matplotlib", "numpy"),
 )
 OPTIONAL = {"transformers": "checks an export independently"}
 

@@ -1,13 +1,12 @@
 """What a run was trained on, and whether two runs can be compared."""
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from pretrain.machine.files import read_regular
+from pretrain.machine.files import read_json, read_regular
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Config
@@ -86,20 +85,3 @@ def _corpus(table: dict[str, Any]) -> "tuple[Manifest | None, str | None]":
         return read_manifest(table["path"]), fingerprint(table["path"])
     except (UserError, OSError, KeyError, TypeError, AttributeError):  # a table of another version
         return None, None
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None where `text` is anything else."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):  # also a number of thousands of digits
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or anything else."""
-    try:
-        return json_object(read_regular(path).decode()) or {}
-    except (OSError, ValueError):
-        return {}

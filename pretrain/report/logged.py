@@ -11,8 +11,9 @@ from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.checkpoint.folders import named_folders
 from pretrain.loop.records import read_records
+from pretrain.machine.files import read_json
 from pretrain.report.curve import COST_KEYS, Curve
-from pretrain.report.data import Data, data_of, read_json, recorded_settings, run_config
+from pretrain.report.data import Data, data_of, recorded_settings, run_config
 from pretrain.report.summary import are_stages, is_count, read_summary
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ def page(
     count = buckets(len(runs))
     series = [_run(run, curve, count) for run, curve in zip(runs, smoothed, strict=True)]
     tags = {tag for run in series for tag in run["lines"]}
-    panels = [vars(panel) for panel in panels_of(tags - {"mean"})]
+    panels = [vars(panel) for panel in panels_of(tags - {"mean"}, len(runs) > 1)]
     script = '"use strict";\n(() => {\n' + "\n".join(map(_part, SCRIPTS)) + "\n})();\n"
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     return "\n".join(

@@ -87,13 +87,24 @@ PANELS = (
 )  # fmt: skip
 
 
-def panels_of(tags: Collection[str]) -> list[Panel]:
-    """List the panels that have anything to show of `tags`, with the figures they show; then one for each tag left."""
+MOST_LINES = 4
+"""Lines of a panel that several runs share, each run having a colour and each figure a pattern of dashes."""
+
+
+def panels_of(tags: Collection[str], several: bool = False) -> list[Panel]:
+    """List the panels that have anything to show of `tags`, with the figures they show; then one for each tag left.
+
+    With `several` runs, a panel of many lines becomes one for each.
+    """
     found, left = [], {*tags} - {*AXES.values(), *COUNTS.values(), "step"}
     for panel in PANELS:
         lines = [(tag, label) for pattern, label in _labelled(panel) for tag, label in _matching(pattern, label, tags)]
         left -= {tag for tag, _ in lines}
-        if lines:
+        if several and len(lines) > MOST_LINES:
+            found += [
+                replace(panel, title=f"{panel.title}: {label}", tags=(tag,), labels=(label,)) for tag, label in lines
+            ]
+        elif lines:
             found.append(replace(panel, tags=tuple(t for t, _ in lines), labels=tuple(label for _, label in lines)))
     return [*found, *(Panel(tag, "", (tag,), labels=(tag,), kind="other") for tag in sorted(left))]
 

@@ -7,9 +7,8 @@ from typing import Any
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.loop.records import is_figure
-from pretrain.machine.files import read_regular
+from pretrain.machine.files import json_object, read_regular
 from pretrain.report.curve import COST_KEYS
-from pretrain.report.data import json_object
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -38,7 +38,9 @@ class Report:
         try:
             out.mkdir(parents=True, exist_ok=True)
             files[1].write_text(self.json(), encoding="utf-8")
-            files[2].write_text(page(self.runs, self.smoothed, self.table, self.notes, self.window), encoding="utf-8")
+            text = page(self.runs, self.smoothed, self.table, self.notes, self.window)
+            # A folder may have a name that is no text.
+            files[2].write_text(text, encoding="utf-8", errors="replace")
             draw(self.runs, self.smoothed, self.window, [row["speedup"] for row in self.table], files[0])
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None

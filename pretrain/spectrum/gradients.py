@@ -6,9 +6,26 @@ from typing import Any
 
 from torch import Tensor
 
+from model.errors import UserError
 from model.linear.base import BaseLinear
 from model.linear.int8 import Int8Linear
 from model.transformer import Transformer
+from pretrain.checkpoint.read import Checkpoint, require_same_tokenizer
+from pretrain.data.dataset import Batch
+from pretrain.data.open import open_dataset
+
+
+def held_out(checkpoint: Checkpoint, sequences: int, path: str | None = None) -> Batch:
+    """Return the first `sequences` of the held-out text of the checkpoint's run, or of the corpus at `path`.
+
+    UserError where there are fewer, or the tokenizer is another one.
+    """
+    dataset = open_dataset(checkpoint.config, "val", path)
+    named = f"--data {path}" if path else checkpoint.config.data.named
+    require_same_tokenizer(checkpoint, dataset, named, str(checkpoint.folder))
+    if sequences > dataset.n_samples:
+        raise UserError(f"--gradients {sequences}: there are {dataset.n_samples} held-out sequences; ask for less")
+    return dataset.batch(0, sequences)
 
 
 def watch_gradients(model: Transformer, tokens: Tensor, targets: Tensor, seen: Callable[[str, Tensor], None]) -> None:

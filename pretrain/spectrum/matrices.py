@@ -1,6 +1,6 @@
 """The linears of a checkpoint, one in memory at a time, and what each is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,16 +22,12 @@ def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     return {name: (linear.out_features, linear.in_features) for name, linear in _empty(checkpoint).items()}
 
 
-def linears(checkpoint: Checkpoint, device: torch.device) -> Iterator[BaseLinear]:
-    """Yield every linear with its values, in fp32 on `device`; each is let go before the next is read."""
-    for name, linear in _empty(checkpoint).items():
-        yield _filled(checkpoint, name, linear, device)
-        linear.to("meta")
-
-
-def linear_of(checkpoint: Checkpoint, name: str, device: torch.device) -> BaseLinear:
-    """Return the linear `name` with its values, in fp32 on `device`."""
-    return _filled(checkpoint, name, _empty(checkpoint)[name], device)
+def linears(checkpoint: Checkpoint, names: Iterable[str], device: torch.device) -> Iterator[BaseLinear]:
+    """Yield the linears `names` with their values, in fp32 on `device`; each is let go before the next is read."""
+    empty = _empty(checkpoint)
+    for name in names:
+        yield _filled(checkpoint, name, empty[name], device)
+        empty[name].to("meta")
 
 
 def spectra(linear: BaseLinear) -> dict[str, Tensor]:

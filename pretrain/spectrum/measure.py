@@ -13,10 +13,11 @@ from model.errors import UserError
 from model.spectrum import effective_rank, intruder_dimensions, singular_values, stable_rank
 from model.transformer import Transformer
 from pretrain.checkpoint.manifest import CheckpointRemoved
-from pretrain.checkpoint.read import Checkpoint, open_folder
+from pretrain.checkpoint.read import Checkpoint, load_model, open_folder
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.data.dataset import Batch
 from pretrain.spectrum.gradients import watch_gradients
-from pretrain.spectrum.matrices import linear_of, linears, shapes, spectra
+from pretrain.spectrum.matrices import linears, shapes, spectra
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -46,11 +47,14 @@ def figures(values: Tensor) -> dict[str, float]:
     }
 
 
-def measure(checkpoint: Checkpoint, device: torch.device, say: Say) -> Spectra:
-    """Take the spectra of W, BA and S of every linear. UserError where one holds a number that is not finite."""
+def measure(checkpoint: Checkpoint, device: torch.device, say: Say, batch: Batch | None = None) -> Spectra:
+    """Take the spectra of W, BA and S of every linear, and with `batch` of the gradient of its mean loss by each W.
+
+    UserError where one holds a number that is not finite.
+    """
     found = Spectra(checkpoint.state.step, [], {})
-    count = len(shapes(checkpoint))
-    for linear in timed(linears(checkpoint, device), count, f"step {checkpoint.state.step}", say):
+    names = list(shapes(checkpoint))
+    for linear in timed(linears(checkpoint, names, device), len(names), f"step {checkpoint.state.step}", say):
         values = spectra(linear)
         for part, spectrum in values.items():
             if spectrum.isnan().any():
@@ -61,11 +65,13 @@ def measure(checkpoint: Checkpoint, device: torch.device, say: Say) -> Spectra:
         found.values[linear.name] = values
         parts = {part: figures(spectrum) for part, spectrum in values.items()}
         found.rows.append({"matrix": linear.name, "shape": [linear.out_features, linear.in_features], **parts})
-    found.steps = [means(found)]
+    if batch is not None:
+        _add_gradients(found, load_model(checkpoint, device, torch.float32), batch, device, say)
+    found.steps = [_means(found)]
     return found
 
 
-def means(found: Spectra) -> dict[str, Any]:
+def _means(found: Spectra) -> dict[str, Any]:
     """Return the step, and by part the mean of each of `figures` over the matrices that have it."""
     row: dict[str, Any] = {"step": found.step}
     for part in found.rows[0]:
@@ -75,7 +81,9 @@ def means(found: Spectra) -> dict[str, Any]:
     return row
 
 
-def over_training(found: Spectra, checkpoint: Checkpoint, device: torch.device, say: Say) -> None:
+def over_training(
+    found: Spectra, checkpoint: Checkpoint, device: torch.device, say: Say, batch: Batch | None = None
+) -> None:
     """Put the means of the run's older checkpoints before that of `checkpoint`, which `found` are of.
 
     One that has gone or is damaged is left out with a line.
@@ -86,7 +94,7 @@ def over_training(found: Spectra, checkpoint: Checkpoint, device: torch.device, 
         try:
             older = open_folder(folder, verify=True)
             if older.state.step < found.step:
-                found.steps.append(means(measure(older, device, say)))
+                found.steps += measure(older, device, say, batch).steps
         except CheckpointRemoved:
             continue
         except UserError as error:
@@ -99,12 +107,10 @@ def compare(
 ) -> None:
     """Count the intruder dimensions of every linear against the one of that name in `other`.
 
-    UserError where they have no linear in common, or one has another shape there.
+    UserError where one has another shape there, or numbers that are not finite.
     """
     here, there = shapes(checkpoint), shapes(other)
-    common = [name for name in here if name in there]
-    if not common:
-        raise UserError(f"--against {other.folder}: has no matrix of a name that {checkpoint.folder} has")
+    common = [name for name in here if name in there]  # of layer 0 at least
     for name in common:
         if here[name] != there[name]:
             sizes = (f"{shape[0]} x {shape[1]}" for shape in (here[name], there[name]))
@@ -115,15 +121,15 @@ def compare(
     if len(common) < len(here):
         say(f"--against {other.folder}: has {len(common)} of the {len(here)} matrices; the others are not compared")
     rows = {row["matrix"]: row for row in found.rows}
-    for name in timed(common, len(common), "intruders", say):
-        new, old = (linear_of(of, name, device).dense_weight() for of in (checkpoint, other))
+    both = zip(linears(checkpoint, common, device), linears(other, common, device), strict=True)
+    for one, another in timed(both, len(common), "intruders", say):
+        name, new, old = one.name, one.dense_weight(), another.dense_weight()
         if not old.isfinite().all():
             raise UserError(f"--against {other.folder}: {name} has a number that is not finite; give another one")
         rows[name]["intruders"] = intruder_dimensions(new, old, top, epsilon)
 
 
-def add_gradients(found: Spectra, model: Transformer, tokens: Tensor, targets: Tensor, say: Say) -> None:
-    """Add the spectra of the gradients of tokens and targets [B, T] to the rows, as the part `gradient`."""
+def _add_gradients(found: Spectra, model: Transformer, batch: Batch, device: torch.device, say: Say) -> None:
     rows = {row["matrix"]: row for row in found.rows}
     waiting = timed(range(len(rows)), len(rows), "gradients", say)
 
@@ -135,7 +141,7 @@ def add_gradients(found: Spectra, model: Transformer, tokens: Tensor, targets: T
         found.values[name]["gradient"] = values
         rows[name]["gradient"] = figures(values)
 
-    watch_gradients(model, tokens, targets, seen)
+    watch_gradients(model, batch.tokens.to(device), batch.targets.to(device), seen)
 
 
 def timed(items: Iterable[T], count: int, what: str, say: Say) -> Iterator[T]:

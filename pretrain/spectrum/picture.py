@@ -6,7 +6,7 @@ from pretrain.spectrum.measure import Spectra
 
 
 def draw(found: Spectra, path: Path) -> None:
-    """Write a PNG of the singular values of W over the largest, and the effective ranks of its parts by layer.
+    """Write a PNG of the singular values of W over the largest, and its effective ranks by layer.
 
     What is below a ten-thousandth of the largest is left out. Equal spectra give equal bytes.
     """
@@ -39,6 +39,7 @@ def draw(found: Spectra, path: Path) -> None:
         panel.set_ylabel("singular value of W / largest")
     for panel in axes.flat[:7]:
         panel.set_xlabel("place / smaller side")
+        panel.minorticks_off()  # most of the time that drawing takes
     last.set(xlabel="layer", ylim=(0, 1), title="effective rank of W / smaller side")
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.legend(fontsize=8, ncols=2)

@@ -16,19 +16,24 @@ Shapes = dict[str, tuple[int, int]]
 
 
 def suggest(
-    config: Config, shapes: Shapes, spectra: dict[str, Tensor], reduction: float | None, parameters: int | None
+    config: Config,
+    shapes: Shapes,
+    spectra: dict[str, Tensor],
+    reduction: float | None,
+    parameters: int | None,
+    multiple: int = 1,
 ) -> Ranks:
     """Give every linear a rank by one threshold of all of W's normalised singular values.
 
     The linears are those of `config`, or low_rank ones in the place of dense ones; `shapes` are (out, in) by name. Give
     one of `reduction`, the part of all singular values to leave out, and `parameters`, the most that the whole model
-    may have. No rank makes factors, with the sparse values beside them, larger than the dense matrix. UserError where
-    no ranks reach the target.
+    may have. Ranks are multiples of `multiple`, except for those below it, and none makes factors, with the sparse
+    values beside them, larger than the dense matrix. UserError where no ranks reach the target.
     """
     linear = config.linear
     caps = {name: largest_rank(*shape, _entries(linear, *shape)) for name, shape in shapes.items()}
     if reduction is not None:
-        found = ranks_for_reduction(spectra, reduction, caps)
+        found = ranks_for_reduction(spectra, reduction, caps, multiple)
         if found is None:
             raise UserError(f"--reduction {reduction:g}: every matrix keeps one singular value at least; ask for less")
         return found
@@ -40,7 +45,7 @@ def suggest(
     def total(ranks: dict[str, int]) -> int:
         return least + sum((rank - 1) * sum(shapes[name]) for name, rank in ranks.items())
 
-    found = choose_ranks(spectra, lambda ranks: total(ranks) <= parameters, caps)
+    found = choose_ranks(spectra, lambda ranks: total(ranks) <= parameters, caps, multiple)
     if found is None:
         raise UserError(
             f"--target-parameters {parameters:,}: with every rank 1 the model has {least:,} already (embedding, head, "

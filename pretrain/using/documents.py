@@ -35,7 +35,7 @@ def document_likelihood(model: Transformer, tokenizer: Tokenizer, text: str, dev
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     if first is None:
         raise UserError(
-            f"{tokenizer.path}: this tokenizer has neither bos nor eos, so a document's first token follows nothing; "
+            f"the model's {tokenizer.file_name} has neither bos nor eos, so a document's first token follows nothing; "
             "leave --text out to evaluate held-out text"
         )
     ids = tokenizer.encode(text)

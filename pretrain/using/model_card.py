@@ -48,7 +48,7 @@ def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str
         "layers, width": f"{config.model.n_layers}, {config.model.dim}",
         "vocabulary": f"{config.model.vocab_size:,}",
         "context": f"{config.model.max_seq_len:,} tokens",
-        "corpus": Path(config.data.path).name,
+        "corpus": _corpus(config),
         "optimizer": config.optimizer.name,
         "steps": f"{state.step:,}",
         "tokens seen": f"{state.tokens_seen:,}",
@@ -68,10 +68,21 @@ def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str
     (folder / "README.md").write_text("\n".join(filter(None, parts)), encoding="utf-8")
 
 
+def _corpus(config: Config) -> str:
+    """The name of the corpus, or those of a mixture's with their weights."""
+    if not config.data.mixture:
+        return Path(config.data.path).name
+    named = ((Path(source.path).name, source.weight) for source in config.data.mixture.values())
+    return ", ".join(f"{name} (weight {weight:g})" for name, weight in named)
+
+
 def _without_paths(config: Config) -> Config:
     """The configuration with the last part of each path alone."""
     run = config.run.model_copy(update={"dir": Path(config.run.dir).name})
-    data = config.data.model_copy(update={"path": Path(config.data.path).name})
+    mixture = {
+        name: source.model_copy(update={"path": Path(source.path).name}) for name, source in config.data.mixture.items()
+    }
+    data = config.data.model_copy(update={"path": Path(config.data.path).name, "mixture": mixture})
     return config.model_copy(update={"run": run, "data": data})
 
 

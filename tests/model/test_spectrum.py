@@ -6,6 +6,7 @@ import torch
 from model.spectrum import (
     choose_ranks,
     effective_rank,
+    intruder_dimensions,
     largest_rank,
     normalised,
     product_singular_values,
@@ -56,6 +57,17 @@ def test_stable_and_effective_rank_of_known_spectra():
     assert all(math.isnan(figure(torch.tensor([math.nan]))) for figure in (effective_rank, stable_rank))
 
 
+def test_a_direction_unlike_all_old_ones_is_an_intruder():
+    old = torch.diag(torch.linspace(64, 1, 64))  # its left singular vectors are the axes
+    assert intruder_dimensions(old, old) == 0
+    assert intruder_dimensions(-3 * old, old) == 0, "signs and lengths mean nothing"
+    even = torch.full((64, 1), 1 / 8)  # a cosine of 1 / 8 with every axis
+    assert intruder_dimensions(old + 1000 * even @ even.t(), old) == 1
+    assert intruder_dimensions(old + 1000 * even @ even.t(), old, epsilon=0.1) == 0
+    swapped = torch.diag(torch.linspace(1, 64, 64))
+    assert intruder_dimensions(swapped, old) == 0, "another order is none of another direction"
+
+
 def test_welore_keeps_what_lies_above_one_threshold_of_all():
     spectra = {"steep": torch.tensor([8.0, 1.0, 0.5, 0.0]), "flat": torch.tensor([8.0, 7.0, 6.0, 0.0])}
     torch.testing.assert_close(normalised(spectra["steep"]), torch.tensor([1, 0.125, 0.0625, 0], dtype=F64))
@@ -79,3 +91,9 @@ def test_no_rank_is_above_its_cap_and_factors_never_exceed_the_dense_matrix():
     assert ranks_for_reduction(spectra, 0.1, caps).ranks == {"steep": 2, "flat": 2}
     found = choose_ranks(spectra, lambda ranks: sum(rank * 8 for rank in ranks.values()) <= 24, caps)
     assert found.ranks == {"steep": 1, "flat": 2}
+
+
+def test_ranks_are_rounded_down_to_multiples():
+    spectra = {f"{length}": torch.linspace(1, 0.1, length) for length in (3, 4, 9, 17)}
+    assert ranks_for_reduction(spectra, 0.0, multiple=4).ranks == {"3": 3, "4": 4, "9": 8, "17": 16}
+    assert ranks_for_reduction(spectra, 0.2, multiple=4).reduction >= 0.2

@@ -217,3 +217,17 @@ def test_the_old_folder_outlives_a_failed_check(run, tmp_path, monkeypatch, with
     exporting.export(str(run), str(out), dtype="bf16", overwrite=True)
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert "\n---\n\n# hf\n" in (out / "README.md").read_text()
+
+
+def test_a_run_on_a_mixture_is_exported_and_compared_by_loss(corpus, tmp_path, without_transformers):
+    (tmp_path / "other.txt").write_text("abc def ghij klm nop\n" * 400)
+    made = ["--tokenizer", str(corpus / "tokenizer.model"), "--val-fraction", "0.2", "--out", str(tmp_path / "other")]
+    assert main(["prepare", "--text", str(tmp_path / "other.txt"), *made]) == 0
+    folders = {"a": corpus, "b": tmp_path / "other"}
+    sources = [f'{name} = {{ path = "{path}", weight = 3.0 }}' for name, path in folders.items()]
+    text = write_tiny(tmp_path, corpus).read_text()
+    (tmp_path / "tiny.toml").write_text(text.replace(f'path = "{corpus}"', f"mixture = {{ {', '.join(sources)} }}"))
+    assert train_here(tmp_path / "tiny.toml", "--train.max_steps=1") == 0
+    report = export(tmp_path / "run", tmp_path / "hf")
+    assert report["folder_loss"] == pytest.approx(report["model_loss"], rel=0.01)
+    assert "| corpus | data (weight 3), other (weight 3) |" in (tmp_path / "hf" / "README.md").read_text()

@@ -78,7 +78,6 @@ def test_a_pause_and_a_move_of_the_corpora_change_nothing(undisturbed, two, tmp_
     assert tensor_hashes(other, STEPS) == tensor_hashes(one, STEPS)
 
 
-@pytest.mark.fault("F10")
 def test_a_changed_mixture_is_refused(undisturbed, two, tmp_path):
     shutil.copytree(undisturbed / "run", tmp_path / "run")
     config = write_mixed(tmp_path, two)
@@ -95,6 +94,7 @@ def test_a_changed_mixture_is_refused(undisturbed, two, tmp_path):
         train_here(tmp_path / "tiny.toml", *options)
 
 
+@pytest.mark.slow
 def test_a_new_run_counts_from_its_own_beginning(undisturbed, two, tmp_path):
     config = write_mixed(tmp_path, two)
     train_here(config, "--schedule.total_steps=2", start=Start(str(undisturbed / "run")))

@@ -5,9 +5,12 @@ import tomllib
 
 import pytest
 import yaml
-from support import logged, train_here, write_tiny
+from support import TINY, logged, train_here, write_tiny
 
 from pretrain.cli import main
+from pretrain.config import load_config
+from pretrain.config.write import to_toml
+from pretrain.using.model_card import _corpus, _without_paths
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,13 @@ def test_the_configuration_names_no_path(card, tmp_path_factory):
     assert tables["run"]["dir"] == "run"
     assert tables["data"]["path"] == "data"
     assert str(tmp_path_factory.getbasetemp()) not in card
+
+
+def test_a_mixture_is_told_by_names_and_weights(tmp_path):
+    text = TINY.format(run=tmp_path / "run", data="")
+    weights = {"prose": 3.0, "code": 1.0}
+    sources = [f'{name} = {{ path = "{tmp_path / name}", weight = {weight} }}' for name, weight in weights.items()]
+    (tmp_path / "mixed.toml").write_text(text.replace('path = ""', f"mixture = {{ {', '.join(sources)} }}"))
+    config = load_config(tmp_path / "mixed.toml", [])
+    assert _corpus(config) == "prose (weight 3), code (weight 1)"
+    assert str(tmp_path) not in to_toml(_without_paths(config))

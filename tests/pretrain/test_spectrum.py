@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from support import edit_checkpoint, train_here, write_tiny
 
 from model.counts import count_parameters
+from model.linear import LowRank
 from model.linear.base import BaseLinear
 from model.linear.int8 import to_int8
 from model.spectrum import singular_values
@@ -19,7 +20,10 @@ from pretrain.checkpoint.read import load_model, open_checkpoint
 from pretrain.cli import main
 from pretrain.config import load_config
 from pretrain.spectrum.gradients import watch_gradients
+from pretrain.spectrum.measure import compare, measure, timed
+from pretrain.spectrum.suggest import suggest
 
+CPU = torch.device("cpu")
 NAME = "layers.1.feed_forward.up_proj"
 
 
@@ -35,13 +39,13 @@ def spectrum(*arguments) -> int:
     return main(["spectrum", *map(str, arguments)])
 
 
-def test_figures_are_those_of_the_matrices(run, tmp_path, capsys):
-    assert spectrum(run, "--out", tmp_path / "out", "--gradients", 2, "--json") == 0
+def test_figures_are_those_of_the_matrices(run, corpus, tmp_path, capsys):
+    assert spectrum(run, "--out", tmp_path / "out", "--gradients", 2, "--data", corpus, "--json") == 0
     table = json.loads(capsys.readouterr().out)
     assert table == json.loads((tmp_path / "out/table.json").read_text())
     assert (tmp_path / "out/spectra.png").read_bytes().startswith(b"\x89PNG")
     values = load_file(tmp_path / "out/spectra.safetensors")
-    linear = load_model(open_checkpoint(run), torch.device("cpu")).get_submodule(NAME)
+    linear = load_model(open_checkpoint(run), CPU).get_submodule(NAME)
     product = linear.scale * (linear.B @ linear.A).detach()
     row = next(row for row in table["matrices"] if row["matrix"] == NAME)
     assert row["shape"] == [53, 32]
@@ -59,6 +63,7 @@ def test_figures_are_those_of_the_matrices(run, tmp_path, capsys):
     mean = sum(row["W"]["stable_rank"] for row in table["matrices"]) / 14
     assert table["steps"][1]["W"]["stable_rank"] == pytest.approx(mean)
     assert table["steps"][0]["W"] != table["steps"][1]["W"]
+    assert table["steps"][0]["gradient"] != table["steps"][1]["gradient"]
 
 
 def test_a_step_alone_is_printed_as_a_table(run, capsys):
@@ -70,36 +75,45 @@ def test_a_step_alone_is_printed_as_a_table(run, capsys):
     assert lines[-3:] == [f"{run}/spectrum/{name}" for name in ("table.json", "spectra.safetensors", "spectra.png")]
 
 
-@pytest.mark.parametrize("target", ["--reduction=0.8", "--target-parameters=28000"])
-def test_suggested_ranks_are_a_table_that_plans_and_trains(run, tmp_path, capsys, target):
-    assert spectrum(run, "--out", tmp_path / "out", target) == 0
+def test_suggested_ranks_are_a_table_that_plans_and_trains(run, tmp_path, capsys):
+    assert spectrum(run, "--out", tmp_path / "out", "--reduction", 0.8) == 0
     printed = capsys.readouterr().out
     text = (tmp_path / "out/ranks.toml").read_text()
     assert text in printed
     assert len(tomllib.loads(text)["linear"]["ranks"]) == 14
     config = tmp_path / "config.toml"
-    tables = (run.parent / "tiny.toml").read_text().replace("[optimizer]", f"{text}\n[optimizer]")
-    config.write_text(tables)
-    loaded = load_config(config)
+    config.write_text((run.parent / "tiny.toml").read_text().replace("[optimizer]", f"{text}\n[optimizer]"))
     found = json.loads((tmp_path / "out/table.json").read_text())["suggested"]
-    assert dict(loaded.linear.ranks) == found["ranks"]
-    if "parameters" in target:
-        total = count_parameters(loaded.model, loaded.linear)["total"]
-        assert 27900 < total <= 28000
-    else:
-        assert 0.8 <= found["reduction"] < 0.85
+    assert dict(load_config(config).linear.ranks) == found["ranks"]
+    assert 0.8 <= found["reduction"] < 0.85
     assert main(["plan", str(config), "--json"]) == 0
     train_here(config, f"--run.dir={tmp_path}/new", "--train.max_steps=1")
 
 
-def test_a_dense_run_is_told_ranks_for_low_rank_linears(corpus, tmp_path, capsys):
+def suggested(path, reduction=None, parameters=None):
+    """The checkpoint's configuration, with the suggested ranks in its linears, or in low_rank ones for dense."""
+    checkpoint = open_checkpoint(path)
+    found = measure(checkpoint, CPU, print)
+    shapes = {row["matrix"]: tuple(row["shape"]) for row in found.rows}
+    whole = {name: parts["W"] for name, parts in found.values.items()}
+    ranks = suggest(checkpoint.config, shapes, whole, reduction, parameters).ranks
+    linear = checkpoint.config.linear
+    linear = LowRank.Config() if linear.name == "dense" else linear
+    return checkpoint.config, linear.model_copy(update={"ranks": tuple(ranks.items())})
+
+
+def test_a_number_of_parameters_is_that_of_the_whole_model(run):
+    config, linear = suggested(run, parameters=28000)
+    assert 27900 < count_parameters(config.model, linear)["total"] <= 28000
+
+
+def test_a_dense_run_is_told_ranks_for_low_rank_linears(corpus, tmp_path):
     train_here(write_tiny(tmp_path, corpus), "--linear.name=dense", "--train.max_steps=1")
-    capsys.readouterr()
-    assert spectrum(tmp_path / "run", "--reduction", 0.5, "--json") == 0
-    ranks = json.loads(capsys.readouterr().out)["suggested"]["ranks"]
-    assert max(rank for name, rank in ranks.items() if "attention" in name) <= 16
-    options = [f"--linear.ranks.{name}={rank}" for name, rank in ranks.items()]
-    assert load_config(tmp_path / "tiny.toml", ["--linear.name=low_rank", *options]).linear.name == "low_rank"
+    config, linear = suggested(tmp_path / "run", reduction=0.3)
+    assert max(rank for name, rank in linear.ranks if "attention" in name) == 16
+    assert max(rank for name, rank in linear.ranks if "feed_forward" in name) == 19  # (53 * 32) // (53 + 32)
+    counts = count_parameters(config.model, linear)
+    assert counts["total"] <= counts["dense_equivalent"]
 
 
 @pytest.mark.parametrize("linear", LINEAR_CONFIGS.values(), ids=LINEAR_CONFIGS)
@@ -128,6 +142,28 @@ def test_gradients_by_8bit_codes():
     watch_gradients(model, batch[:, :-1], batch[:, 1:], lambda name, gradient: found.update({name: gradient}))
     assert len(found) == 7
     assert all(singular_values(gradient)[0] > 0 for gradient in found.values())
+
+
+def test_long_work_says_how_far_it_is(monkeypatch):
+    said = []
+    monkeypatch.setattr("pretrain.spectrum.measure.SPEAK_SECONDS", -1.0)
+    assert list(timed("abc", 3, "step 5", said.append)) == ["a", "b", "c"]
+    assert said == ["step 5: 1 of 3 matrices, 0 s left", "step 5: 2 of 3 matrices, 0 s left"]
+
+
+def test_another_depth_is_compared_where_both_have_layers(run, corpus, tmp_path, capsys):
+    deep = tmp_path / "deep"
+    train_here(write_tiny(tmp_path, corpus), "--model.n_layers=3", f"--run.dir={deep}", "--train.max_steps=1")
+    capsys.readouterr()
+    found = measure(checkpoint := open_checkpoint(deep), CPU, print)
+    said = []
+    compare(found, checkpoint, open_checkpoint(run), 32, 0.9999, CPU, said.append)
+    assert said == [
+        f"--against {run}/checkpoints/step-00000004: has 14 of the 21 matrices; the others are not compared"
+    ]
+    counts = {row["matrix"]: row.get("intruders") for row in found.rows}
+    assert counts["layers.2.attention.q_proj"] is None
+    assert counts[NAME] > 0, "three steps apart, few singular vectors are the same"
 
 
 def broken(folder, source):
@@ -162,6 +198,9 @@ def test_mistakes_are_one_sentence(run, corpus, tmp_path, capsys):
             "layers.0.attention.q_proj is 32 x 32 here and 64 x 64 there; give",
         ),
         ([run, "--top", 3], "--top has no effect without --against"),
+        ([run, "--data", corpus], "--data has no effect without --gradients"),
+        ([run, "--gradients", 1, "--data", tmp_path], "no prepared corpus there"),
+        ([run, "--multiple-of", 8], "--multiple-of has no effect without --reduction or --target-parameters"),
         ([run, "--epsilon", 2, "--against", run], "--epsilon 2 is no cosine"),
         ([run, "--gradients", 0], "--gradients 0: must be at least 1"),
         ([run, "--gradients", 10**6], "held-out sequences; ask for less"),

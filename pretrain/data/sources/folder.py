@@ -10,7 +10,7 @@ from pretrain.data.documents import Document, Skipped, printable
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.hub import interleaved
 from pretrain.data.sources.rows import NO_TEXT
-from pretrain.data.sources.text import SHOWN_TYPES, file_records, known_files
+from pretrain.data.sources.text import SHOWN_TYPES, files_records, known_files
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_dict.json", "state.json")
 """Files that `datasets` writes beside the .arrow files of a data set saved to disk."""
@@ -69,8 +69,7 @@ class FolderSource:
         return {**self._description, "id": f"local {listing_sha256(used)}", "files": len(used)}
 
     def _rows(self, files: list[Named]) -> Iterator[Document | Skipped]:
-        for file in files:
-            yield from file_records(file, self.text_key)
+        yield from files_records(files, self.text_key)
 
     def _require_key(self, folder: Path) -> None:
         """Refuse a key that no row has, which takes one row where the key is right."""

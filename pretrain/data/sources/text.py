@@ -1,12 +1,15 @@
 """The user's own files and folders: plain text, JSON, CSV, Parquet and Arrow."""
 
 import io
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from model.errors import UserError
 from model.lfs import POINTER, is_pointer
+from pretrain.data.ahead import in_turn
 from pretrain.data.documents import Document, Skipped, score
 from pretrain.data.sources.bounded import seen
 from pretrain.data.sources.columns import arrow_rows, parquet_rows
@@ -20,6 +23,10 @@ CSV = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
 TYPES = (*PLAIN, *JSON, *CSV, ".parquet", ".arrow")
 SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet .arrow"
 SECTION_BYTES = 1 << 16
+LARGE_BYTES = 1 << 20
+"""A packed file or a table of so many bytes is worth a thread of its own."""
+AT_ONCE = min(4, len(os.sched_getaffinity(0)))
+"""Files that are read at once."""
 
 
 class TextSource:
@@ -46,8 +53,7 @@ class TextSource:
 
     def records(self) -> Iterator[Document | Skipped]:
         yield from self._left_out
-        for file in self._files:
-            yield from file_records(file, self.text_key)
+        yield from files_records(self._files, self.text_key)
 
     def describe(self) -> dict[str, Any]:
         count, sha256 = len(self._files), listing_sha256(self._files)
@@ -59,6 +65,16 @@ def known_files(finder: FileFinder) -> tuple[list[Named], list[Skipped]]:
     known = [file for file in finder.files if file.path.name.endswith(TYPES)]
     others = [Skipped(file.name, "unknown file type") for file in finder.files if not file.path.name.endswith(TYPES)]
     return known, [*others, *finder.left_out]
+
+
+def files_records(files: list[Named], text_key: str) -> Iterator[Document | Skipped]:
+    """All documents of files, in order; of large ones that are packed or tables, several are read at once."""
+    works = ((_apart(file), partial(file_records, file, text_key)) for file in files)
+    yield from in_turn(works, AT_ONCE)
+
+
+def _apart(file: Named) -> bool:
+    return file.size >= LARGE_BYTES and file.path.name.endswith((*PACKED[1:], ".parquet", ".arrow"))
 
 
 def file_records(file: Named, text_key: str) -> Iterator[Document | Skipped]:

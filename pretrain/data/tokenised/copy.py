@@ -21,6 +21,7 @@ from pretrain.data.tokenised.piece import PIECE_TOKENS, Piece, Split, TokenFile
 from pretrain.data.tokenised.spelling import Spelling
 from pretrain.data.tokenised.write import PieceWriter
 from pretrain.data.tokenizer import Tokenizer, open_tokenizer
+from pretrain.data.unfinished import take_up
 from pretrain.machine.fault import fault_point
 from pretrain.machine.files import write_synced
 
@@ -69,13 +70,14 @@ def copy_tokens(options: CopyOptions, say: Callable[[str], None]) -> Manifest:
         say(f"warning: --tokenizer {options.tokenizer}: {spelling.note}")
     dtype = np.dtype("uint16" if vocab_size <= LARGEST_UINT16_VOCAB else "uint32").newbyteorder("<")
     with staging(options.out) as folder:
+        take_up(folder, made_of)  # empties it: copying is quick and begins anew
         for name, content in (tokenizer.kept if tokenizer else {}).items():
             write_synced(folder / name, content)
         writers = {split: PieceWriter(folder, split, dtype, options.shard_tokens, bool(spelling)) for split in SPLITS}
         with Progress("copying", sum(_bytes(file) for file in files)) as progress:
             for file in files:
                 done = 0
-                for split, piece in divided(file, any(file.split for file in files), options.val_fraction):
+                for split, piece in divided(file, options.val_fraction):
                     _require_known(piece, file, vocab_size, done)
                     writers[split].add(piece, spelling.sizes(piece) if spelling else None)
                     done += len(piece.ids)
@@ -89,10 +91,10 @@ def copy_tokens(options: CopyOptions, say: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def divided(file: TokenFile, has_splits: bool, val_fraction: float) -> Iterator[tuple[Split, Piece]]:
+def divided(file: TokenFile, val_fraction: float) -> Iterator[tuple[Split, Piece]]:
     """The pieces of a file, each for the split it belongs to."""
-    if has_splits or file.split:
-        yield from ((file.split or "train", piece) for piece in file.pieces())
+    if file.split:
+        yield from ((file.split, piece) for piece in file.pieces())
     elif file.knows_documents:
         documents = 0
         for piece in file.pieces():

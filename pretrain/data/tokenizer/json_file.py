@@ -1,18 +1,21 @@
 """`tokenizer.json`, the file of the tokenizers library: GPT-2's, Llama 3's, or one trained with that library."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 
 from model.errors import UserError
 from model.hf.kept import CONFIG, JSON
 from model.hf.markers import ROLES, find_markers, vocabulary
 from model.strict_json import parse_object
 from pretrain.data.tokenizer.base import SPACE, Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 BESIDE = (CONFIG, "special_tokens_map.json")
 """Files next to a tokenizer.json that name its markers, the first one that speaks of a role being heard."""
@@ -37,8 +40,11 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True  # markers in a text are ordinary characters
         try:
             markers = find_markers(rules, [(name, parse_object(beside[name])) for name in BESIDE if name in beside])
+            self._spelling = _Spelling(rules)
         except ValueError as error:
             raise UserError(f"{path}: {error}; correct {' or '.join(BESIDE)} beside it") from None
+        except (LookupError, TypeError, AttributeError):  # what the library reads in another way than this code
+            raise UserError(f"{path}: a tokenizer.json of an unknown layout; save it anew with tokenizers") from None
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
             markers[role].id if role in markers else None for role in ROLES
         )
@@ -54,14 +60,15 @@ class JsonTokenizer(Tokenizer):
         self._special = {i for i, token in added.items() if token.special}
         self._added = {i: token.content for i, token in added.items() if not token.special}
         self._tokens = {i: token for token, i in self._tokenizer.get_vocab().items()}
-        self._spelling = _Spelling(rules)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with self._encoding():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         # The library's own threads are as many as RAYON_NUM_THREADS says, or the machine has.
-        return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with self._encoding():
+            return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids])
@@ -74,6 +81,17 @@ class JsonTokenizer(Tokenizer):
 
     def piece(self, i: int) -> str:
         return self._spelling.spaced(self._tokens[i])
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Say in a sentence that a text cannot be encoded, as one with an unknown letter where there is no unk."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # as in _load
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.path}: a text cannot be encoded ({reason}); give another tokenizer") from None
 
     def _bytes_of(self, i: int) -> int:
         if i in self._special or i == self.unk_id:
@@ -88,10 +106,10 @@ class _Spelling:
 
     def __init__(self, rules: Mapping[str, Any]):
         steps = [*_steps(rules.get("pre_tokenizer")), *_steps(rules.get("decoder"))]
-        kinds, model = {step["type"] for step in steps}, rules["model"]
+        kinds, model = {step.get("type") for step in steps}, rules["model"]
         self._bytes = _byte_letters() if "ByteLevel" in kinds else None
         self._letters = frozenset(self._bytes or ())
-        self._space = next((step["replacement"] for step in steps if step["type"] == "Metaspace"), SPACE)
+        self._space = next((step["replacement"] for step in steps if step.get("type") == "Metaspace"), SPACE)
         self._byte_fallback = bool(model.get("byte_fallback"))
         self._prefix = model.get("continuing_subword_prefix") or ""
         self._suffix = model.get("end_of_word_suffix") or ""
@@ -127,7 +145,13 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     return [part] if inner is None else [step for each in inner for step in _steps(each)]
 
 
-def _load(path: Path, content: bytes) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
+def _load(path: Path, content: bytes) -> tuple[dict[str, Any], "tokenizers.Tokenizer"]:
+    try:
+        import tokenizers  # where there is none, SentencePiece works all the same
+    except ImportError:
+        raise UserError(
+            f"{path}: a tokenizer.json needs a library to be read: pip install tokenizers -c constraints.txt"
+        ) from None
     try:
         return parse_object(content), tokenizers.Tokenizer.from_str(content.decode())
     except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -140,7 +164,7 @@ def _load(path: Path, content: bytes) -> tuple[dict[str, Any], tokenizers.Tokeni
         ) from None
 
 
-def _usable_size(path: Path, rules: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> int:
+def _usable_size(path: Path, rules: Mapping[str, Any], tokenizer: "tokenizers.Tokenizer") -> int:
     """The number of ids; UserError where they have a hole, or the file is not to be trained with."""
     ids = tokenizer.get_vocab()
     known = set(ids.values())

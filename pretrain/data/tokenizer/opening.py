@@ -32,7 +32,8 @@ def open_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     except (OSError, ValueError) as error:  # ValueError: NUL in a path
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{path}: the tokenizer cannot be read ({reason}); give a SentencePiece .model or a tokenizer.json"
+            f"{path}: the tokenizer cannot be read ({reason}); give the path of a SentencePiece .model or a "
+            "tokenizer.json on this machine, or of a folder with one"
         ) from error
 
 

@@ -12,6 +12,13 @@ function make(parent, name, attributes = {}, text = "") {
   return node;
 }
 
+/** Whether a line goes up and down so much that a thick one would hide itself. */
+function isNoisy(ys) {
+  let way = 0;
+  for (let i = 1; i < ys.length; i++) way += Math.abs(ys[i] - ys[i - 1]);
+  return ys.length > 400 && way > 15 * ys.reduce(([low, high], y) => [Math.min(low, y), Math.max(high, y)], [Infinity, -Infinity]).reduce((low, high) => high - low);
+}
+
 class Chart {
   /** Draws `panel` into `host`; `page` has the runs, the axis, the view, and is told where the cursor goes. */
   constructor(host, panel, page) {
@@ -172,7 +179,7 @@ class Chart {
       });
       make(parent, "path", { d: text, fill: "none", stroke: color, "stroke-dasharray": dash, ...attributes });
     };
-    path(line, { class: mean ? "faint" : line.xs.length > 600 ? "line dense" : "line" });
+    path(line, { class: mean ? "faint" : isNoisy(line.y) ? "line dense" : "line" });
     if (mean) path(mean, { class: "line" });
     if (this.panel.dots || line.xs.length === 1) {
       line.xs.forEach((x, index) => {

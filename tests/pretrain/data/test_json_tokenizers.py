@@ -1,12 +1,14 @@
 """tokenizer.json: what transformers makes of a text, bytes that add up, markers, and a sentence for what is none."""
 
 import json
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from faults.mutate import mutated_bytes, mutated_data
 from json_tokenizers import KINDS, held_out_lines, write_tokenizer
 
 from model.errors import UserError
@@ -15,6 +17,7 @@ from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import read_manifest
 from pretrain.data.tokenizer import kept_tokenizer, open_tokenizer
+from pretrain.data.tokenizer.json_file import JsonTokenizer
 from pretrain.using.check_texts import hard_strings
 
 TEXTS = [*held_out_lines(), *hard_strings(300)]
@@ -158,6 +161,22 @@ def test_what_is_no_tokenizer_is_said_and_nothing_is_written(tmp_path, capsys, c
     assert not (tmp_path / "out").exists()
 
 
+def test_the_tokenizer_of_a_replaced_corpus_goes_with_it_and_a_given_one_stays(folders, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("some text\n" * 10_000)
+    out, model = tmp_path / "out", tmp_path / "given"
+    command = ["prepare", "--text", str(tmp_path / "a.txt"), "--out", str(out), "--overwrite"]
+    given = ["--tokenizer", str(write_tokenizer(model, "gpt2"))]
+    assert main([*command, *given]) == 0
+    assert {path.name for path in out.glob("tokenizer*")} == {"tokenizer.json", "tokenizer_config.json"}
+    assert main([*command, "--vocab-size", "275"]) == 0
+    assert {path.name for path in out.glob("tokenizer*")} == {"tokenizer.model"}
+    assert main([*command, *given]) == 0
+    assert {path.name for path in out.glob("tokenizer*")} == {"tokenizer.json", "tokenizer_config.json"}
+    assert main([*command[:3], "--out", str(model), *given]) == 2
+    assert "holds the --tokenizer, whose files the corpus would replace" in capsys.readouterr().err
+    assert [path.name for path in model.iterdir()] == ["tokenizer.json"]
+
+
 def test_a_folder_without_a_tokenizer_is_said(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer\.model and no tokenizer\.json there"):
         open_tokenizer(tmp_path)
@@ -196,3 +215,42 @@ def test_byte_level_tokens_have_just_the_bytes_they_spell(folders):
     for text in TEXTS:
         assert sum(spelt[i] for i in tokenizer.encode(text)) == len(text.encode())
     assert spelt[tokenizer.eos_id] == 0
+
+
+def test_without_the_library_that_is_said(tmp_path, monkeypatch):
+    path = write_tokenizer(tmp_path, "gpt2")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"needs a library to be read: pip install tokenizers -c constraints\.txt"):
+        open_tokenizer(path)
+
+
+def test_a_text_that_cannot_be_encoded_is_said(tmp_path, capsys):
+    rules = json.loads(KINDS["wordpiece"]().to_str())
+    rules["model"]["vocab"] = {"some" if token == "[UNK]" else token: i for token, i in rules["model"]["vocab"].items()}
+    rules["added_tokens"], rules["post_processor"] = [], None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(UserError, match=r"tokenizer\.json: a text cannot be encoded \(.*\[UNK\].*\); give another"):
+        open_tokenizer(tmp_path).encode("\u6f22")
+
+
+@pytest.mark.fault("F45")
+@pytest.mark.parametrize("kind", ["llama3", "unigram"])
+def test_a_strangers_file_is_read_or_said(kind):
+    whole = KINDS[kind]().to_str()
+    outcomes, said = set(), []
+    for seed in range(25):
+        rng = random.Random(f"{kind}{seed}")
+        changed = json.loads(whole)
+        key = rng.choice([key for key, value in changed.items() if isinstance(value, dict | list)])
+        changed[key] = mutated_data(rng, changed[key])
+        data = json.dumps(changed).encode() if seed % 4 else mutated_bytes(rng, whole.encode())
+        try:
+            tokenizer = JsonTokenizer(Path("tokenizer.json"), data, {})
+            tokenizer.decode(tokenizer.encode("the quick\n é🙂 fox"))
+            outcomes.add((len(tokenizer.losses()) < 9, len(tokenizer.token_bytes()) > 9, tokenizer.added_space()))
+            folder_tokenizer(tokenizer.kept, Path(), 64)
+        except UserError as error:
+            outcomes.add("said")
+            said.append(str(error))
+    assert len(outcomes) > 1
+    assert "\n" not in "".join(said)

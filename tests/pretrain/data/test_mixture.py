@@ -10,6 +10,7 @@ from corpora import flip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixing import WEIGHTS, prepare_two
+from tokenised import write_flat
 
 from model.errors import UserError
 from pretrain.cli import main
@@ -114,13 +115,24 @@ def test_epochs_in_words(two):
         assert part == f"{data.seen(0, 800)[name].samples / source.n_samples:.2f} epochs of {name}"
 
 
-@pytest.mark.fault("F9")
 def test_mixtures_that_cannot_be(two, texts, tmp_path):
     other = tmp_path / "other"
     assert main(["prepare", "--text", str(texts), "--out", str(other), "--vocab-size", "321"]) == 0
     weights = WEIGHTS | {"other": 1.0}
     with pytest.raises(UserError, match=r"need one tokenizer, but other has another than code; prepare oth"):
         mixed(two, weights=weights, other=other)
+    ids = write_flat(tmp_path / "ids.bin", [range(300)])
+    for size, more in ((320, "bare"), (500, "wide")):
+        given = ["--tokens", str(ids), "--vocab-size", str(size), "--out", str(tmp_path / more)]
+        assert main(["prepare", *given, "--val-fraction", str(size / 1000)]) == 0
+    with pytest.raises(
+        UserError, match=r"one tokenizer, but other has no tokenizer and code has one; prepare other ag"
+    ):
+        mixed(two, weights=weights, other=tmp_path / "bare")
+    with pytest.raises(
+        UserError, match=r"b has a vocabulary of 500 ids and a one of 320; all corpora of a mixture need"
+    ):
+        mixed({}, weights={"a": 1.0, "b": 1.0}, a=tmp_path / "bare", b=tmp_path / "wide")
     with pytest.raises(UserError, match=r"data\.mixture: other and prose are the same corpus; leave one out"):
         mixed(two, weights=weights, other=shutil.copytree(two["prose"], tmp_path / "copy"))
     with pytest.raises(UserError, match=r"nowhere: no prepared corpus there"):
@@ -134,7 +146,7 @@ def test_mixtures_that_cannot_be(two, texts, tmp_path):
         MixtureDataset(paths, WEIGHTS, "val", 1_000_000, "concat", 0)
 
 
-@pytest.mark.fault("F9")
+@pytest.mark.fault("F37")
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_changed_byte_of_any_corpus_is_seen_as_it_is_read(two, tmp_path, name):
     copies = {source: shutil.copytree(path, tmp_path / source) for source, path in two.items()}

@@ -11,11 +11,12 @@ from support import train_here, write_tiny
 from tokenised import write_flat, write_llm_c, write_megatron
 
 from model.errors import UserError
+from model.hf.staging import PARTIAL
 from pretrain.cli import main
 from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import document_starts
-from pretrain.data.tokenised import flat, piece
+from pretrain.data.tokenised import copy, flat, piece
 from pretrain.data.tokenised.copy import CopyOptions, copy_tokens
 from pretrain.data.tokenised.opening import Reading
 from pretrain.data.tokenizer import open_tokenizer
@@ -55,6 +56,7 @@ def test_a_flat_pair_is_train_and_val(tmp_path, monkeypatch):
     train, val = documents(50), documents(7, seed=1)
     write_flat(tmp_path / "there" / "train.bin", train)
     write_flat(tmp_path / "there" / "val.bin", val)
+    write_flat(tmp_path / "there" / "test.bin", documents(9, seed=2))
     manifest = copied(tmp_path / "there", tmp_path / "out", document_end=END)
     assert (read(tmp_path / "out", "train"), read(tmp_path / "out", "val")) == (train, val)
     assert len(manifest.train.files) == -(-sum(map(len, train)) // 300)
@@ -62,7 +64,20 @@ def test_a_flat_pair_is_train_and_val(tmp_path, monkeypatch):
     assert "as it was written" in verify(tmp_path / "out")
     said = []
     copied(tmp_path / "there", tmp_path / "out", document_end=END, say=said.append)
-    assert "already prepared" in said[0]
+    assert said[0].endswith("there: test.bin is left out")
+    assert "already prepared" in said[1]
+
+
+def test_names_say_a_split_only_where_some_are_held_out(tmp_path):
+    """Else of each file every 1 / val_fraction-th document is."""
+    for folder, names in (("train", ("train_1", "train_2")), ("both", ("train_1", "val")), ("rest", ("a", "val"))):
+        (tmp_path / folder).mkdir()
+        for seed, name in enumerate(names):
+            write_flat(tmp_path / folder / f"{name}.bin", documents(20, seed=seed))
+        manifest = copied(tmp_path / folder, tmp_path / f"{folder}-out", document_end=END, val_fraction=0.1)
+        assert (manifest.train.documents, manifest.val.documents) == ((36, 4) if folder == "train" else (20, 20))
+    one = copied(tmp_path / "both" / "train_1.bin", tmp_path / "one", document_end=END, val_fraction=0.1)
+    assert (one.train.documents, one.val.documents) == (18, 2)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("<u2", None), ("<u4", "uint32"), ("<i4", "int32"), ("<i8", "int64")])
@@ -234,7 +249,7 @@ WRONG = {
     "no mark": (
         lambda p: write_flat(p / "x.bin", [[1] * 900]),
         {"document_end": 7},
-        r"ids without this mark, too many",
+        r"ids without this mark, too",
     ),
     "index cut": (lambda p: cut(pair(p), 8, ".idx"), {}, r"x\.idx: has .* cut short"),
     "ids cut": (lambda p: cut(pair(p), 8, ".bin"), {}, r"x\.bin: has .* cut short"),
@@ -274,7 +289,7 @@ def spoil(prefix, at, data):
     return prefix
 
 
-@pytest.mark.fault("F9")
+@pytest.mark.fault("F24")
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_no_corpus_of_ids(case, tmp_path, monkeypatch):
     monkeypatch.setattr(flat, "PIECE_TOKENS", 64)
@@ -287,7 +302,26 @@ def test_what_is_no_corpus_of_ids(case, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.fault("F9")
+def test_a_stop_leaves_nothing_and_what_others_left_goes(tmp_path, monkeypatch):
+    path, out = write_flat(tmp_path / "x.bin", documents()), tmp_path / "out"
+
+    def stopped(point):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copy, "fault_point", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            copied(path, out, document_end=END)
+    assert not out.exists()
+    left = out / PARTIAL
+    left.mkdir(parents=True)
+    (left / "train-00099.bin").write_bytes(b"left")
+    copied(path, out, document_end=END)
+    assert not (out / "train-00099.bin").exists()
+    verify(out)
+
+
+@pytest.mark.fault("F24")
 def test_folders_of_datasets_that_hold_no_ids(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a"], "labels": [[0.5]]}).save_to_disk(str(tmp_path / "x"))
@@ -308,7 +342,6 @@ def test_folders_of_datasets_that_hold_no_ids(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.fault("F10")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

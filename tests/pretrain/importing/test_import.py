@@ -3,16 +3,20 @@
 import json
 import shutil
 import tomllib
+from collections import Counter
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import logged, train_here, write_tiny
 
+from model.errors import UserError
 from model.hf import load_folder
-from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint
+from pretrain.checkpoint.read import Checkpoint, load_model, open_checkpoint, tokenizer_of
 from pretrain.cli import main
+from pretrain.data.tokenizer import open_tokenizer
 from pretrain.loop.origin import Start
+from pretrain.machine import fault
 
 DENSE = ["--linear.name=dense", "--train.global_batch_size=2"]
 
@@ -85,8 +89,28 @@ def test_the_file_that_an_import_writes_is_what_train_takes(hf, corpus, tmp_path
     run = ["--train.max_steps=1", "--train.micro_batch_size=1", "--train.global_batch_size=1", "--eval.tokens=64"]
     overrides = [*run, "--train.dtype=fp32", f"--data.path={corpus}", f"--run.dir={tmp_path / 'run'}"]
     assert train_here(out / "train.toml", *overrides, start=Start(str(out))) == 0
+    with pytest.raises(UserError, match=r"holds an imported model, .*: train with --from .* --run\.dir=NEW"):
+        train_here(out / "train.toml", *run, f"--data.path={corpus}", f"--run.dir={out}")
+    new = [*overrides, f"--run.dir={tmp_path / 'other'}"]
+    with pytest.raises(UserError, match="holds no optimizer state, as its model was imported; use --from-state"):
+        train_here(out / "train.toml", *new, start=Start(str(out), "all"))
     for command in (["eval", str(out), "--data", str(corpus), "--tokens", "64"], ["sample", str(out), "--tokens", "2"]):
         assert main(command) == 0
+
+
+def test_a_tokenizer_json_comes_along_or_none_does(hf, tmp_path, capsys):
+    (hf / "tokenizer.model").unlink()
+    checkpoint = imported(hf, tmp_path / "json")
+    tokenizer = tokenizer_of(checkpoint)
+    assert tokenizer is not None
+    assert tokenizer.identity == open_tokenizer(hf / "tokenizer.json").identity
+    assert "/checkpoints/step-00000000/tokenizer.json --out data/mine" in capsys.readouterr().out
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (hf / name).unlink()
+    assert tokenizer_of(imported(hf, tmp_path / "none")) is None
+    said = capsys.readouterr().out
+    assert "has no tokenizer.model and no tokenizer.json: the checkpoint has no tokenizer" in said
+    assert "sparlow prepare" not in said
 
 
 def test_bf16_stays_as_it_is_and_fp16_becomes_fp32(hf, tmp_path):
@@ -155,6 +179,11 @@ def broken(hf, what):
         names = dict.fromkeys(load_file(weights), "model-00001-of-00002.safetensors")
         (hf / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
         return "model-00001-of-00002.safetensors: not a readable safetensors file (no such file); download"
+    if what == "twice":
+        shutil.copy(weights, hf / "other.safetensors")
+        names = {"a": "model.safetensors", "b": "other.safetensors"}
+        (hf / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        return "is in model.safetensors too; download the folder again"
     if what == "pickle":
         weights.rename(hf / "pytorch_model.bin")
         return "only .bin weights, which are pickles and never loaded"
@@ -177,7 +206,7 @@ def broken(hf, what):
     "what",
     [
         *("NaN", "infinity", "truncated", "shard gone", "pickle", "other architecture", "contradiction", "tokenizer"),
-        "no folder",
+        *("twice", "no folder"),
     ],
 )
 def test_a_folder_that_cannot_be_taken_is_refused(hf, tmp_path, capsys, what):
@@ -185,6 +214,13 @@ def test_a_folder_that_cannot_be_taken_is_refused(hf, tmp_path, capsys, what):
     said = refused(capsys, hf, tmp_path / "in")
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SPARLOW_FAULT", "disk_full")
+    monkeypatch.setattr(fault, "_visits", Counter())  # other tests count theirs
+    said = refused(capsys, hf, tmp_path / "in")
+    assert "in: cannot be written (No space left on device); choose another folder or make room" in said
 
 
 def test_wrong_arguments_are_refused(hf, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Random LLaMAs of transformers, imported and exported again: the same logits on both ways."""
+"""Random models of transformers, imported and exported again: the same logits on both ways."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from pretrain.cli import main
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
-SHAPES = ("gqa", "tied", "llama3", "bf16", "head_width")
+SHAPES = ("gqa", "tied", "llama3", "bf16", "head_width", "mistral", "qwen2")
 
 
 def ask(what, root):

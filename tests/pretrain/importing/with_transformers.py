@@ -1,4 +1,4 @@
-"""Run in a process of its own: `make ROOT` writes random LLaMAs with transformers, `read ROOT` reads those below ROOT.
+"""Run in a process of its own: `make ROOT` writes random models with transformers, `read ROOT` reads those below ROOT.
 
 Both leave the logits of ROOT/tokens.safetensors, in fp32, as logits.answer in each folder.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 BASE = {
     "vocab_size": 384, "hidden_size": 64, "intermediate_size": 150, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -24,7 +24,10 @@ SHAPES = {
     "llama3": {"rope_parameters": LLAMA3, "num_key_value_heads": 4},
     "bf16": {"num_key_value_heads": 4},
     "head_width": {"head_dim": 12, "num_key_value_heads": 4},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "qwen2": {"num_key_value_heads": 2},
 }
+OTHERS = {"mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
 def answer(folder: Path, tokens: torch.Tensor) -> None:
@@ -39,7 +42,7 @@ def main(what: str, root: Path) -> None:
     for name, changes in SHAPES.items():
         if what == "make":
             torch.manual_seed(0)
-            model = LlamaForCausalLM(LlamaConfig(**{**BASE, **changes}))
+            model = AutoModelForCausalLM.from_config(OTHERS.get(name, LlamaConfig)(**{**BASE, **changes}))
             for norm in (module for module in model.modules() if type(module).__name__.endswith("RMSNorm")):
                 torch.nn.init.normal_(norm.weight, 1.0, 0.2)
             model = model.to(torch.bfloat16) if name == "bf16" else model

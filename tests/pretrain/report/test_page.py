@@ -149,6 +149,9 @@ def test_every_figure_has_one_panel():
         ("val/ppl", ("val/ppl",)),
     ]
     assert panels[2].labels == ("a b", "c")
+    kinds = {f"spectrum/weight/{kind}/stable_rank" for kind in "abcde"}
+    assert len(panels_of(kinds)) == 1
+    assert [panel.labels for panel in panels_of(kinds, several=True)] == [(kind,) for kind in "abcde"]
     assert all(not panel.labels or len(panel.labels) == len(panel.tags) for panel in PANELS)
 
 
