@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,6 +89,39 @@ def test_several_machines_meet_at_the_first(tmp_path, slurm):
     start("slurm.sbatch", "x.toml", VIRTUAL_ENV=str(tmp_path / "env"), **slurm, **nodes).communicate(timeout=60)
     where = "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node7:10017 --rdzv-id 17 --nproc_per_node 1"
     assert where in (tmp_path / "arguments").read_text()
+
+
+def test_a_port_that_is_taken_on_the_first_machine(tmp_path, slurm):
+    """One that was asked for is an error; of the job's own the next one is taken."""
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho node7\necho node8\n")
+    fake_environment(tmp_path / "env", LAUNCHER.format(python=sys.executable, folder=tmp_path))
+    (tmp_path / "fails").touch()
+    job = slurm | {"VIRTUAL_ENV": str(tmp_path / "env"), "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        process = start("slurm.sbatch", "x.toml", **job, MASTER_PORT=str(port))
+        output, _ = process.communicate(timeout=60)
+        assert (process.returncode, (tmp_path / "arguments").exists()) == (2, False), output
+        assert f"port {port} is in use on " in output
+    with socket.create_server(("127.0.0.1", 10_018)):
+        output, _ = start("slurm.sbatch", "x.toml", **job | {"SLURM_JOB_ID": "18"}).communicate(timeout=60)
+    assert (tmp_path / "arguments").exists(), output
+    assert "--rdzv-endpoint node7:10019 --rdzv-id 18 " in (tmp_path / "arguments").read_text()
+
+
+def test_a_cluster_that_requeues_nothing_and_a_shell_that_is_no_job(tmp_path, slurm):
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    fake_environment(tmp_path / "env", LAUNCHER.format(python=sys.executable, folder=tmp_path))
+    process = start("slurm.sbatch", "x.toml", VIRTUAL_ENV=str(tmp_path / "env"), **slurm)
+    wait_for(tmp_path / "started", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "this cluster requeues nothing: submit the same command again" in output
+    process = start("slurm.sbatch", "x.toml", **slurm | {"SLURM_JOB_ID": ""})
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "this is for SLURM: sbatch launch/slurm.sbatch CONFIG.toml" in output
 
 
 @pytest.mark.fault("F14", "F47")
