@@ -82,7 +82,7 @@ def test_the_status_tells_a_stop_from_a_failure(tmp_path, slurm, script, stops):
 @pytest.mark.fault("F47")
 def test_several_machines_meet_at_the_first(tmp_path, slurm):
     """With an scontrol that names them."""
-    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho node7\necho node8\n")
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho node7\nsleep 0.1\necho node8\n")
     fake_environment(tmp_path / "env", LAUNCHER.format(python=sys.executable, folder=tmp_path))
     (tmp_path / "fails").touch()
     nodes = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
@@ -93,7 +93,7 @@ def test_several_machines_meet_at_the_first(tmp_path, slurm):
 
 def test_a_port_that_is_taken_on_the_first_machine(tmp_path, slurm):
     """One that was asked for is an error; of the job's own the next one is taken."""
-    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho node7\necho node8\n")
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho node7\nsleep 0.1\necho node8\n")
     fake_environment(tmp_path / "env", LAUNCHER.format(python=sys.executable, folder=tmp_path))
     (tmp_path / "fails").touch()
     job = slurm | {"VIRTUAL_ENV": str(tmp_path / "env"), "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
