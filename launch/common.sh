@@ -15,6 +15,14 @@ BORROWED=
 
 fail() { printf '\n%s\n' "$1" >&2; exit "${2:-1}"; }
 
+# whole NAME LEAST …: refuses a variable that is set to anything but a whole number of at least that.
+whole() {
+    while [ $# -gt 0 ]; do
+        [[ ${!1:-$2} =~ ^[0-9]{1,9}$ && $((10#${!1:-$2})) -ge $2 ]] || fail "$1=${!1} is no whole number of at least $2." 2
+        shift 2
+    done
+}
+
 # step "what" command …: says what it does and how long it took.
 step() {
     local what=$1 start=$SECONDS

@@ -60,7 +60,7 @@ if has < needed:
 EOF
 }
 
-# The folder that data.path names holds a corpus.
+# The folders that [data] names hold corpora.
 check_data() {
     "$PY" - "$config" "${overrides[@]}" <<'EOF'
 import sys
@@ -68,12 +68,13 @@ from pathlib import Path
 
 from pretrain.config import load_config
 
-path = load_config(sys.argv[1], sys.argv[2:]).data.path
-if not (Path(path) / "manifest.json").exists():
-    sys.exit(
-        f"There is no corpus in {path}: make it with sparlow prepare --hf allenai/c4 --config en --tokenizer FILE.model "
-        f"--out {path}, or name another with --data.path=FOLDER."
-    )
+for key, path in load_config(sys.argv[1], sys.argv[2:]).data.paths.items():
+    if not (Path(path) / "manifest.json").exists():
+        named = f"--{key}=FOLDER" if key == "data.path" else f"--{key}.path=FOLDER"
+        sys.exit(
+            f"There is no corpus in {path}: make it with sparlow prepare --hf allenai/c4 --config en --tokenizer "
+            f"FILE.model --out {path}, or name another with {named}."
+        )
 EOF
 }
 

@@ -6,9 +6,11 @@
 # SIGTERM, Ctrl-C or a closed terminal: the run stops with a checkpoint and status 143; a second one kills it.
 set -euo pipefail
 if [ -f "${1:-}" ]; then set -- "$(realpath "$1")" "${@:2}"; fi
-if [ -f "${HOSTFILE:-}" ]; then HOSTFILE=$(realpath "$HOSTFILE"); fi
+[ -z "${HOSTFILE:-}" ] || HOSTFILE=$(realpath "$HOSTFILE")
 cd "$(dirname "$0")/.."
 source launch/common.sh
+whole NPROC 1
+[ -z "${HOSTFILE:-}" ] || [ -f "$HOSTFILE" ] || fail "HOSTFILE=$HOSTFILE does not exist: give a file with a line \`host slots=GPUS\` for each machine." 2
 use_environment
 install_missing
 gpus=$("$PY" -c 'import torch; print(torch.cuda.device_count())')
@@ -17,6 +19,11 @@ NPROC=${NPROC:-$((gpus > 0 ? gpus : 1))}
 where=(--num_gpus "$NPROC")
 [ -z "${HOSTFILE:-}" ] || where=(--hostfile "$HOSTFILE")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / NPROC > 0 ? $(nproc) / NPROC : 1))}
+
+# The first machine serves the port; no MASTER_ADDR of the caller's counts here.
+first=
+[ -z "${HOSTFILE:-}" ] || first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
+"$PY" launch/port.py serve MASTER_PORT "${first:-127.0.0.1}" "${MASTER_PORT:-29500}"
 
 # Several machines: their shells read what is passed on, and know no variable of this one. (One runs without a shell.)
 if [ -n "${HOSTFILE:-}" ] && [ "$(grep -cvE '^[[:space:]]*(#|$)' "$HOSTFILE")" -gt 1 ]; then

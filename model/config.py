@@ -1,8 +1,13 @@
 """The shape of a LLaMA."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from model.schema import Frozen
+
+ROPE_SCALING_KEYS = ("rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_len")
+"""Keys that rope_scaling brings into play."""
 
 
 class ModelConfig(Frozen):
@@ -26,6 +31,16 @@ class ModelConfig(Frozen):
     """Longest sequence, in tokens, that the model may be given."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary position encoding."""
+    rope_scaling: Literal["none", "llama3"] = "none"
+    """llama3: slow rotary frequencies are divided by rope_factor, as in Llama 3.1 and later, for longer sequences."""
+    rope_factor: float = Field(8.0, ge=1)
+    """With rope_scaling: what the slowest rotary frequencies are divided by."""
+    rope_low_freq_factor: float = Field(1.0, gt=0)
+    """With rope_scaling: frequencies that turn less often than this over rope_original_len are divided in full."""
+    rope_high_freq_factor: float = Field(4.0, gt=0)
+    """With rope_scaling: those that turn more often than this are kept; in between they are mixed linearly."""
+    rope_original_len: int = Field(8192, ge=1, le=2**24)
+    """With rope_scaling: tokens of the sequences that the unscaled frequencies were trained on."""
     norm_eps: float = Field(1e-6, gt=0)
     """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = False
@@ -41,6 +56,19 @@ class ModelConfig(Frozen):
             raise ValueError(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}")
         if self.head_width % 2:
             raise ValueError(f"the head width {self.head_width} is odd; rotary positions need an even one")
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_fits(self) -> "ModelConfig":
+        keys = type(self).model_fields
+        for key in (key for key in ROPE_SCALING_KEYS if getattr(self, key) != keys[key].default):
+            if self.rope_scaling == "none":
+                raise ValueError(f'model.{key} has no effect with model.rope_scaling = "none"; remove it')
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise ValueError(
+                f"model.rope_low_freq_factor {self.rope_low_freq_factor:g} is not below model.rope_high_freq_factor "
+                f"{self.rope_high_freq_factor:g}; lower the former or raise the latter"
+            )
         return self
 
     @property

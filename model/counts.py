@@ -1,21 +1,44 @@
 """Parameters and FLOPs of a model by arithmetic alone, without building it."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
 
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.config import ModelConfig
 from model.linear import LINEARS, LinearConfig
 from model.linear.dense import Dense
+from model.linear.ranks import linear_at
 
-ChoiceOf = Callable[[tuple[int, int]], Choice | None]
-"""How a linear of shape (out, in) computes; None where there is nothing to choose."""
+ChoiceOf = Callable[[tuple[int, int, int]], Choice | None]
+"""How a linear of (out, in, rank) computes, rank being 0 for a dense one; None where there is nothing to choose."""
 
 
-def projection_shapes(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(in_features, out_features) of the seven projections of one block."""
-    q_width, kv_width = config.n_heads * config.head_width, config.kv_heads * config.head_width
-    yield from ((config.dim, q_width), (config.dim, kv_width), (config.dim, kv_width), (q_width, config.dim))
-    yield from ((config.dim, config.ffn_dim), (config.dim, config.ffn_dim), (config.ffn_dim, config.dim))
+def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(in_features, out_features) of the seven projections of one block, by their names within it."""
+    dim, q_width, kv_width = config.dim, config.n_heads * config.head_width, config.kv_heads * config.head_width
+    attention = {
+        "q_proj": (dim, q_width),
+        "k_proj": (dim, kv_width),
+        "v_proj": (dim, kv_width),
+        "o_proj": (q_width, dim),
+    }
+    feed = {"gate_proj": (dim, config.ffn_dim), "up_proj": (dim, config.ffn_dim), "down_proj": (config.ffn_dim, dim)}
+    shapes = {f"attention.{name}": shape for name, shape in attention.items()}
+    return shapes | {f"feed_forward.{name}": shape for name, shape in feed.items()}
+
+
+def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(in_features, out_features) of every linear of the model, by its full name."""
+    block = projection_shapes(config).items()
+    return {f"layers.{layer}.{name}": shape for layer in range(config.n_layers) for name, shape in block}
+
+
+@lru_cache(maxsize=16)
+def _linears(config: ModelConfig, linear: LinearConfig) -> Counter[tuple[LinearConfig, tuple[int, int]]]:
+    """The configuration and the shape (in, out) of linears, and how many there are of each. Kept, as a run asks for it
+    in every step."""
+    return Counter((linear_at(linear, name), shape) for name, shape in linear_shapes(config).items())
 
 
 def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int]:
@@ -29,9 +52,11 @@ def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int
 
 def _parameters(config: ModelConfig, linear: LinearConfig) -> int:
     kind = LINEARS[linear.name]
-    projections = sum(kind.count_parameters(linear, *shape) for shape in projection_shapes(config))
+    linears = sum(
+        number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items()
+    )
     embeddings = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
-    return embeddings + config.n_layers * (projections + 2 * config.dim) + config.dim
+    return embeddings + linears + config.n_layers * 2 * config.dim + config.dim
 
 
 def training_flops(
@@ -44,8 +69,8 @@ def training_flops(
 ) -> dict[str, int]:
     """FLOPs of `micro_steps` forward and backward passes over `batch` sequences of `seq_len` tokens each.
 
-    A multiply-add is two. `executed` counts the matmuls this model performs, with linears of a shape (out, in) that
-    compute as `choice_of` says; `dense_equivalent` those of the same shape with dense linears.
+    A multiply-add is two. `executed` counts the matmuls this model performs, with linears that compute as
+    `choice_of` says; `dense_equivalent` those of the same shape with dense linears.
     Convention (arXiv 2204.02311, appendix B): attention counts the full T x T matrix although a causal kernel may skip
     half; elementwise work, the embedding look-up and recomputation under activation checkpointing count nothing.
     """
@@ -60,10 +85,10 @@ def _flops(
     config: ModelConfig, linear: LinearConfig, batch: int, seq_len: int, choice_of: ChoiceOf, micro_steps: int
 ) -> int:
     kind, tokens = LINEARS[linear.name], batch * seq_len
-    projections = sum(
-        kind.training_flops(linear, n_in, n_out, tokens, choice_of((n_out, n_in)), micro_steps)
-        for n_in, n_out in projection_shapes(config)
-    )
+    linears = 0
+    for (own, (n_in, n_out)), number in _linears(config, linear).items():
+        choice = choice_of((n_out, n_in, getattr(own, "rank", 0)))
+        linears += number * kind.training_flops(own, n_in, n_out, tokens, choice, micro_steps)
     attention = 12 * tokens * seq_len * config.n_heads * config.head_width
     head = 6 * tokens * config.vocab_size * config.dim
-    return config.n_layers * (projections + micro_steps * attention) + micro_steps * head
+    return linears + micro_steps * (config.n_layers * attention + head)

@@ -1,23 +1,41 @@
 """Rotary position encoding (arXiv 2104.09864) in the half-split layout of Hugging Face LLaMA weights."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import kernels.liger as liger
+from model.config import ModelConfig
 
 
-def rotary_tables(seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """cos and sin [2, T, E/2] of position * theta^(-2i/head_dim), computed in fp32 (fp64 for fp64) and cast.
+def rotary_tables(config: ModelConfig, seq_len: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """cos and sin [2, T, E/2] of position * frequency, computed in fp32 (fp64 for fp64) and cast.
 
     No buffer of a model: its cast would round a buffer, and sharding would have to skip it.
     """
     with torch.inference_mode(False), torch.no_grad():
         wide = torch.promote_types(dtype, torch.float32)
-        frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
+        width = config.head_width
+        frequencies = config.rope_theta ** -(torch.arange(0, width, 2, dtype=wide, device=device) / width)
+        if config.rope_scaling == "llama3":
+            frequencies = _llama3(frequencies, config)
         angles = torch.outer(torch.arange(seq_len, dtype=wide, device=device), frequencies)
         return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def _llama3(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """frequencies [E/2], in radians per token, as Llama 3.1 lowers them for sequences longer than it was trained on.
+
+    By how often each turns over the original length: seldom, it is divided by the factor; often, kept; mixed in
+    between, linearly in the number of turns. (Hugging Face calls this rope_type llama3.)
+    """
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    turns = config.rope_original_len * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / config.rope_factor + kept * frequencies
 
 
 def rotate(q: Tensor, k: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:

@@ -143,6 +143,6 @@ class Transformer(nn.Module):
         """Made on first use and kept."""
         tables, dtype, config = self._tables, self.compute_dtype, self.config
         if tables is None or tables.device != device or tables.dtype != dtype:
-            tables = rotary_tables(config.max_seq_len, config.head_width, config.rope_theta, device, dtype)
+            tables = rotary_tables(config, config.max_seq_len, device, dtype)
             self._tables = tables
         return tables

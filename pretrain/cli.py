@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -18,10 +19,12 @@ COMMANDS = {
     "prepare": "text -> tokenizer and token shards",
     "train": "train, or resume when the run folder holds a checkpoint",
     "plan": "parameters, tokens and FLOPs of a configuration, without running it",
+    "import": "Hugging Face LLaMA folder -> checkpoint, as the start of a run",
     "grow": "checkpoint of a small model -> first checkpoint of a larger one's run",
     "eval": "held-out loss, perplexity and bits per byte of a checkpoint",
     "sample": "text from a checkpoint",
     "export": "checkpoint -> Hugging Face LLaMA folder",
+    "spectrum": "singular values of a checkpoint's matrices, and the ranks they suggest",
     "report": "a picture and a table of one run or several",
     "bench": "time this code against a peer in one run, as ratios",
     "doctor": "versions and devices: what works here, and the fix for what does not",
@@ -66,7 +69,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, allow_abbrev=False, description=summary)
         if name == chosen:
-            module = importlib.import_module(f"pretrain.commands.{name}")
+            module = importlib.import_module(f"pretrain.commands.{name + '_' * keyword.iskeyword(name)}")
             subparser.epilog = f"example: {module.EXAMPLE}"
             module.add_arguments(subparser)
     args, rest = parser.parse_known_args(arguments)

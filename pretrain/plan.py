@@ -7,6 +7,7 @@ from typing import Any, Literal
 from model.counts import count_parameters, training_flops
 from model.errors import UserError
 from pretrain.config.schema import Config, Stage
+from pretrain.data.open import planned
 from pretrain.engine.kernel_choices import describe, recorded
 from pretrain.machine.distributed import require_divisible
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
@@ -51,6 +52,8 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
     activations among it are on their way; `checkpoint_copy_bytes` what a process copies there of a checkpoint that is
     written in the background.
 
+    `sources`: share, tokens and epochs of each corpus of a mixture.
+
     `kernels`: for each stage the record of how its linears are taken to compute, which FLOPs and memory follow.
     `tokens_at_most`: whether rows are padded, so that the run sees fewer tokens than `tokens`.
     """
@@ -73,6 +76,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
         "tokens_per_update": tokens_per_update,
         "tokens": tokens,
         "tokens_at_most": config.data.packing == "document",
+        "sources": planned(config, tokens),
         "steps": steps,
         "flops": flops,
         "flops_dense_equivalent": dense,

@@ -22,6 +22,6 @@ def projections() -> list[tuple[int, int, int, float]]:
     for path in sorted(CONFIGS.glob("*.toml")):
         config = load_config(path)
         if config.linear.name == "sparse_low_rank":
-            for n_in, n_out in projection_shapes(config.model):
+            for n_in, n_out in projection_shapes(config.model).values():
                 found[n_out, n_in, config.linear.rank, config.linear.density] = None
     return list(found)

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from kernels.support import TileSupport
 from model.errors import UserError
+from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor
 from model.linear import LinearConfig
 from model.linear.low_rank import require_rank_fits
+from model.linear.ranks import deciding, linear_at
 from model.linear.support import SUPPORTS
 from model.linear.support.element import draw_positions
 from model.seeding import fill_uniform
@@ -31,7 +33,7 @@ def grow_linears(
     """
     require_linears_growable(old, new)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
-        if name is None or old == new:
+        if name is None or (old == new and not getattr(new, "ranks", ())):
             yield from group
             continue
         items = {item.name.removeprefix(f"{name}."): item for item in group}
@@ -58,11 +60,48 @@ def require_linears_growable(old: LinearConfig, new: LinearConfig) -> None:
         raise UserError(f"growth: linear.density cannot grow with linear.support {old.support!r}; keep {old.density}")
 
 
+def require_ranks_growable(old: LinearConfig, new: LinearConfig, plan: GrowthPlan, parts: Iterable[str]) -> None:
+    """UserError where a linear of the grown model has less rank than that which it is a copy of.
+
+    `parts` are the names of the linears within a block. Their ranks are those that linear.rank and linear.ranks give to
+    their own names in either model: a pattern of a layer says nothing of the copies of that layer.
+    """
+    for name, source in _copies(plan, parts):
+        before, after = (getattr(linear_at(linear, at), "rank", 0) for linear, at in ((old, source), (new, name)))
+        if after < before:
+            raise UserError(
+                f"growth: {name} has rank {after} by {_key(new, name)}, but it is a copy of {source}, which has "
+                f"{before}; growth only adds, so give it {before} or more"
+            )
+
+
+def linears_alike(old: LinearConfig, new: LinearConfig, plan: GrowthPlan, parts: Iterable[str]) -> bool:
+    """Whether every linear of the grown model is exactly like that which it is a copy of."""
+    return all(linear_at(old, source) == linear_at(new, name) for name, source in _copies(plan, parts))
+
+
+def _copies(plan: GrowthPlan, parts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The name of every linear of the grown model, and of the linear of the small one that it is a copy of."""
+    for part in parts:
+        yield from ((f"layers.{i}.{part}", f"layers.{source}.{part}") for i, source in enumerate(plan.source))
+
+
+def _key(linear: LinearConfig, name: str) -> str:
+    found = deciding(linear.ranks, name)
+    return f"linear.ranks {found[0]!r}" if found else "linear.rank"
+
+
 def grow_linear(state: State, old: LinearConfig, new: LinearConfig, seed: int, name: str) -> State:
-    """Grow the state of one linear, `name` its full name; what is drawn comes from (seed, name)."""
-    if old == new or "A" not in state:
+    """Grow the state of one linear, `name` its full name; what is drawn comes from (seed, name).
+
+    The rank that it has, that of the linear which it is a copy of, is the one of its factors.
+    """
+    if "A" not in state:
         return state
     A, B = state["A"], state["B"]
+    old, new = old.model_copy(update={"rank": len(A), "ranks": ()}), linear_at(new, name)
+    if old == new:
+        return state
     n_in, n_out = A.shape[1], B.shape[0]
     require_rank_fits(new.rank, n_in, n_out, name)
     ratio = (old.alpha * new.rank) / (old.rank * new.alpha)

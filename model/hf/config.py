@@ -8,9 +8,18 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.architectures import require_representable, rope_table, rope_type
 from model.lfs import refuse_pointer
 from model.schema import expected
 from model.strict_json import read_object
+
+LLAMA3 = {
+    "factor": "rope_factor",
+    "low_freq_factor": "rope_low_freq_factor",
+    "high_freq_factor": "rope_high_freq_factor",
+    "original_max_position_embeddings": "rope_original_len",
+}
+"""Fields of a rotary scaling of type llama3, and what they are called here."""
 
 
 def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -28,6 +37,7 @@ def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
+        **_rope_to_hf(config),
         "max_position_embeddings": config.max_seq_len,
         "initializer_range": config.init_std,
         "attention_bias": False,
@@ -37,14 +47,22 @@ def to_hf(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The key under which every transformers finds the rotary scaling; none where there is none."""
+    if config.rope_scaling == "none":
+        return {}
+    return {"rope_scaling": {"rope_type": "llama3", **{hf: getattr(config, ours) for hf, ours in LLAMA3.items()}}}
+
+
 def read_config(path: Path) -> ModelConfig:
-    """The shape that the config.json at `path` describes; UserError when it is not a plain LLaMA."""
+    """The shape that the config.json at `path` describes; UserError when it is not one of a LLaMA."""
     try:
         hf = read_object(path)
     except (OSError, ValueError) as error:
         refuse_pointer(path)
         raise UserError(f"{path}: not readable as JSON ({error}); give a Hugging Face LLaMA folder") from error
-    _require_plain_llama(hf, path)
+    require_representable(hf, path)
+    rope = rope_table(hf, path)
     dim, n_heads = _count(hf, "hidden_size", path), _count(hf, "num_attention_heads", path)
     kv_heads = _count(hf, "num_key_value_heads", path, n_heads)
     head_dim = _count(hf, "head_dim", path, dim // n_heads)
@@ -58,41 +76,35 @@ def read_config(path: Path) -> ModelConfig:
             ffn_dim=_count(hf, "intermediate_size", path),
             vocab_size=_count(hf, "vocab_size", path),
             max_seq_len=_count(hf, "max_position_embeddings", path, 2048),
-            rope_theta=_number(_rope(hf, path), "rope_theta", path, _number(hf, "rope_theta", path, 10000.0)),
+            rope_theta=_number(rope, "rope_theta", path, _number(hf, "rope_theta", path, 10000.0)),
+            **_scaling(rope, path),
             norm_eps=_number(hf, "rms_norm_eps", path, 1e-6),
             tie_embeddings=hf.get("tie_word_embeddings", False),
             init_std=_number(hf, "initializer_range", path, 0.02),
         )
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":
+            sentence = str(first["ctx"]["error"]).replace("model.", "")
+            raise UserError(f"{path}: the model's shape cannot be used here: {sentence}") from error
         where = ".".join(str(part) for part in first["loc"]) or "the model's shape"
         got = repr(first["input"])[:60]
         raise UserError(f"{path}: {where} cannot be used here: {expected(first)}, got {got}") from error
 
 
-def _rope(hf: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Rotary settings: transformers 5 writes `rope_parameters`, transformers 4 `rope_scaling` beside `rope_theta`."""
-    found = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: the rotary settings are {repr(found)[:60]}, expected a table")
-    return found
-
-
-def _require_plain_llama(hf: dict[str, Any], path: Path) -> None:
-    """UserError for what this network does not compute."""
-    if hf.get("model_type") != "llama":
-        raise UserError(f'{path}: model_type is {repr(hf.get("model_type"))[:60]}; only "llama" folders can be loaded')
-    for key in ("attention_bias", "mlp_bias", "quantization_config"):
-        if hf.get(key):
-            raise UserError(f"{path}: {key} is set; only LLaMA folders without it can be loaded")
-    rope = _rope(hf, path)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(
-            f"{path}: rope_scaling of type {repr(kind)[:60]} is not supported; only plain rotary positions are"
-        )
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f'{path}: hidden_act is {repr(hf["hidden_act"])[:60]}; only "silu" folders can be loaded')
+def _scaling(rope: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of [model] for a scaling of type llama3; none for plain rotary positions."""
+    if rope_type(rope) == "default":
+        return {}
+    for key in LLAMA3:
+        if rope.get(key) is None:
+            raise UserError(f"{path}: {key} of the rotary scaling is missing; add it, a llama3 scaling has all four")
+    length = rope["original_max_position_embeddings"]
+    if type(length) is not int:
+        raise UserError(f"{path}: original_max_position_embeddings is {repr(length)[:60]}, expected a whole number")
+    floats = {key: _number(rope, key, path, 0.0) for key in LLAMA3 if key != "original_max_position_embeddings"}
+    values = floats | {"original_max_position_embeddings": length}
+    return {"rope_scaling": "llama3", **{ours: values[hf] for hf, ours in LLAMA3.items()}}
 
 
 def _count(hf: dict[str, Any], key: str, path: Path, default: int = 0) -> int:

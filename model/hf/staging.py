@@ -18,12 +18,15 @@ REPLACED = ".replaced"
 
 
 @contextmanager
-def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def staged(
+    out: Path, *, overwrite: bool, mark: str = "config.json", kind: str = "a Hugging Face model folder"
+) -> Iterator[Path]:
     """A new empty folder that becomes `out` where the body ends well; else it is gone, unless the body has moved it.
 
     A kill leaves the old folder or the new one, and beside it at most what the next call removes. Between two renames
     the old one has only its other name; the next call gives it back. UserError when `out` exists, unless `overwrite`
-    and it holds a config.json; when it cannot be written; and when another process is about it.
+    and it holds `mark`, the file by which `kind` is known; when it cannot be written; and when another process is about
+    it.
     """
     out = Path(os.path.realpath(out))  # resolve() has no OSError for links in a circle
     folder, replaced = out.with_name(out.name + PARTIAL), out.with_name(out.name + REPLACED)
@@ -38,10 +41,8 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 replaced.rename(out)
             if out.exists() and not overwrite:
                 raise UserError(f"{out}: exists already; choose another folder or overwrite it (--overwrite)")
-            if out.exists() and not (out / "config.json").is_file():
-                raise UserError(
-                    f"{out}: exists and is not a Hugging Face model folder, so it is not replaced; choose another"
-                )
+            if out.exists() and not (out / mark).is_file():
+                raise UserError(f"{out}: exists and is not {kind}, so it is not replaced; choose another")
             shutil.rmtree(replaced, ignore_errors=True)
             for path in folder.iterdir():  # a kill's; the lock is on the folder itself
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

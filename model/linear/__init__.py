@@ -9,6 +9,7 @@ from pydantic import Field
 from model.linear.base import BaseLinear
 from model.linear.dense import Dense
 from model.linear.low_rank import LowRank
+from model.linear.ranks import linear_at
 from model.linear.sparse_low_rank import SparseLowRank
 
 LINEARS: dict[str, type[Any]] = {
@@ -30,4 +31,4 @@ def build_linear(
 
     UserError when the configuration does not fit the shape.
     """
-    return LINEARS[config.name](config, in_features, out_features, name, init_std)
+    return LINEARS[config.name](linear_at(config, name), in_features, out_features, name, init_std)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.errors import UserError
 from model.linear.base import BaseLinear
+from model.linear.ranks import RankTable
 from model.schema import Frozen
 from model.seeding import fill_normal, fill_uniform
 
@@ -31,6 +32,8 @@ class LowRank(BaseLinear):
         name: Literal["low_rank"] = "low_rank"
         rank: int = Field(128, ge=1)
         """Inner width of the factors; at most the smaller side of every projection."""
+        ranks: RankTable = ()
+        """Ranks of linears by patterns of their names, in place of `rank`; the last pattern that matches decides."""
         alpha: float = Field(32.0, gt=0)
         """Numerator of the scale alpha / rank of the product."""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.linear.base import BaseLinear
 from model.linear.low_rank import require_rank_fits
+from model.linear.ranks import RankTable
 from model.linear.support import SUPPORTS
 from model.schema import Frozen
 from model.seeding import fill_uniform
@@ -23,6 +24,8 @@ class SparseLowRank(BaseLinear):
         name: Literal["sparse_low_rank"] = "sparse_low_rank"
         rank: int = Field(128, ge=1)
         """Inner width of the low-rank factors; at most the smaller side of every projection."""
+        ranks: RankTable = ()
+        """Ranks of linears by patterns of their names, in place of `rank`; the last pattern that matches decides."""
         alpha: float = Field(32.0, gt=0)
         """Numerator of the scale alpha / rank of the low-rank product; the sparse part is not scaled."""
         density: float = Field(0.03, gt=0, lt=1)

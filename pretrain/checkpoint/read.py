@@ -16,6 +16,7 @@ from model.hf.kept import KEPT, MODEL
 from model.linear.support.base import check_supports
 from model.strict_json import parse_object, read_plain
 from model.transformer import Transformer
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import (
     WITH_MODEL,
     BrokenCheckpoint,
@@ -25,11 +26,11 @@ from pretrain.checkpoint.manifest import (
     reading,
     verify_hashes,
 )
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import Stored, most_layers, require_tensors
 from pretrain.config import load_recorded
 from pretrain.config.schema import Config, Stage
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.data.tokenizer import Tokenizer, kept_tokenizer
 from pretrain.engine.kernel_choices import apply, can_follow
 from pretrain.loop.build import build
@@ -57,6 +58,7 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder
         self._shard_of: dict[str, Path] = {}
+        self._open: tuple[Path, safe_open] | None = None
         with reading(folder):
             self.manifest: Manifest = read_manifest(folder)
             texts = {name: self._file(name) for name in self._documents()}
@@ -81,12 +83,21 @@ class Checkpoint:
         """Whether it holds the optimizer's state; a grown model's begins anew."""
         return any(name.startswith("optimizer.") for name in self._shard_of)
 
+    @property
+    def no_optimizer(self) -> str:
+        """Why there is no state of an optimizer, where there is none: half a sentence."""
+        grown = "-grown" in self.folder.name
+        return f"holds no optimizer state, as its model {'has just grown' if grown else 'was imported'}"
+
     def read(self, name: str) -> Tensor:
         """The whole tensor `name`, on the CPU."""
         if name not in self._shard_of:
             raise UserError(f"{self.folder} holds no tensor {name}; it belongs to another model or version")
-        with reading(self.folder), _opened(self._shard_of[name]) as shard:
-            return shard.get_tensor(name)
+        path = self._shard_of[name]
+        with reading(self.folder), _sound(path):
+            if self._open is None or self._open[0] != path:  # opening a file reads what it says of all its tensors
+                self._open = path, safe_open(path, framework="pt")
+            return self._open[1].get_tensor(name)
 
     def _documents(self) -> list[str]:
         """The files that are held in memory: all of LARGEST, but what it does not have of its tokenizer."""
@@ -114,7 +125,7 @@ class Checkpoint:
             if not entry.name.endswith(".safetensors"):
                 continue
             path = self.folder / entry.name
-            with _opened(path) as shard:
+            with _sound(path), safe_open(path, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118
                     if name in self._shard_of:
                         raise UserError(f"{path}: tensor {name[:200]} is in another file too; use another checkpoint")
@@ -157,11 +168,10 @@ def read_state(data: bytes) -> TrainState:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    """A tensor file; UserError where it is none, whatever its manifest says of it."""
+def _sound(path: Path) -> Iterator[None]:
+    """Say in a sentence (UserError) that a tensor file is none, whatever its manifest says of it."""
     try:
-        with safe_open(path, framework="pt") as shard:
-            yield shard
+        yield
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file that can be read ({error}); use another checkpoint") from None
 
@@ -241,7 +251,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     return kept_tokenizer(checkpoint.folder, checkpoint.tokenizer_files)
 
 
-def require_same_tokenizer(checkpoint: Checkpoint, dataset: TokenDataset, corpus: str, source: str) -> str | None:
+def require_same_tokenizer(checkpoint: Checkpoint, dataset: Dataset, corpus: str, source: str) -> str | None:
     """UserError where `dataset` has the ids of another tokenizer than `checkpoint`; the names are for the sentence.
 
     Where one of them has no tokenizer nobody can tell, which the returned sentence says.

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from torch import Tensor
 from model.errors import RunFailed, UserError
 from model.hf.kept import MODEL
 from model.linear.support import LAYOUTS
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.manifest import FORMAT_VERSION, WITH_MODEL, FileEntry, Manifest
-from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensor_file import write_tensors
 from pretrain.config.schema import Config
 from pretrain.config.write import config_hash, to_toml
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine.base import Gathered
 from pretrain.loop.optional import reason
 from pretrain.loop.state import TrainState
@@ -52,7 +54,7 @@ def save_checkpoint(
     config: Config,
     state: TrainState,
     tensors: WholeTensors,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Path:
@@ -81,7 +83,7 @@ def begin(
     world: World,
     config: Config,
     state: TrainState,
-    dataset: TokenDataset,
+    dataset: Dataset,
     grown: bool = False,
     rewound: int = 0,
 ) -> Draft:
@@ -90,22 +92,33 @@ def begin(
     documents: dict[str, bytes] = {}
 
     def work() -> Path:
-        documents["state.json"] = _json(dataclasses.asdict(state))
-        documents["config.toml"] = to_toml(config).encode()
-        documents.update(dataset.tokenizer.kept if dataset.tokenizer else {})
+        documents.update(documents_of(config, state, dataset.tokenizer))
         return _fresh_folder(final)
 
     temporary = on_main(world, work)
-    fields = {
+    fields = manifest_fields(config, state, documents, dataset.fingerprint, world.size)
+    return Draft(temporary, final, state.step, documents, fields)
+
+
+def documents_of(config: Config, state: TrainState, tokenizer: Tokenizer | None) -> dict[str, bytes]:
+    """The files of a checkpoint beside those of tensors and its manifest, by name."""
+    texts = {"state.json": _json(dataclasses.asdict(state)), "config.toml": to_toml(config).encode()}
+    return {**texts, **(tokenizer.kept if tokenizer else {})}
+
+
+def manifest_fields(
+    config: Config, state: TrainState, documents: Mapping[str, bytes], fingerprint: str, world_size: int
+) -> dict[str, Any]:
+    """What a manifest says beside the list of files; `fingerprint` is that of the corpus, empty for none."""
+    return {
         "format_version": WITH_MODEL if MODEL in documents else FORMAT_VERSION,
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "config_hash": config_hash(config),
-        "data_fingerprint": dataset.fingerprint,
-        "world_size": world.size,
+        "data_fingerprint": fingerprint,
+        "world_size": world_size,
         "support_layouts": dict(LAYOUTS),
     }
-    return Draft(temporary, final, state.step, documents, fields)
 
 
 def _fresh_folder(final: Path) -> Path:

@@ -18,7 +18,7 @@ from pretrain.checkpoint.save import (
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.writing import ABANDON_S, POLL_S, Writing
 from pretrain.config.schema import Config
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.loop.optional import reason
 from pretrain.loop.state import TrainState
 from pretrain.machine.distributed import World, gather_outcomes, on_main, shared, sum_over_ranks
@@ -40,7 +40,7 @@ class Saver:
         store: CheckpointStore,
         world: World,
         config: Config,
-        dataset: TokenDataset,
+        dataset: Dataset,
         say: Callable[[str], None],
         background: bool,
     ):

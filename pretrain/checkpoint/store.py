@@ -2,24 +2,16 @@
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from model.errors import UserError
+from pretrain.checkpoint.folders import STEP_FOLDER, named_folders
 from pretrain.checkpoint.lock import FolderLock
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, reading, verify_hashes
 from pretrain.checkpoint.remains import require_none_lost
 from pretrain.machine.fault import fault_point
-
-STEP_FOLDER = re.compile(r"step-(\d{8,})(-grown)?(?:-rewound(\d+))?")
-
-
-def step_folder(step: int, grown: bool = False, rewound: int = 0) -> str:
-    """Name of the checkpoint after `step`; of the grown model where the model has grown after that step, and of the run
-    gone back there by its `rewound`-th rewind, where that is not 0."""
-    return f"step-{step:08d}" + ("-grown" if grown else "") + (f"-rewound{rewound}" if rewound else "")
 
 
 class CheckpointStore:
@@ -52,21 +44,13 @@ class CheckpointStore:
         """Committed checkpoints, newest first; of one step, that of the grown model before that of the small one, and
         that of the last rewind before all."""
         try:
-            found = [(path.is_dir(), path) for path in self._named()]
+            found = [(path.is_dir(), path) for path in named_folders(self.folder)]
         except OSError as error:
             raise self._unreadable(error) from None
         return [path for is_folder, path in found if is_folder]
 
     def _unreadable(self, error: OSError) -> UserError:
         return UserError(f"run.dir: {str(self.folder)[:500]} cannot be read ({error.strerror})")
-
-    def _named(self) -> list[Path]:
-        """Whatever is named as a checkpoint, in the order of `folders`."""
-        if not self.folder.is_dir():
-            return []
-        matches = ((path, STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
-        found = [(int(match[1]), bool(match[2]), int(match[3] or 0), path) for path, match in matches if match]
-        return [path for *_, path in sorted(found, reverse=True)]
 
     def ends_at(self, step: int) -> bool:
         """Whether the newest checkpoint is of `step`."""
@@ -105,7 +89,7 @@ class CheckpointStore:
         links = [self.folder / name for name in ("latest", "latest.tmp")]
         try:
             folders = [path for path in links if path.is_dir() and not path.is_symlink()]
-            others = [path for path in self._named() if not path.is_dir()]
+            others = [path for path in named_folders(self.folder) if not path.is_dir()]
         except OSError as error:
             raise self._unreadable(error) from None
         for path in [*others, *folders]:

@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"updates           {figures['steps']:>22,}")
     most = "  (at most: a row holds one document, padding is not counted)" if figures["tokens_at_most"] else ""
     print(f"tokens            {figures['tokens']:>22,}{most}")
+    for name, source in figures["sources"].items():
+        epochs = "no corpus there yet" if source["epochs"] is None else f"{source['epochs']:.2f} epochs"
+        print(f"  of {name:<12} {source['tokens']:>22,}  ({source['share']:.1%}, {epochs})")
     print(f"training FLOPs    {figures['flops']:>22.3e}  (as dense {figures['flops_dense_equivalent']:.3e})")
     print(f"  per token       {figures['flops_per_token']:>22.3e}  ({figures['flops_over_dense']:.3f} times as dense)")
     for line in describe_kernels(figures["kernels"], card):

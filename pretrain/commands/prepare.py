@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--hf", action=_Once, metavar="ID", help="a data set of the Hugging Face hub, or a local file or folder of one"
     )
+    source.add_argument(
+        "--tokens",
+        type=Path,
+        metavar="PATH",
+        help="ids that are there already: .bin (nanoGPT, llm.c), .bin with .idx (Megatron-LM), save_to_disk's folders",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write (default for stdlib: {STDLIB_OUT})")
     parser.add_argument("--config", help="configuration of the --hf data set")
     parser.add_argument("--split", default="train", help="split of the --hf data set to train on (default: train)")
@@ -65,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help=f"pieces to train (default: {VOCAB}; for stdlib {STDLIB_VOCAB})"
     )
+    parser.add_argument(
+        "--dtype", choices=("uint16", "uint32", "int32", "int64"), help="of a .bin without header (default: uint16)"
+    )
+    parser.add_argument("--document-end", type=int, metavar="ID", help="id that ends each document of a .bin, as 50256")
+    parser.add_argument("--document-begin", type=int, metavar="ID", help="id that begins each document of a .bin")
+    parser.add_argument("--token-key", metavar="KEY", help="column of save_to_disk's folder (default: input_ids)")
     parser.add_argument("--val-fraction", type=float, default=0.05, metavar="F", help="held-out share (default: 0.05)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="stop after about so many tokens")
     parser.add_argument(
@@ -80,25 +92,14 @@ def run(args: argparse.Namespace) -> int:
     143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C. What ends it leaves the shards that were finished, with which
     the same command goes on, and else nothing.
     """
-    from pretrain.data.prepare import PrepareOptions, prepare
-
     if args.verify is not None:
         return _verify(args)
     _require_sensible(args)
-    stdlib = not (args.text or args.hf)
     under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     signals = (signal.SIGTERM,) if under_nohup else (signal.SIGTERM, signal.SIGHUP)
     previous = {number: signal.signal(number, _stop) for number in signals}
     try:
-        options = PrepareOptions(
-            out=args.out or STDLIB_OUT,
-            vocab_size=args.vocab_size or (STDLIB_VOCAB if stdlib else VOCAB),
-            tokenizer=args.tokenizer,
-            val_fraction=args.val_fraction,
-            max_tokens=args.max_tokens,
-            overwrite=args.overwrite,
-        )
-        manifest = prepare(_source(args), options, say=lambda line: print(line, file=sys.stderr, flush=True))
+        manifest = _copy(args) if args.tokens else _encode(args)
     except (SystemExit, KeyboardInterrupt) as stopped:
         _tell_what_is_left(args.out or STDLIB_OUT, stopped)
         raise
@@ -109,17 +110,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _encode(args: argparse.Namespace) -> "Manifest":
+    from pretrain.data.prepare import PrepareOptions, prepare
+
+    stdlib = not (args.text or args.hf)
+    options = PrepareOptions(
+        out=args.out or STDLIB_OUT,
+        vocab_size=args.vocab_size or (STDLIB_VOCAB if stdlib else VOCAB),
+        tokenizer=args.tokenizer,
+        val_fraction=args.val_fraction,
+        max_tokens=args.max_tokens,
+        overwrite=args.overwrite,
+    )
+    return prepare(_source(args), options, say=_say)
+
+
+def _copy(args: argparse.Namespace) -> "Manifest":
+    from pretrain.data.tokenised.copy import CopyOptions, copy_tokens
+    from pretrain.data.tokenised.opening import Reading
+
+    options = CopyOptions(
+        path=args.tokens,
+        out=args.out,
+        reading=Reading(args.dtype, args.document_begin, args.document_end, args.token_key),
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        val_fraction=args.val_fraction,
+        overwrite=args.overwrite,
+    )
+    return copy_tokens(options, say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _verify(args: argparse.Namespace) -> int:
     from pretrain.data.verify import verify
 
-    if args.text or args.hf or args.out:
-        raise UserError("--verify: reads a prepared corpus and makes none; leave --text, --hf and --out out")
+    if args.text or args.hf or args.tokens or args.out:
+        raise UserError("--verify: reads a prepared corpus and makes none; leave --text, --hf, --tokens and --out out")
     print(verify(args.verify))
     return 0
 
 
 def _require_sensible(args: argparse.Namespace) -> None:
-    if args.out is None and (args.text or args.hf):
+    if args.out is None and (args.text or args.hf or args.tokens):
         raise UserError("--out: missing; name the folder to write, e.g. --out data/mine")
     if args.tokenizer and args.vocab_size:
         raise UserError("--vocab-size: has no effect beside --tokenizer; leave one out")
@@ -129,6 +165,11 @@ def _require_sensible(args: argparse.Namespace) -> None:
         raise UserError(f"--val-fraction {args.val_fraction}: must lie between 0 and 1, e.g. 0.05")
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UserError(f"--max-tokens {args.max_tokens}: must be at least 2")
+    for name in ("dtype", "document_begin", "document_end", "token_key"):
+        if not args.tokens and getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: has no effect without --tokens; leave it out")
+    if args.tokens and args.max_tokens is not None:
+        raise UserError("--max-tokens: has no effect with --tokens, which copies all ids; leave it out")
     if not args.hf and (args.config or args.split != "train" or not args.stream):
         raise UserError("--config, --split and --stream: have no effect without --hf; leave them out")
     if not (args.hf or args.text) and args.text_key != "text":

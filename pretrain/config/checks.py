@@ -5,45 +5,29 @@ count on those before it. What one key may be by itself is in `pretrain.config.t
 what only a machine, a corpus or a checkpoint can tell is checked where those are at hand.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
-
 from model.build import shape_of_model
+from model.counts import linear_shapes
 from model.errors import UserError
-from model.growth.linears import require_linears_growable
-from model.growth.plan import GrowthPlan
-from model.growth.tensors import LAYER
-from model.schema import Frozen
-from pretrain.config.stages import (
-    GROWING,
-    counted,
-    depths,
-    growth_plans,
-    growth_step,
-    growth_time,
-    small_linear,
-    stage_configs,
-    tokens_of_a_time,
-)
-from pretrain.config.tables import Tables, as_toml, users
+from model.linear.ranks import require_patterns_used, require_ranks_fit
+from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
+from pretrain.config.stages import GROWING, stage_configs
+from pretrain.config.tables import WARM_UP_STEPS, Tables, as_toml, changed, users
 from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.rules import PRESETS
 from pretrain.optim.target import BITS
-from pretrain.optim.targets import find_targets
-
-Rows = Iterator[tuple[object, str]]
-"""A condition that must not hold, and what to say if it does."""
+from pretrain.optim.targets import find_targets, require_ranks_used
 
 
 def check(config: Tables) -> None:
     """UserError when tables contradict each other, or a key has no effect beside another."""
-    _go_through(_growth_switch(config))
+    _go_through(growth_switch(config))
     # What fits neither model is said of the run, as without growth; so its last stage comes first.
     *small, last = stage_configs(config)
     _go_through(_tables(last))
+    _require_ranks_used(last)
     if config.growth.enabled:
-        _go_through(_growth(config))
+        _go_through(growth_rows(config))
     for stage in small:
         try:
             _go_through(_tables(stage))
@@ -57,14 +41,15 @@ def _go_through(rows: Rows) -> None:
             raise UserError(sentence)
 
 
-def _changed(table: Frozen, keys: tuple[str, ...]) -> list[str]:
-    """List the `keys` that do not have their default value."""
-    return [key for key in keys if getattr(table, key) != type(table).model_fields[key].default]
-
-
 def _tables(config: Tables) -> Rows:
     train, parallel, optimizer = config.train, config.parallel, config.optimizer
+    if getattr(config.linear, "ranks", ()):
+        require_ranks_fit(config.linear, linear_shapes(config.model))
     shape_of_model(config.model.model_copy(update={"n_layers": 1}), config.linear)
+    yield (
+        config.data.mixture and "path" in config.data.model_fields_set,
+        f'data.path = "{config.data.path}" has no effect beside data.mixture, which names the corpora; leave one out',
+    )
     yield (
         train.global_batch_size % train.micro_batch_size,
         f"train.global_batch_size {train.global_batch_size} is not a multiple of train.micro_batch_size "
@@ -79,10 +64,20 @@ def _tables(config: Tables) -> Rows:
         train.max_steps > config.schedule.total_steps,
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
+    end, last = WARM_UP_STEPS + train.profile, train.max_steps or config.schedule.total_steps
+    yield (
+        train.profile and end > last,
+        f"train.profile {train.profile} needs steps to {end}, and the run ends at step {last}; lower it or set 0",
+    )
     yield (
         config.guard.warmup > config.guard.window,
         f"guard.warmup {config.guard.warmup} is more than guard.window {config.guard.window}, which never fills so "
         "far; lower the former or raise the latter",
+    )
+    yield (
+        config.metrics.spectra_every and parallel.zero_stage == 3,
+        "metrics.spectra_every does not work at parallel.zero_stage = 3, where no process has a whole weight; set "
+        "it to 0",
     )
     yield (
         train.offload_activations and not train.checkpoint_every_layers,
@@ -115,6 +110,14 @@ def _tables(config: Tables) -> Rows:
     )
 
 
+def _require_ranks_used(config: Tables) -> None:
+    """UserError for a pattern of a table of ranks that gives none of the model's matrices its rank."""
+    require_patterns_used("linear.ranks", getattr(config.linear, "ranks", ()), linear_shapes(config.model))
+    if isinstance(config.optimizer, MatrixConfig) and config.optimizer.ranks:
+        model = shape_of_model(config.model, config.linear, int8=config.optimizer.weights == "int8")
+        require_ranks_used(find_targets(model, config.optimizer), config.optimizer)
+
+
 def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
     """What an optimizer of Sparlow's own asks of itself and of the rest."""
     train, per_layer = config.train, optimizer.update == "per_layer"
@@ -143,7 +146,7 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
 
 
 def _own_choices(config: OwnConfig) -> Rows:
-    for key in _changed(config, tuple(sorted(config.ignored))):
+    for key in changed(config, tuple(sorted(config.ignored))):
         yield (
             True,
             f'optimizer.{key} = {as_toml(getattr(config, key))} has no effect with optimizer.name = "{config.name}"; '
@@ -210,7 +213,7 @@ def _matrix(config: MatrixConfig) -> Rows:
         '"device"',
     )
     if config.refresh == "fixed":
-        for key in _changed(config, ("refresh_overlap", "refresh_threshold", "max_proj_gap")):
+        for key in changed(config, ("refresh_overlap", "refresh_threshold", "max_proj_gap")):
             yield True, f'optimizer.{key} has no effect with optimizer.refresh = "fixed"; remove it, or set "adaptive"'
         return
     yield (
@@ -228,7 +231,7 @@ def _matrix(config: MatrixConfig) -> Rows:
 def _kernels(config: Tables) -> Rows:
     kernels, linear, zero_stage = config.kernels, config.linear, config.parallel.zero_stage
     if linear.name != "sparse_low_rank" or linear.support != "element":
-        for key in _changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
+        for key in changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
             yield (
                 True,
                 f"kernels.{key} has no effect without element-sparse linears; remove it, or set linear.name = "
@@ -237,7 +240,7 @@ def _kernels(config: Tables) -> Rows:
     may_sum = kernels.keep_weight == "step" and kernels.sum_gradients == "auto" and not zero_stage
     decided = kernels.path == "csr" or (kernels.keep_weight != "auto" and not may_sum)
     yield (
-        decided and _changed(kernels, ("cache_budget",)),
+        decided and changed(kernels, ("cache_budget",)),
         "kernels.cache_budget has no effect where path, keep_weight and sum_gradients leave it nothing to decide; "
         'remove it, or set kernels.keep_weight = "auto"',
     )
@@ -257,131 +260,6 @@ def _kernels(config: Tables) -> Rows:
         kernels.keep_weight == "step" and zero_stage == 3,
         'kernels.keep_weight = "step" does not work at parallel.zero_stage = 3; set "layer"',
     )
-
-
-def _growth_switch(config: Tables) -> Rows:
-    """What [growth] may not say by itself."""
-    growth = config.growth
-    given = growth.model_fields_set
-    if given and "enabled" not in given:
-        yield True, f"growth.{min(given)} has no effect without growth.enabled; set growth.enabled = true"
-    if not growth.enabled:
-        return
-    formula, at = growth.at == "formula", f"growth.at = {as_toml(growth.at)}"
-    for key, used, where in (
-        ("factor", not growth.layers, "growth.layers"),
-        ("max_fraction", formula, at),
-        ("parameters", formula, at),
-        ("warmup_fraction", growth.schedule == "reset", 'growth.schedule = "continue"'),
-    ):
-        yield not used and _changed(growth, (key,)), f"growth.{key} has no effect with {where}; remove one of them"
-    product, n_layers = growth.total_factor, config.model.n_layers
-    yield (
-        not growth.layers and len(growth.factors) > 1 and n_layers % product,
-        f"growth.factor = {as_toml(growth.factor)} multiplies the layers by {product}, which does not divide "
-        f"model.n_layers {n_layers}; set factors that do",
-    )
-
-
-def _growth(config: Tables) -> Rows:
-    growth, grown = config.growth, config.linear
-    layers = depths(config)
-    yield (
-        growth.operator == "source_layers" and len(layers) > 2,
-        f'growth.operator = "source_layers" describes one growth, but {growth.sizes} makes {len(layers) - 1}; choose '
-        "another operator",
-    )
-    for key in GROWING:
-        small = getattr(growth, key)
-        yield (
-            small and key not in type(grown).model_fields,
-            f'growth.{key} has no effect with linear.name = "{grown.name}", which has no {key}; remove it',
-        )
-        yield (
-            small and small > getattr(grown, key),
-            f"growth.{key} {small} is more than linear.{key} {getattr(grown, key, None)}; growth only adds, so give "
-            "less",
-        )
-    linear = small_linear(config)
-    yield (
-        growth.density and grown.support == "block" and linear.density != grown.density,
-        'growth.density has no meaning with linear.support = "block", where other densities have other blocks; remove '
-        "one of them",
-    )
-    require_linears_growable(linear, grown)
-    for index, (before, after) in enumerate(pairwise(layers)):
-        yield (
-            before == after and (index < len(layers) - 2 or linear == grown),
-            f"{growth.sizes}: from {before} layers to {after} nothing grows; start from fewer, or in the last growth "
-            "set growth.rank or growth.density below those of [linear]",
-        )
-    if growth.optimizer != "reset":
-        copies = f'growth.optimizer = "{growth.optimizer}"'
-        yield (
-            linear != grown,
-            f'{copies} copies moments of the same shape only; set it to "reset", or leave growth.rank and '
-            "growth.density out",
-        )
-        require_layers_alike(config, copies, 'set it to "reset"')
-    yield from _times(config, len(layers) - 1)
-    for plan in growth_plans(config):
-        require_no_zeroed_codes(config, plan)
-
-
-def _times(config: Tables, growths: int) -> Rows:
-    growth, total, per_update = config.growth, config.schedule.total_steps, config.tokens_per_update
-    at, tokens = f"growth.at = {as_toml(growth.at)}", tokens_of_a_time(config)
-    yield (
-        len(growth.times) != growths,
-        f"{at} gives {counted(len(growth.times), 'time')}, but {growth.sizes} makes {counted(growths, 'growth')}; give "
-        "a time for each",
-    )
-    yield total < 2, f"growth.at: there is no middle in schedule.total_steps {total}; set it to at least 2"
-    steps = []
-    for time in growth.times:
-        step = growth_step(config, time)
-        fix = f"grow between {per_update:,} and {per_update * (total - 1):,} {tokens}"
-        if time == "formula" and (step or growth_time(config).clamped):
-            fix = f"{'lower' if step else 'raise'} growth.max_fraction {growth.max_fraction:g}, or {fix}"
-        yield (
-            not 0 < step < total,
-            f"growth.at = {as_toml(time)} is step {step} of schedule.total_steps {total} ({per_update:,} {tokens} "
-            f"each); {fix}",
-        )
-        steps.append(step)
-    yield (
-        sorted(set(steps)) != steps,
-        f"{at} is after the steps {', '.join(map(str, steps))}, which do not rise; give every growth a later step than "
-        "the one before",
-    )
-
-
-def require_no_zeroed_codes(config: Tables, plan: GrowthPlan) -> None:
-    """UserError for layers that start silent where weights are codes: growth copies those, and zeroes parameters."""
-    if plan.silent and config.optimizer.weights == "int8":
-        raise UserError(
-            'growth.operator = "zero" and growth.function_preserving start layers at zero, which optimizer.weights = '
-            '"int8" cannot; set another operator and function_preserving = false, or other weights'
-        )
-
-
-def require_layers_alike(config: Tables, setting: str, fix: str) -> None:
-    """UserError, which names `setting` and `fix`, when the optimizer keeps other moments in some layers than in others.
-
-    Those of one cannot be copied to another then.
-    """
-    if isinstance(config.optimizer, MatrixConfig):
-        model = shape_of_model(config.model, config.linear)
-        parts: dict[str, set[bool]] = {}
-        targets = find_targets(model, config.optimizer)
-        for name, _ in model.named_parameters():
-            if match := LAYER.fullmatch(name):
-                parts.setdefault(match[2], set()).add(name in targets)
-        if mixed := [part for part, kinds in parts.items() if len(kinds) > 1]:
-            raise UserError(
-                f"{setting} needs every layer treated alike, but the optimizer projects {mixed[0]} in some layers "
-                f"only; {fix}"
-            )
 
 
 def _differences(small: Tables, config: Tables) -> str:

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from model.schema import expected
 from pretrain.config.plain import shown
-from pretrain.config.tables import Tables, as_toml, members, table_type, users
+from pretrain.config.tables import MixtureSource, Tables, as_toml, members, table_type, users
+
+MIXTURE = '{ code = { path = "data/code", weight = 1.0 } }'
 
 
 def explain(error: ValidationError, raw: dict[str, Any]) -> str:
@@ -27,6 +29,8 @@ def _sentence(item: Any, raw: dict[str, Any]) -> str:
         del path[1]
     key = ".".join(str(part) for part in path)
     kind = item["type"]
+    if path[:2] == ["data", "mixture"] and kind not in ("dict_type", "value_error"):
+        return _wrong_source(path, item)
     if kind == "extra_forbidden":
         return _unknown_key(key, path, raw)
     if kind == "union_tag_invalid" or (kind == "literal_error" and path[1:] == ["name"]):
@@ -57,7 +61,9 @@ def _wrong_value(path: list[Any], item: Any, raw: dict[str, Any]) -> str:
         takes = takes if item["type"] == "too_short" else f"expected a list of {count}{kind} in brackets"
     elif len(path) > 2:
         key += f".{path[2]}"
-    if field.default in ((), ""):
+    if field.default == {}:
+        example = MIXTURE
+    elif field.default in ((), ""):
         example = '["one", "two"]' if str in parts else "[1, 2]" if parts else '"text"'
     return f"{key}: {takes}, got {shown(_as_given(got))}; for example {name} = {example}"
 
@@ -67,6 +73,14 @@ def _as_given(value: Any) -> str:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return f"[{', '.join(map(_as_given, value))}]" if isinstance(value, tuple) else repr(value)
+
+
+def _wrong_source(path: list[Any], item: Any) -> str:
+    """The sentence for a corpus of a mixture."""
+    key = shown(".".join(map(str, path)))
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(str(path[-1]), MixtureSource.model_fields)}"
+    return f"{key}: {expected(item)}, got {shown(_as_given(item['input']))}; for example mixture = {MIXTURE}"
 
 
 def _unknown_key(key: str, path: list[Any], raw: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from model.errors import UserError
 from pretrain.config.explain import explain
 from pretrain.config.plain import parse, read_toml, require_plain, shown
 from pretrain.config.schema import Config
-from pretrain.config.tables import members, table_type
+from pretrain.config.tables import MixtureSource, is_table, members, table_type
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -84,8 +84,29 @@ def _override(raw: dict[str, Any], argument: str) -> None:
     if name == "name":
         _switch_member(section, table, text)
     owner = table_type(section, table)
+    inner, dot, pattern = name.replace('"', "").partition(".")
+    if dot and any(is_table(member.model_fields.get(inner)) for member in members(section).values()):
+        pairs = table.get(inner, {})
+        if not isinstance(pairs, dict):
+            raise UserError(f"{section}.{inner}: is a value in the file, expected a table [{section}.{inner}]")
+        table[inner] = {name: rank for name, rank in pairs.items() if name != pattern} | {pattern: _literal(key, text)}
+        return
+    if section == "data" and name.startswith("mixture."):  # a table of tables
+        table, name, owner = *_source_of(table, key, name), MixtureSource
     field = owner.model_fields.get(name) if owner else None
     table[name] = text if field and field.annotation is str else _literal(key, text)
+
+
+def _source_of(data: dict[str, Any], key: str, name: str) -> tuple[dict[str, Any], str]:
+    """The table of the corpus that `mixture.<corpus>.<key>` is about, and the key in it."""
+    parts = name.split(".")
+    if len(parts) != 3:
+        raise UserError(f"{shown(key)}: expected --data.mixture.NAME.path=DIR or --data.mixture.NAME.weight=W")
+    for part in parts[:2]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"{shown(key)}: {part} is a value in the file, expected a table")
+    return data, parts[2]
 
 
 def _literal(key: str, text: str) -> Any:

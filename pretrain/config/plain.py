@@ -4,6 +4,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,17 @@ def require_plain(raw: dict[str, Any]) -> None:
             _require_name(name, f"key of [{section}]")
             key = f"{section}.{name}"
             _require_value(key, value)
-            if key in PATHS and isinstance(value, str):
-                _require_path(key, value)
+            for inner, text in _paths(key, value):
+                _require_path(inner, text)
+
+
+def _paths(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """What `value` holds of paths, each with its key."""
+    if key in PATHS and isinstance(value, str):
+        yield key, value
+    if key == "data.mixture" and isinstance(value, dict):
+        sources = ((name, source.get("path")) for name, source in value.items() if isinstance(source, dict))
+        yield from ((f"{key}.{name}.path", path) for name, path in sources if isinstance(path, str))
 
 
 def shown(value: object, most: int = 100) -> str:

@@ -2,20 +2,29 @@
 
 import json
 import math
+import re
 import typing
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
 
 from model.config import ModelConfig
 from model.growth import GROWTH
 from model.growth.plan import GrowthOptions
 from model.linear import LinearConfig
 from model.linear.dense import Dense
+from model.linear.ranks import Table
 from model.schema import Frozen
 from pretrain.config.schedule import Cosine, ScheduleConfig
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
+
+SOURCE_NAME = re.compile("[A-Za-z0-9_-]{1,40}")
+"""Names of the corpora of a mixture: a part of the tags of their figures."""
+
+WARM_UP_STEPS = 5
+"""First steps of a process, which take longer than those to come: its speed and its profile leave them out."""
 
 
 class RunConfig(Frozen):
@@ -52,15 +61,56 @@ class TrainConfig(Frozen):
     expandable_segments: bool = False
     """CUDA's allocator grows its segments instead of cutting memory into blocks: less lost to fragmentation; GPU only.
     The planner assumes 2 % lost instead of 5 %."""
+    profile: int = Field(0, ge=0, le=100)
+    """Record so many steps with PyTorch's profiler, after the first five of this `train`: profile/ in the run's folder
+    then has a trace and a table of the slowest operations. 0 means none. A trace has a megabyte and more per step."""
+
+
+class MixtureSource(Frozen):
+    """One corpus of a mixture."""
+
+    path: str = Field(min_length=1)
+    """Folder made by `sparlow prepare --out`."""
+    weight: float = Field(gt=0, le=1e9)
+    """Share of the training tokens, relative to the other weights."""
 
 
 class DataConfig(Frozen):
-    """The prepared corpus."""
+    """The prepared corpus, or several."""
 
     path: str = Field("data/stdlib", min_length=1)
-    """Folder made by `sparlow prepare --out`."""
+    """Folder made by `sparlow prepare --out`; left out beside a mixture."""
+    mixture: dict[str, MixtureSource] = Field({})
+    """Several corpora of one tokenizer in place of `path`, for example { prose = { path = "data/prose", weight = 3.0 },
+    code = { path = "data/code", weight = 1.0 } }: of every four tokens trained on, three are prose. Padding does not
+    count. The held-out loss is that of each corpus, and their mean by the same weights."""
     packing: Literal["concat", "document"] = "concat"
     """concat: documents end to end, cut into rows. document: one per row, cut and padded (the papers' harness)."""
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.packing, frozenset(self.mixture.items())))
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The folders by the key that names each."""
+        if not self.mixture:
+            return {"data.path": self.path}
+        return {f"data.mixture.{name}": source.path for name, source in self.mixture.items()}
+
+    @property
+    def named(self) -> str:
+        """The key that says what is trained on, and what it says, for messages."""
+        return f"data.mixture {', '.join(self.mixture)}" if self.mixture else f"data.path {self.path}"
+
+    @field_validator("mixture")
+    @classmethod
+    def _named_plainly(cls, mixture: dict[str, MixtureSource]) -> dict[str, MixtureSource]:
+        for name in mixture:
+            if not SOURCE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r:.100} is no name to log figures of a corpus by; take up to 40 letters, digits, - and _"
+                )
+        return mixture
 
 
 class ParallelConfig(Frozen):
@@ -126,6 +176,12 @@ class MetricsConfig(Frozen):
     """Optimizer steps between two logged steps."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+    wandb: str = ""
+    """Project of Weights & Biases to mirror figures and samples to (package wandb, which reads its own environment
+    variables: WANDB_ENTITY, WANDB_MODE=offline); empty means none, and wandb is not imported."""
+    spectra_every: int = Field(0, ge=0)
+    """Optimizer steps between two measurements of the weights' singular spectra: stable and effective rank by kind of
+    linear, by exact decompositions of the matrices of four layers. 0 means never."""
     peak_tflops: float = Field(0.0, ge=0)
     """Peak dense bf16 TFLOP/s of one device for MFU; 0 means look the device up, and log no MFU when it is unknown."""
 
@@ -307,10 +363,30 @@ def users(section: str, key: str) -> list[str]:
     return [name for name, table in members(section).items() if key in table.model_fields and key not in table.ignored]
 
 
+def changed(table: Frozen, keys: tuple[str, ...]) -> list[str]:
+    """List the `keys` that do not have their default value."""
+    return [key for key in keys if getattr(table, key) != type(table).model_fields[key].default]
+
+
+def is_table(field: FieldInfo | None) -> bool:
+    """Whether a key holds a table of names and numbers."""
+    return field is not None and field.annotation == Table
+
+
 def as_toml(value: Any) -> str:
     """A value as TOML has it."""
     if isinstance(value, tuple):
+        if value and all(isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is str for pair in value):
+            return f"{{ {', '.join(f'{as_toml(name)} = {as_toml(number)}' for name, number in value)} }}"
         return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, dict | Frozen):
+        items = value.items() if isinstance(value, dict) else ((key, item) for key, item in value)
+        inner = ", ".join(f"{_toml_key(key)} = {as_toml(item)}" for key, item in items)
+        return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from pretrain.config.schema import Config
-from pretrain.config.tables import as_toml
+from pretrain.config.tables import as_toml, is_table
 
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (
-    *("run.dir", "train.max_steps", "train.expandable_segments", "data.path", "parallel.offload"),
+    *("run.dir", "train.max_steps", "train.expandable_segments", "train.profile", "data.path", "data.mixture"),
+    "parallel.offload",
     *("parallel.timeout_minutes", "optimizer.accumulators", "train.offload_activations"),
     # What the guard makes of bad steps is for whoever watches the run to say, most of all when it has given up.
     *("checkpoint", "eval", "metrics", "guard"),
@@ -21,25 +23,37 @@ def to_toml(config: Config, comments: bool = False) -> str:
     blocks = []
     for section in Config.model_fields:
         table = getattr(config, section)
-        lines = [f"[{section}]"]
+        lines, after = [f"[{section}]"], list[str]()
         for key, field in type(table).model_fields.items():
-            if key in table.ignored:
+            if key in table.ignored or (table is config.data and key == "path" and config.data.mixture):
                 continue
-            if comments and field.description:
-                lines += [f"# {line}" for line in field.description.splitlines()]
-            lines.append(f"{key} = {as_toml(getattr(table, key))}")
-        blocks.append("\n".join(lines))
+            value = getattr(table, key)
+            comment = [f"# {line}" for line in (field.description or "").splitlines()] if comments else []
+            if not is_table(field):
+                lines += [*comment, f"{key} = {as_toml(value)}"]
+            elif not value:
+                lines += [*comment, f"{key} = {{}}"]
+            else:  # TOML has the tables of a table after its other keys
+                after += ["", *comment, *table_lines(f"{section}.{key}", value)]
+        blocks.append("\n".join(lines + after))
     return "\n\n".join(blocks) + "\n"
+
+
+def table_lines(name: str, pairs: Iterable[tuple[str, int]]) -> list[str]:
+    """A table of names and numbers as the lines of TOML."""
+    return [f"[{name}]", *(f"{as_toml(key)} = {number}" for key, number in pairs)]
 
 
 def fixed_keys(config: Config) -> dict[str, Any]:
     """The keys that a resume must not change, as dotted names."""
-    return {
+    fixed = {
         f"{section}.{key}": value
         for section, table in config.model_dump().items()
         for key, value in table.items()
         if section not in CHANGEABLE and f"{section}.{key}" not in CHANGEABLE
     }
+    weights = {f"data.mixture.{name}.weight": source.weight for name, source in config.data.mixture.items()}
+    return fixed | weights  # of a mixture, since its corpora may lie elsewhere by now
 
 
 def config_hash(config: Config) -> str:

@@ -1,6 +1,5 @@
 """Batches by arithmetic: which tokens sample i of the run holds follows from (seed, i) alone."""
 
-import hashlib
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.seeding import derive_seed
 from pretrain.data.blocks import read_blocks
-from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
+from pretrain.data.manifest import AGAIN, Manifest, fingerprint, load_manifest
 from pretrain.data.shards import Tokens, document_starts
 from pretrain.data.text_bytes import TextBytes
 from pretrain.data.tokenizer import Tokenizer, open_tokenizer
@@ -29,6 +28,13 @@ class Batch(NamedTuple):
     targets: Tensor  # [B, T] int64
 
 
+class Seen(NamedTuple):
+    """Samples of one corpus, and their input tokens without padding."""
+
+    samples: int
+    tokens: int
+
+
 class TokenDataset:
     """An endless stream of samples from one split of a prepared corpus.
 
@@ -40,7 +46,8 @@ class TokenDataset:
     one document per row, cut to seq_len tokens or padded, with at most seq_len - 1 targets (the papers' harness). A
     document of one token has no target and gets no row.
 
-    Without a tokenizer (`tokenizer` is None) there are ids and no bytes of text.
+    `key` is what names the corpus in the configuration, for messages. Without a tokenizer (`tokenizer` is None) there
+    are ids and no bytes of text.
 
     Raises UserError when a file is missing, truncated or contradicts the manifest, or when there is not one row; and
     where a file is read whose contents are not those that `prepare` wrote.
@@ -53,15 +60,22 @@ class TokenDataset:
         seq_len: int,
         packing: Literal["concat", "document"],
         seed: int,
+        key: str = "data.path",
     ):
+        self.key, self.folder = key, str(path)
         folder = Path(path)
         manifest, blocks = load_manifest(folder), read_blocks(folder)
         self.seq_len, self.split, self._seed = seq_len, split, seed
-        self.fingerprint = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        self.fingerprint = fingerprint(folder)
         self.tokenizer = _tokenizer_of(folder, manifest)
         self.vocab_size = manifest.ids
         markers = (self.tokenizer.pad_id, self.tokenizer.eos_id) if self.tokenizer else ()
         self._pad = next((i for i in markers if i is not None), 0)
+        if packing == "document" and manifest.source.get("documents") == "unknown":
+            raise UserError(
+                f'data.packing: "document" needs to know where documents begin, which {folder} does not; use '
+                'data.packing = "concat", or prepare it again with --document-end ID'
+            )
         self._tokens = Tokens(folder, manifest, split, blocks)
         self.n_tokens = self._tokens.n_tokens
         self._bytes: TextBytes | None = None
@@ -79,7 +93,7 @@ class TokenDataset:
         self.n_samples = (self.n_tokens - 1) // seq_len if self._rows is None else len(self._rows)
         if self.n_samples < 1:
             raise UserError(
-                f"data.path: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
+                f"{key}: corpus too short, split {split} of {folder} holds {self.n_tokens} tokens, one row needs "
                 f"train.seq_len + 1 = {seq_len + 1}; prepare more text or lower train.seq_len"
             )
 
@@ -104,6 +118,28 @@ class TokenDataset:
             return 0
         spans = zip(*self._spans(cursor, n), strict=True)
         return sum(self._bytes.between(int(start) + 1, int(start + length)) for start, length in spans)
+
+    @property
+    def sources(self) -> "dict[str, TokenDataset]":
+        """The corpora of a mixture by name; this is none."""
+        return {}
+
+    def seen(self, cursor: int, n: int) -> dict[str, Seen]:
+        """What samples cursor … cursor + n are to each corpus of a mixture; this is none."""
+        return {}
+
+    def epochs(self, n: int) -> str:
+        """How often n samples go through the corpus, in words."""
+        return f"{n / self.n_samples:.2f} epochs of {self.folder}"
+
+    def require_rows(self, n: int) -> None:
+        """UserError unless the corpus has n rows, as many as an optimizer step takes of it."""
+        if self.n_samples < n:
+            raise UserError(
+                f"{self.key}: corpus too short, {self.folder} holds {self.n_samples} rows of {self.seq_len} tokens, "
+                f"fewer than the {n} that an optimizer step takes of it (train.global_batch_size); prepare more text "
+                "or take a smaller batch"
+            )
 
     @property
     def tokens_per_row(self) -> float:

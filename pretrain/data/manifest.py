@@ -1,5 +1,6 @@
 """The manifest of a prepared corpus: what the folder holds, written last, so that its presence means completeness."""
 
+import hashlib
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +135,16 @@ def load_manifest(folder: str | PathLike[str]) -> Manifest:
             refuse_pointer(path)
             raise UserError(f"{path}: {found} bytes where the manifest says {entry.bytes}; {AGAIN}")
     return manifest
+
+
+def fingerprint(folder: str | PathLike[str]) -> str:
+    """What stands for a corpus in a checkpoint: the SHA-256 of its manifest; OSError where there is none."""
+    return hashlib.sha256(read_regular(Path(folder) / MANIFEST)).hexdigest()
+
+
+def fingerprint_of(fingerprints: dict[str, str]) -> str:
+    """What stands for the corpora of a mixture in a checkpoint: their names and own fingerprints."""
+    return ", ".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
 
 
 def _require_consistent(manifest: Manifest, path: Path) -> None:

@@ -71,8 +71,8 @@ def prepare(source: Source, options: PrepareOptions, say: Callable[[str], None])
     to the very bytes of an undisturbed run. UserError for every bad input.
     """
     made_of = {"source": source.describe(), "options": options.recorded()}
-    if (existing := _existing(options, made_of, say)) is not None:
-        return existing
+    if (found_there := existing(options.out, options.overwrite, made_of, say)) is not None:
+        return found_there
     given = open_tokenizer(options.tokenizer) if options.tokenizer else None
     if given:
         if given.path.resolve().parent == options.out.resolve() and not (options.out / MANIFEST).exists():
@@ -161,26 +161,26 @@ def _warn(tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
         say(f"warning: --tokenizer {path}: training works, but sparlow export will refuse the model, since {reason}")
 
 
-def _existing(options: PrepareOptions, made_of: dict[str, Any], say: Callable[[str], None]) -> Manifest | None:
+def existing(out: Path, overwrite: bool, made_of: dict[str, Any], say: Callable[[str], None]) -> Manifest | None:
     """The manifest of a finished corpus made of the same; UserError when the folder holds anything else."""
-    with writing(f"--out {options.out}"):  # where no such name can be
-        if options.overwrite or not (options.out / MANIFEST).exists():
+    with writing(f"--out {out}"):  # where no such name can be
+        if overwrite or not (out / MANIFEST).exists():
             return None
     try:
-        manifest = read_manifest(options.out)
+        manifest = read_manifest(out)
     except UserError as error:
-        refuse_pointer(options.out / MANIFEST)
+        refuse_pointer(out / MANIFEST)
         raise UserError(
-            f"--out {options.out}: its {MANIFEST} is of another kind; choose another folder or --overwrite"
+            f"--out {out}: its {MANIFEST} is of another kind; choose another folder or --overwrite"
         ) from error
     if {"source": manifest.source, "options": manifest.options} != made_of:
-        raise UserError(f"--out {options.out}: holds a corpus made otherwise; choose another folder or --overwrite")
+        raise UserError(f"--out {out}: holds a corpus made otherwise; choose another folder or --overwrite")
     try:
-        load_manifest(options.out)
+        load_manifest(out)
     except UserError as error:
-        say(f"preparing {options.out} anew: {error}")
+        say(f"preparing {out} anew: {error}")
         return None
-    say(f"{options.out} is already prepared from the same text with the same options; nothing to do")
+    say(f"{out} is already prepared from the same text with the same options; nothing to do")
     return manifest
 
 

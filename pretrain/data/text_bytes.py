@@ -73,7 +73,7 @@ class TextBytes:
         spelt = self._cumulated(document)
         if self._sizes is None:
             return int(spelt[count])
-        return self._sizes[document] * int(spelt[count]) // int(spelt[-1])
+        return self._sizes[document] * int(spelt[count]) // max(1, int(spelt[-1]))  # 0: markers alone
 
     def _cumulated(self, document: int) -> np.ndarray:
         """Bytes that the first 0, 1, … tokens of a document spell. Kept for the next row, which may go on with it."""

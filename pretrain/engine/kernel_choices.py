@@ -55,16 +55,20 @@ def apply(model: Transformer, record: dict[str, Any]) -> None:
         _support(linear).choice = Choice(**fields)
 
 
-def recorded(record: dict[str, Any]) -> Callable[[tuple[int, int]], Choice]:
-    """The Choice of a shape (out, in) in a record; the default for a model without linears that choose."""
-    shapes = {key.split(" ")[0]: Choice(**fields) for key, fields in record.get("shapes", {}).items()}
-    return lambda shape: shapes[f"{shape[0]}x{shape[1]}"] if shapes else Choice()
+def recorded(record: dict[str, Any]) -> Callable[[tuple[int, int, int]], Choice]:
+    """The Choice of an (out, in, rank) in a record; the default for a model without linears that choose."""
+    shapes = {key: Choice(**fields) for key, fields in record.get("shapes", {}).items()}
+    return lambda shape: shapes[_shape_name(*shape)] if shapes else Choice()
 
 
 def describe(record: dict[str, Any]) -> Iterator[str]:
-    """One line per shape."""
-    for shape, fields in record.get("shapes", {}).items():
-        choice = Choice(**fields)
+    """One line per shape (out, in) and way to compute, with the ranks between which its linears are."""
+    ranks: dict[tuple[str, Choice], list[int]] = {}
+    for name, fields in record.get("shapes", {}).items():
+        shape, _, rank = name.partition(" rank ")
+        ranks.setdefault((shape, Choice(**fields)), []).append(int(rank))
+    for (shape, choice), found in ranks.items():
+        shape += f" rank {min(found)}" + (f" to {max(found)}" if len(found) > 1 else "")
         if choice.path == "csr":
             yield f"linears {shape}: the factors and the sparse matrix one after the other (csr)"
             continue
@@ -114,7 +118,11 @@ def _support(linear: SparseLowRank) -> ElementSparse:
 
 
 def shape_name(linear: SparseLowRank) -> str:
-    return f"{linear.out_features}x{linear.in_features} rank {linear.config.rank}"
+    return _shape_name(linear.out_features, linear.in_features, linear.config.rank)
+
+
+def _shape_name(n_out: int, n_in: int, rank: int) -> str:
+    return f"{n_out}x{n_in} rank {rank}"
 
 
 def _choose(linear: SparseLowRank, dtype: torch.dtype, config: Config, device: torch.device) -> Choice:

@@ -11,12 +11,13 @@ from model.errors import RunFailed
 from model.growth.linears import grow_linears
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
-from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.config.stages import model_size
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.growth.describe import GrowthTable
 from pretrain.loop.run import Run
 from pretrain.loop.state import TrainState
@@ -95,7 +96,7 @@ def _grow(run: Run) -> None:
 
 
 def write_grown(
-    growth: Growth, config: Config, state: TrainState, store: CheckpointStore, dataset: TokenDataset
+    growth: Growth, config: Config, state: TrainState, store: CheckpointStore, dataset: Dataset
 ) -> GrowthTable:
     """Commit the grown checkpoint of a run with `config` to `store`; returns what became of which tensors.
 

@@ -4,16 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.counts import projection_shapes
 from model.errors import UserError
 from model.growth import plan_growth
-from model.growth.linears import require_linears_growable
+from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
-from pretrain.checkpoint.store import CheckpointStore, step_folder
-from pretrain.config.checks import require_layers_alike, require_no_zeroed_codes
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import open_dataset
 from pretrain.growth.describe import GrowthTable
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
 
@@ -60,9 +62,9 @@ def _grow(
             f'optimizer.weights = "{after}" cannot go on from "{before}" of the small model; keep "{before}"'
         )
     if optimizer != "reset":
-        _require_same_optimizer(checkpoint, config, optimizer)
-    dataset = TokenDataset(config.data.path, "train", config.train.seq_len, config.data.packing, config.run.seed)
-    require_same_tokenizer(checkpoint, dataset, f"data.path {config.data.path}", str(source))
+        _require_same_optimizer(checkpoint, config, optimizer, plan)
+    dataset = open_dataset(config, "train")
+    require_same_tokenizer(checkpoint, dataset, config.data.named, str(source))
     same_data = dataset.fingerprint == checkpoint.manifest.data_fingerprint
     continues = same_data and _order(config) == _order(checkpoint.config)
     store = CheckpointStore(Path(config.run.dir))
@@ -75,6 +77,8 @@ def _grow(
         growth = Growth(checkpoint, plan, config, optimizer)
         counts = ("step", "stage", "stage_start", "skipped_steps", "consecutive_skips", "spikes")
         zero: dict[str, Any] = dict.fromkeys(counts, 0) | {"skips": {}, "rewinds": []}
+        if not same_data:
+            zero["sources"] = {}
         state = growth.state(checkpoint.state, cursor=checkpoint.state.cursor if continues else 0, **zero)
         table = write_grown(growth, config, state, store, dataset)
     finally:
@@ -100,7 +104,8 @@ def _plan(small: Config, config: Config, source: str | Path, operator: str, opti
         )
     require_growable(small.model, config.model)
     require_linears_growable(small.linear, config.linear)
-    for key in ("rank", "density"):
+    tables = any(getattr(linear, "ranks", ()) for linear in (small.linear, config.linear))
+    for key in ("density",) if tables else ("rank", "density"):
         before, after = (getattr(linear, key, 0) for linear in (small.linear, config.linear))
         if after < before:
             raise UserError(
@@ -113,24 +118,26 @@ def _plan(small: Config, config: Config, source: str | Path, operator: str, opti
             f"model.n_layers: {source} has {counted(layers, 'layer')} and these linears already; give a larger model"
         )
     try:
-        return plan_growth(operator, layers, grown_layers, options)
+        plan = plan_growth(operator, layers, grown_layers, options)
     except UserError as error:
         # An operator names the keys of [growth], which are options here.
         text = str(error).replace("growth.factor", "model.n_layers")
         for key in ("operator", "order", "source_layers", "function_preserving"):
             text = text.replace(f"growth.{key}", f"--{key.replace('_', '-')}")
         raise UserError(text) from None
+    require_ranks_growable(small.linear, config.linear, plan, projection_shapes(config.model))
+    return plan
 
 
-def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: str) -> None:
+def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: str, plan: GrowthPlan) -> None:
     """UserError unless moments of one are moments of the other."""
     small = checkpoint.stage.config
     if not checkpoint.has_optimizer:
         raise UserError(
-            f"--optimizer {optimizer}: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            f"--optimizer {optimizer}: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             '"reset", or give a checkpoint of a later step'
         )
-    if small.linear != large.linear:
+    if not linears_alike(small.linear, large.linear, plan, projection_shapes(large.model)):
         raise UserError(f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear]')
     for key, value in large.optimizer:
         if key not in ("lr", "weight_decay") and value != getattr(small.optimizer, key, None):
@@ -143,4 +150,5 @@ def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: st
 
 def _order(config: Config) -> tuple[object, ...]:
     """What decides which tokens a cursor means."""
-    return config.train.seq_len, config.data.packing, config.run.seed
+    weights = sorted((name, source.weight) for name, source in config.data.mixture.items())
+    return config.train.seq_len, config.data.packing, config.run.seed, weights

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.lfs import refuse_pointer
+from pretrain.config.tables import WARM_UP_STEPS
 from pretrain.loop.board import Board
+from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import reason
 from pretrain.loop.records import RecordFile
+from pretrain.loop.samples import SampleFile
 from pretrain.machine.files import tolerate_full
 
-METRICS, BOARD = "metrics", "TensorBoard's files"
+METRICS, BOARD, SAMPLES = "metrics", "TensorBoard's files", "samples"
 
 
 class Metrics:
@@ -27,10 +30,13 @@ class Metrics:
         self._active, self._say = active, say
         self._complained: set[str] = set()
         self._board: Board | None = None
+        self.mirror: Mirror | None = None
+        """Where else figures and samples go."""
         if not active:
             return
         refuse_pointer(run_dir / "metrics.jsonl")
         self._file = RecordFile(run_dir / "metrics.jsonl", resume_step)
+        self._samples = SampleFile(run_dir / "samples.jsonl")
         with tolerate_full(lambda error: self._complain(METRICS, error)):
             self._file.flush()
         if tensorboard:
@@ -46,6 +52,8 @@ class Metrics:
             return
         self._file.put({"step": step, **_finite(figures)})
         self._flush_file()
+        if self.mirror is not None:
+            self.mirror.put(step, figures)
         if self._board is not None:
             for tag, value in figures.items():
                 self._board.put(tag, value, step)
@@ -58,9 +66,18 @@ class Metrics:
             return record is not None and record["step"] == step and tag in record
         return False
 
-    def write_text(self, step: int, tag: str, text: str) -> None:
+    def write_sample(self, step: int, prompt: str, text: str) -> None:
+        """Keep a text that the model of `step` has written, `prompt` at its head."""
+        if not self._active:
+            return
+        self._samples.put(step, prompt, text)
+        with self._tolerate(SAMPLES):
+            self._samples.flush()
+            self._written_again(SAMPLES)
+        if self.mirror is not None:
+            self.mirror.put_sample(step, prompt, text)
         if self._board is not None:  # indented text is verbatim in Markdown
-            self._board.put(tag, "    " + text.replace("\n", "\n    "), step)
+            self._board.put(f"samples/{prompt.strip()}", "    " + text.replace("\n", "\n    "), step)
             self._flush_board()
 
     def close(self) -> None:
@@ -88,9 +105,12 @@ class Metrics:
         assert self._board is not None
         with self._tolerate(BOARD):
             self._board.flush()
-            if BOARD in self._complained:
-                self._say(f"{BOARD} are written again, with what was kept meanwhile")
-                self._complained.remove(BOARD)
+            self._written_again(BOARD)
+
+    def _written_again(self, what: str) -> None:
+        if what in self._complained:
+            self._say(f"{what} are written again, with what was kept meanwhile")
+            self._complained.remove(what)
 
     @contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
@@ -119,21 +139,36 @@ STEPS_KEPT = 1000
 class StepClock:
     """Durations of the last STEPS_KEPT training steps, evaluation and saves not counted."""
 
+    last: float
+    """Seconds of the newest step."""
+
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=STEPS_KEPT)
         self._steps, self._tokens, self._last_tokens = 0, 0, 0
-        self._last_waited = 0.0
+        self.last, self._last_waited = 0.0, 0.0
+        self._stepping = self._saving = 0.0
 
-    def add(self, seconds: float, tokens: int, waited: float = 0.0) -> None:
-        """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted."""
-        self._recent.append(seconds)
-        self._last_waited = waited
-        self._steps, self._tokens, self._last_tokens = self._steps + 1, self._tokens + tokens, tokens
+    def add(self, seconds: float, tokens: int, waited: float = 0.0, usual: bool = True) -> None:
+        """A step of so many seconds, `waited` of them for data, on so many input tokens, padding not counted.
 
-    @property
-    def last(self) -> float:
-        """Seconds of the newest step."""
-        return self._recent[-1]
+        One that is not `usual`, because it was profiled, is the newest step but says nothing of the run's speed.
+        """
+        self.last, self._last_waited, self._last_tokens = seconds, waited, tokens
+        self._stepping += seconds
+        if usual:
+            self._recent.append(seconds)
+            self._steps, self._tokens = self._steps + 1, self._tokens + tokens
+
+    def add_save(self, seconds: float) -> None:
+        """Training has waited so many seconds for a checkpoint."""
+        self._saving += seconds
+
+    def take_checkpoint_wait(self) -> float:
+        """Share of the time that was spent waiting for checkpoints since this was last asked, 0 to 1; steps and such
+        waits are the time that counts."""
+        saving, whole = self._saving, self._stepping + self._saving
+        self._stepping = self._saving = 0.0
+        return saving / whole if whole else 0.0
 
     @property
     def last_tokens_per_second(self) -> float:
@@ -160,6 +195,6 @@ class StepClock:
         return not self._steps
 
     def steady_seconds(self) -> float:
-        """Return the median of the last steps, the first five of this process left out where there are more."""
+        """Return the median of the last steps, the first WARM_UP_STEPS left out where there are more."""
         recent = list(self._recent)
-        return statistics.median(recent[max(0, 5 + len(recent) - self._steps) :] or recent)
+        return statistics.median(recent[max(0, WARM_UP_STEPS + len(recent) - self._steps) :] or recent)

@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.build import shape_of_model
+from model.config import ROPE_SCALING_KEYS
+from model.counts import linear_shapes
 from model.errors import UserError
+from model.linear.ranks import same_linears
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import file_sha256, reading
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, require_same_tokenizer
-from pretrain.checkpoint.store import STEP_FOLDER, CheckpointStore
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset
 from pretrain.loop.state import TrainState
 
-NO_WEIGHTS = ("max_seq_len", "init_std", "rope_theta")
-"""Keys of [model] that may change: no tensor depends on them (context is extended with a larger rope_theta)."""
+ROPE = ("rope_theta", "rope_scaling", *ROPE_SCALING_KEYS)
+
+NO_WEIGHTS = ("max_seq_len", "init_std", *ROPE)
+"""Keys of [model] that may change: no tensor depends on them (context is extended by other rotary frequencies)."""
 
 NO_STATE = (
     *("lr", "betas", "eps", "eps_mode", "weight_decay", "cautious", "factor_lr_ratio", "scale"),
@@ -36,7 +42,7 @@ class Start:
 
 
 def find_source(
-    start: Start, config: Config, dataset: TokenDataset, store: CheckpointStore, say: Callable[[str], None]
+    start: Start, config: Config, dataset: Dataset, store: CheckpointStore, say: Callable[[str], None]
 ) -> Path | None:
     """The checkpoint that the run of `config` begins with; None where that run has begun already.
 
@@ -53,10 +59,10 @@ def find_source(
     _require_same_model(start, checkpoint, config)
     if start.state == "all":
         _require_same_optimizer(start, checkpoint, config)
-    if note := require_same_tokenizer(checkpoint, dataset, f"data.path {config.data.path}", start.path):
+    if note := require_same_tokenizer(checkpoint, dataset, config.data.named, start.path):
         say(note)
     there, here = checkpoint.stage.config.model, config.model
-    for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {"rope_theta"})):
+    for changed in _differences("model", there, here, tuple(set(type(here).model_fields) - {*ROPE})):
         say(f"--from {start.path}: {changed}")
     return checkpoint.folder
 
@@ -117,7 +123,8 @@ def _require_same_model(start: Start, checkpoint: Checkpoint, config: Config) ->
     """UserError unless the tensors of `checkpoint` are those of the model that the run trains first."""
     there, here = checkpoint.stage.config, config.stages[0].config
     changed = _differences("model", there.model, here.model, NO_WEIGHTS)
-    changed += _differences("linear", there.linear, here.linear)
+    if not same_linears(there.linear, here.linear, linear_shapes(here.model)):
+        changed += _differences("linear", there.linear, here.linear)
     weights = there.optimizer.weights, here.optimizer.weights
     if weights[0] != weights[1] and "int8" in weights:
         changed.append(f"optimizer.weights was {weights[0]!r}, is {weights[1]!r}")
@@ -136,7 +143,7 @@ def _require_same_optimizer(start: Start, checkpoint: Checkpoint, config: Config
     """UserError unless the moments of `checkpoint` are moments of the run's optimizer."""
     if not checkpoint.has_optimizer:
         raise UserError(
-            f"--from-state all: {checkpoint.folder} holds no optimizer state, as its model has just grown; use "
+            f"--from-state all: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             "--from-state weights, or give a checkpoint of a later step"
         )
     changed = _differences("optimizer", checkpoint.stage.config.optimizer, config.stages[0].config.optimizer, NO_STATE)

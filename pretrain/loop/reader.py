@@ -5,7 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from pretrain.data.dataset import Batch, TokenDataset
+from pretrain.data.dataset import Batch
+from pretrain.data.open import Dataset
 
 
 class MicroBatchReader:
@@ -15,7 +16,7 @@ class MicroBatchReader:
     pinned memory, from which they are sent without the training thread waiting for it.
     """
 
-    def __init__(self, dataset: TokenDataset, size: int, device: torch.device):
+    def __init__(self, dataset: Dataset, size: int, device: torch.device):
         self._dataset, self._size, self._device = dataset, size, device
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[Batch]] | None = None

@@ -26,6 +26,9 @@ def record_of(line: bytes) -> Record | None:
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int or not 0 <= found["step"] < 2**63:
         return None
+    with contextlib.suppress(TypeError, OverflowError):  # most lines hold figures and nothing else
+        if sum(map(abs, found.values())) < LARGEST:
+            return found
     return {key: value if is_figure(value) else None for key, value in found.items()}
 
 
@@ -40,10 +43,12 @@ def read_records(path: Path) -> tuple[list[Record], list[int], int]:
     broken, lines = [], read_regular(path).rstrip(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         record = record_of(line)
-        if record is not None:
-            steps[record["step"]] = steps.get(record["step"], {}) | record
-        else:
+        if record is None:
             broken.append(number)
+        elif (known := steps.get(step := record["step"])) is None:
+            steps[step] = record
+        else:
+            steps[step] = known | record
     return [steps[step] for step in sorted(steps)], broken, len(lines)
 
 

@@ -35,6 +35,11 @@ def resolve_dtype(config: Config, device: torch.device, checkpoint: Checkpoint |
 
 def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoint) -> None:
     """UserError with a diff when `checkpoint` belongs to another model, schedule, optimizer or corpus."""
+    if not checkpoint.manifest.data_fingerprint:
+        raise UserError(
+            f"run.dir: {config.run.dir} holds an imported model, with which a run of its own begins: train with --from "
+            f"{config.run.dir} --run.dir=NEW"
+        )
     there, here = fixed_keys(checkpoint.config), fixed_keys(config)
     missing: Any = "(absent)"
     changed = [
@@ -43,15 +48,36 @@ def require_same_run(config: Config, data_fingerprint: str, checkpoint: Checkpoi
         if there.get(key, missing) != here.get(key, missing)
     ]
     if checkpoint.manifest.data_fingerprint != data_fingerprint:
-        changed.append(
-            f"data.path holds another corpus or tokenizer ({config.data.path}: manifest {data_fingerprint[:12]}, "
-            f"the checkpoint's is {checkpoint.manifest.data_fingerprint[:12]})"
-        )
+        changed += _other_corpora(config, data_fingerprint, checkpoint.manifest.data_fingerprint)
     if changed:
         raise UserError(
             f"{checkpoint.folder.name} of {config.run.dir} belongs to a different run: {'; '.join(changed)}; "
             "restore these, or choose another run.dir"
         )
+
+
+def _other_corpora(config: Config, here: str, there: str) -> list[str]:
+    """Say which folders hold other corpora than the checkpoint's fingerprint names."""
+    before, after = _by_name(there), _by_name(here)
+    if before.keys() != after.keys():
+        return [f"it was trained on {_corpora(before)}, not on {_corpora(after)}"]
+    keys = {"": "data.path"} | {name: f"data.mixture.{name}" for name in config.data.mixture}
+    return [
+        f"{keys[name]} holds another corpus or tokenizer ({config.data.paths[keys[name]]}: manifest "
+        f"{after[name][:12]}, the checkpoint's is {before[name][:12]})"
+        for name in after
+        if before[name] != after[name]
+    ]
+
+
+def _by_name(fingerprint: str) -> dict[str, str]:
+    """The hash of each corpus of a mixture by its name; "" names the one of data.path."""
+    parts = (part.rpartition(" ") for part in fingerprint.split(", "))
+    return {name: own for name, _, own in parts}
+
+
+def _corpora(by_name: dict[str, str]) -> str:
+    return "the corpus of data.path" if "" in by_name else f"a mixture of {', '.join(by_name)}"
 
 
 def out_of_memory(error: Exception) -> RunFailed:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 
 from model.errors import RunFailed
+from pretrain.checkpoint.folders import STEP_FOLDER
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, reading, verify_hashes
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
-from pretrain.checkpoint.store import STEP_FOLDER
 from pretrain.loop.guard import Finding
 from pretrain.loop.run import Run
 from pretrain.machine.distributed import World, on_main

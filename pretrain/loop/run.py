@@ -19,13 +19,14 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
-from pretrain.data.dataset import TokenDataset
+from pretrain.data.open import Dataset, open_dataset
 from pretrain.data.verify import check_at_start
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
 from pretrain.loop.build import build
 from pretrain.loop.metrics import Metrics
+from pretrain.loop.mirror import require_wandb
 from pretrain.loop.optional import reason
 from pretrain.loop.origin import Start, begin, find_source, require_same_origin
 from pretrain.loop.reader import MicroBatchReader
@@ -49,8 +50,8 @@ class Run:
     dir: Path
     store: CheckpointStore
     metrics: Metrics
-    dataset: TokenDataset
-    held_out: TokenDataset
+    dataset: Dataset
+    held_out: Dataset
     engine: Engine
     state: TrainState
     reader: MicroBatchReader
@@ -88,9 +89,12 @@ def open_run(
 
 def _open_run(config: Config, world: World, store: CheckpointStore, start: Start | None, first: bool) -> Run:
     console = Console(world.is_main)
+    if first:
+        on_main(world, lambda: require_wandb(config.metrics.wandb))
     dataset, held_out, grad_accum_steps = together(world, lambda: _open_data(config, world))
-    if first and (unlisted := on_main(world, lambda: check_at_start(config.data.path))):
-        console.say(unlisted)
+    for path in config.data.paths.values() if first else ():
+        if unlisted := on_main(world, partial(check_at_start, path)):
+            console.say(unlisted)
     run_dir = Path(config.run.dir)
     source = on_main(world, lambda: find_source(start, config, dataset, store, console.say)) if start else None
     newest = on_main(world, lambda: _claim(store, console))
@@ -132,21 +136,16 @@ def _open_run(config: Config, world: World, store: CheckpointStore, start: Start
     return Run(config, world, console, run_dir, store, metrics, dataset, held_out, engine, state, reader, saver)
 
 
-def _open_data(config: Config, world: World) -> tuple[TokenDataset, TokenDataset, int]:
+def _open_data(config: Config, world: World) -> tuple[Dataset, Dataset, int]:
     """Training data, held-out data, micro-steps per update; UserError when they do not fit the model or the batch."""
     data, train = config.data, config.train
-    dataset = TokenDataset(data.path, "train", train.seq_len, data.packing, config.run.seed)
-    held_out = TokenDataset(data.path, "val", train.seq_len, data.packing, config.run.seed)
+    dataset, held_out = open_dataset(config, "train"), open_dataset(config, "val")
     if dataset.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer of data.path {data.path}, "
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer of {data.named}, "
             f"which has {dataset.vocab_size} pieces; set it to {dataset.vocab_size}"
         )
-    if dataset.n_samples < train.global_batch_size:
-        raise UserError(
-            f"data.path: corpus too short, {data.path} holds {dataset.n_samples} rows of {train.seq_len} tokens, fewer "
-            f"than train.global_batch_size {train.global_batch_size}; prepare more text or take a smaller batch"
-        )
+    dataset.require_rows(train.global_batch_size)
     return dataset, held_out, require_divisible(train.global_batch_size, train.micro_batch_size, world.size)
 
 
@@ -158,7 +157,7 @@ def _claim(store: CheckpointStore, console: Console) -> Path | None:
 
 
 def _settle(
-    config: Config, world: World, dataset: TokenDataset, checkpoint: Checkpoint | None, start: Start | None
+    config: Config, world: World, dataset: Dataset, checkpoint: Checkpoint | None, start: Start | None
 ) -> Config:
     """The configuration with nothing left open, once it is known to be that of the run's own checkpoint."""
     config = resolve_dtype(config, world.device, checkpoint)
@@ -188,7 +187,7 @@ def _open_saver(
     world: World,
     console: Console,
     store: CheckpointStore,
-    dataset: TokenDataset,
+    dataset: Dataset,
     engine: Engine,
     state: TrainState,
 ) -> Saver:

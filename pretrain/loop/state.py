@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.errors import UserError
+from pretrain.data.dataset import Seen
 from pretrain.loop.state_fields import require_fields, require_sense
 
 SINCE_FORMAT_3: dict[str, Any] = {
@@ -17,6 +18,7 @@ SINCE_FORMAT_3: dict[str, Any] = {
     "skips": {},
     "spikes": 0,
     "rewinds": [],
+    "sources": {},
 }
 """Fields that checkpoints of the present format may lack, and what held for the runs that wrote those."""
 
@@ -31,6 +33,8 @@ class TrainState:
     """Samples taken from the data stream: the next global batch starts at this index."""
     tokens_seen: int = 0
     """Real input tokens trained on, padding not counted."""
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Samples of each corpus of a mixture that were trained on, and their tokens; empty without one."""
     skipped_steps: int = 0
     """Steps whose update was not applied."""
     consecutive_skips: int = 0
@@ -65,6 +69,12 @@ class TrainState:
     """Wall-clock seconds in training steps, evaluation and saves not counted."""
     kernels: dict[str, Any] = field(default_factory=dict)
     """How the linears compute (pretrain/engine/kernel_choices.py): a resume makes the same choices."""
+
+    def count_sources(self, seen: dict[str, Seen]) -> None:
+        """Add what was trained on of each corpus of a mixture."""
+        for name, (samples, tokens) in seen.items():
+            known = self.sources.get(name, {"samples": 0, "tokens": 0})
+            self.sources[name] = {"samples": known["samples"] + samples, "tokens": known["tokens"] + tokens}
 
     def this_stage(self, n_layers: int) -> dict[str, Any]:
         """Count layers, steps, tokens and FLOPs of the stage that trains, `n_layers` being its model's."""

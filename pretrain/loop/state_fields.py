@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.errors import UserError
+from pretrain.config.tables import SOURCE_NAME
 
 COUNT = 2**62
 """No count reaches this, and every one below it can be counted on without an overflow of int64."""
@@ -99,6 +100,17 @@ def _are_reasons(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() <= REASONS and all(map(_is_count, value.values()))
 
 
+def _are_sources(value: Any) -> bool:
+    """Whether it is what `TrainState.count_sources` sums up."""
+    return isinstance(value, dict) and all(
+        isinstance(seen, dict)
+        and SOURCE_NAME.fullmatch(name) is not None
+        and seen.keys() == {"samples", "tokens"}
+        and all(map(_is_count, seen.values()))
+        for name, seen in value.items()
+    )
+
+
 def _is_rewind(value: Any) -> bool:
     """Whether it is what `pretrain.loop.rewind` records of one."""
     counts = ("step", "to", "cursor", "cursor_after")
@@ -120,12 +132,14 @@ origin = Kind(_is_origin, "the record of another run's checkpoint")
 window = Kind(_is_window, "a list of finite numbers")
 reasons = Kind(_are_reasons, "counts by reason")
 rewinds = Kind(lambda value: type(value) is list and all(map(_is_rewind, value)), "a list of ways back")
+sources = Kind(_are_sources, "samples and tokens by the name of a corpus")
 record = Kind(_is_record, "a record of kernels")
 
 FIELDS: dict[str, Kind] = {
     "step": count,
     "cursor": count,
     "tokens_seen": count,
+    "sources": sources,
     "skipped_steps": count,
     "consecutive_skips": count,
     "skips": reasons,
@@ -163,6 +177,10 @@ def require_sense(data: dict[str, Any]) -> None:
     for wrong, what in (
         (data["consecutive_skips"] > data["skipped_steps"], "consecutive_skips is more than skipped_steps"),
         (data["stage_start"] > data["step"], "stage_start is more than step"),
+        (
+            sum(seen["tokens"] for seen in data["sources"].values()) > data["tokens_seen"],
+            "tokens_seen is less than the corpora in sources have given",
+        ),
         (grown > data["tokens_seen"], "tokens_seen is less than the stages in grown have seen"),
     ):
         if wrong:

@@ -54,9 +54,8 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
             state.tokens_seen / state.train_seconds if clock.empty else clock.tokens_per_second()
         ),
         "val_loss": _finite(evaluation.loss) if evaluation else None,
-        "bits_per_byte": _finite(evaluation.bits_per_byte)
-        if evaluation and evaluation.bits_per_byte is not None
-        else None,
+        "bits_per_byte": _finite(evaluation.bits_per_byte) if evaluation else None,
+        "sources": lambda: _sources(run, evaluation),
         "parameters": counts["total"],
         "trainable_parameters": counts["trainable"],
         "flops": state.flops,
@@ -93,8 +92,23 @@ def write_summary(run: Run, clock: StepClock, evaluation: Evaluation | None, err
         raise RunFailed(f"{run.dir}/summary.json cannot be written ({full.strerror}); the checkpoint is") from None
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _sources(run: Run, evaluation: Evaluation | None) -> dict[str, dict[str, float | None]] | None:
+    """Tokens, epochs and held-out figures of each corpus of a mixture; None without one."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, source in run.dataset.sources.items():
+        seen = run.state.sources.get(name, {"samples": 0, "tokens": 0})
+        held_out = evaluation.sources[name] if evaluation else None
+        found[name] = {
+            "tokens": seen["tokens"],
+            "epochs": seen["samples"] / source.n_samples,
+            "val_loss": _finite(held_out.loss) if held_out else None,
+            "bits_per_byte": _finite(held_out.bits_per_byte) if held_out else None,
+        }
+    return found or None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def summary_is_current(run_dir: Path, step: int) -> bool:

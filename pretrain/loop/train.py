@@ -7,28 +7,30 @@ from pathlib import Path
 
 import torch
 
-from kernels.measured import device_name
 from model.errors import RunFailed, UserError
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import Config
 from pretrain.engine.base import Update
-from pretrain.engine.kernel_choices import describe
-from pretrain.growth.describe import describe_stages
 from pretrain.growth.grow import grow
+from pretrain.loop.about import open_mirror
 from pretrain.loop.guard import Guard
+from pretrain.loop.introduction import introduce
 from pretrain.loop.metrics import StepClock
+from pretrain.loop.mirror import Mirror
 from pretrain.loop.optional import attempt, reason
 from pretrain.loop.origin import Start
-from pretrain.loop.origin import describe as describe_origin
+from pretrain.loop.profile import Profile
 from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.rewind import find_way, rewind
 from pretrain.loop.run import Run, open_run
-from pretrain.loop.summary import summary_is_current, versions_line, write_summary
+from pretrain.loop.spectra import measure_spectra
+from pretrain.loop.summary import summary_is_current, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
 from pretrain.machine.fault import fault_point
+from pretrain.machine.files import read_json
 from pretrain.machine.hardware import peak_flops
-from pretrain.machine.memory import peak_figures, readable
+from pretrain.machine.memory import peak_figures
 from pretrain.memory_plan.run import compare, planned_bytes
 from pretrain.plan import flops_per_update
 from pretrain.using.evaluate import Evaluation, evaluate
@@ -47,15 +49,19 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     stop.listen()
     store = CheckpointStore(Path(config.run.dir))
     ended, first = False, True
+    mirror: Mirror | None = None
     try:
         while not ended:
             stop.opening()
             run, clock = open_run(config, world, store, start, first), StepClock()
             stop.opened()
             try:
-                attempt(world, run.console, "this run is not described", partial(_introduce, run, whole=first))
+                attempt(world, run.console, "this run is not described", partial(introduce, run, whole=first))
                 first = False
-                stopped = _train(run, clock)
+                run.metrics.mirror = mirror = mirror or open_mirror(run)
+                profile = Profile(run)
+                stopped = _train(run, clock, profile)
+                profile.close()
             except Exception as error:
                 run.saver.close(alone=not getattr(error, "on_all_ranks", False))
                 _summarize_failure(run, clock, error)
@@ -78,6 +84,8 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     except torch.OutOfMemoryError as error:
         raise amended(out_of_memory(error), config, store) from error
     finally:
+        if mirror:
+            mirror.close(read_json(Path(config.run.dir) / "summary.json"))
         stop.opened()
         store.unlock()
     if stopped:
@@ -85,7 +93,7 @@ def train(config: Config, world: World, start: Start | None = None) -> int:
     return stop.STOPPED if stopped else 0
 
 
-def _train(run: Run, clock: StepClock) -> bool:
+def _train(run: Run, clock: StepClock, profile: Profile) -> bool:
     """Loop over the steps of one stage; return whether it was stopped before its end."""
     config, state, console = run.config, run.state, run.console
     if state.step > config.last_step:  # a lowered train.max_steps takes nothing back, and grows nothing early
@@ -103,6 +111,7 @@ def _train(run: Run, clock: StepClock) -> bool:
     console.start_steps(state.step, config.last_step)
 
     while state.step < end and not stopping:
+        profile.before_step()
         started, seen, waited = time.perf_counter(), state.tokens_seen, run.reader.waited
         lr = run.stage.lr(state.step + 1)
         made = train_step(run, lr)
@@ -110,7 +119,9 @@ def _train(run: Run, clock: StepClock) -> bool:
             stopping = True
             break
         loss, update = made
-        clock.add(time.perf_counter() - started, state.tokens_seen - seen, run.reader.waited - waited)
+        seconds = time.perf_counter() - started
+        clock.add(seconds, state.tokens_seen - seen, run.reader.waited - waited, usual=not profile.on)
+        profile.after_step()
         state.train_seconds += clock.last
         _record(run, loss, update)
         if run.goes_back:
@@ -125,7 +136,12 @@ def _train(run: Run, clock: StepClock) -> bool:
         # The save comes first: whatever error ends the evaluation, the steps so far are committed before the run ends.
         state.evaluation_due = ends or bool(config.eval.every and step % config.eval.every == 0)
         if step % config.checkpoint.every == 0 or step == end:
+            began = time.perf_counter()
             run.saver.save(state, run.engine.whole_tensors)
+            clock.add_save(time.perf_counter() - began)
+        if config.metrics.spectra_every and (step % config.metrics.spectra_every == 0 or ends):
+            spectra = attempt(run.world, console, f"step {step}: spectra not measured", lambda: measure_spectra(run))
+            run.metrics.write(step, spectra or {})
         evaluation = None
         if state.evaluation_due:
             evaluation, stopping = _evaluate(run)
@@ -194,9 +210,7 @@ def _evaluate(run: Run) -> tuple[Evaluation | None, bool]:
         return None, True
     attempt(run.world, run.console, f"step {run.state.step}: samples not made", lambda: _sample(run))
     if evaluation:
-        loss, ppl, bits = evaluation.loss, evaluation.perplexity, evaluation.bits_per_byte
-        known = {} if bits is None else {"val/bits_per_byte": bits}
-        run.metrics.write(run.state.step, {"val/loss": loss, "val/ppl": ppl, **known})
+        run.metrics.write(run.state.step, evaluation.figures())
     run.state.evaluation_due = False
     return evaluation, stop.due()
 
@@ -247,6 +261,7 @@ def train_step(run: Run, lr: float) -> tuple[float, Update] | None:
     state.step += 1
     state.cursor += batch_size
     state.tokens_seen += tokens
+    state.count_sources(run.dataset.seen(state.cursor - batch_size, batch_size))
     state.flops += flops_per_update(run.stage.config, "executed", state.kernels, world.size)
     state.flops_dense_equivalent += flops_per_update(run.stage.config, "dense_equivalent", state.kernels, world.size)
     return loss, update
@@ -283,6 +298,9 @@ def _step_figures(run: Run, clock: StepClock, loss: float, lr: float, update: Up
         "train/flops": state.flops,
         "train/flops_dense_equivalent": state.flops_dense_equivalent,
     } | Guard(run.config.guard, state).figures()
+    for name, source in run.dataset.sources.items():
+        figures[f"data/{name}/tokens"] = state.sources[name]["tokens"]
+        figures[f"data/{name}/epochs"] = state.sources[name]["samples"] / source.n_samples
     try:  # of this rank alone, and rank 0's count: nothing to agree on
         figures |= _performance(run, clock)
     except Exception as error:
@@ -296,9 +314,10 @@ def _performance(run: Run, clock: StepClock) -> dict[str, float]:
     config, world = run.config, run.world
     figures = {
         "perf/tokens_per_s": clock.last_tokens_per_second,
-        "perf/step_ms_p50": clock.percentile_ms(50),
-        "perf/step_ms_p99": clock.percentile_ms(99),
+        **{f"perf/step_ms_p{percent}": clock.percentile_ms(percent) for percent in (50, 90, 99)},
         "perf/data_wait": clock.last_data_wait,
+        "perf/checkpoint_wait": clock.take_checkpoint_wait(),
+        "perf/train_seconds": run.state.train_seconds,
         **peak_figures(world.device),
     } | run.engine.figures()
     if peak := config.metrics.peak_tflops * 1e12 or peak_flops(world.device):
@@ -335,63 +354,4 @@ def _sample(run: Run) -> None:
     for prompt in run.config.eval.prompts:
         text = generate(model, tokenizer, prompt, tokens=tokens, seed=seed, world=run.world)
         run.console.say("  | " + text.replace("\n", "\n  | "))
-        run.metrics.write_text(run.state.step, f"samples/{prompt.strip()}", text)
-
-
-def _introduce(run: Run, whole: bool) -> None:
-    """How the stage's model computes, and in how much memory; before that, where `whole`, the run itself."""
-    if whole:
-        _introduce_run(run)
-    for line in describe(run.state.kernels):
-        run.console.say(line)
-    planned = planned_bytes(run.stage, run.state, run.world)
-    copied = f"; {readable(run.saver.copied, binary=True)} for copies of checkpoints" if run.saver.copied else ""
-    run.console.say(f"planned peak of tensors in a process: {readable(planned, binary=True)}{copied}")
-
-
-def _introduce_run(run: Run) -> None:
-    """Versions, device, the token arithmetic and where the run stands, once."""
-    config, world, train, say = run.config, run.world, run.config.train, run.console.say
-    per_update = round(train.global_batch_size * run.dataset.tokens_per_row)
-    say(versions_line())
-    offload = ", optimizer state in host memory" if config.parallel.offload == "optimizer" else ""
-    say(f"{world.size} x {device_name(world.device)}, {train.dtype}, ZeRO stage {config.parallel.zero_stage}{offload}")
-    say(_token_arithmetic(run))
-    if getattr(config.optimizer, "update", "step") == "per_layer":
-        say(
-            f'WARNING: updates on {per_update:,} tokens each, as optimizer.update = "per_layer" accumulates nothing: '
-            "a learning rate found with larger updates is too high"
-        )
-    # As if all stages computed as the one that trains has chosen to.
-    updates = [(s.end - s.start, s.config) for s in config.stages]
-    flops = [n * flops_per_update(model, "executed", run.state.kernels, world.size) for n, model in updates]
-    for line in describe_stages(config, flops):
-        say(line)
-    if run.held_out.bytes_note:
-        say(run.held_out.bytes_note)
-    if run.dataset.tokenizer is None and run.config.eval.prompts:
-        say(f"eval.prompts: {run.config.data.path} has no tokenizer, so no samples are made")
-    if run.state.origin and not run.state.step:
-        say(f"begins with {describe_origin(run.state.origin)}")
-    if run.state.grown and not run.state.step:
-        say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
-    if run.state.step:
-        say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
-
-
-def _token_arithmetic(run: Run) -> str:
-    """How many tokens make an update, and the run; averages where a row holds one document, whatever its length."""
-    config, train, rows = run.config, run.config.train, run.config.train.global_batch_size
-    steps, mean = config.schedule.total_steps, run.dataset.tokens_per_row
-    micro_steps, tokens = run.engine.micro_batches // run.world.size, round(rows * mean * steps)
-    parts = f"x {micro_steps} micro-steps x {run.world.size} processes"
-    whole = f"{tokens:,} tokens, {rows * steps / run.dataset.n_samples:.2f} epochs of {config.data.path}"
-    if config.data.packing == "document":
-        return (
-            f"{train.micro_batch_size} rows of up to {train.seq_len} tokens {parts} = {rows:,} rows per update, of "
-            f"{rows * mean:,.1f} tokens on average (padding not counted); x {steps:,} updates = about {whole}"
-        )
-    return (
-        f"{train.micro_batch_size} sequences x {train.seq_len} tokens {parts} = {rows * train.seq_len:,} tokens per "
-        f"update; x {steps:,} updates = {whole}"
-    )
+        run.metrics.write_sample(run.state.step, prompt, text)

@@ -62,9 +62,9 @@ def start() -> World:
         import_deepspeed()
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
-            store, rank, size = next(dist.rendezvous("env://", timeout=EXCHANGE_TIMEOUT))
-            arguments = {"rank": rank, "world_size": size, "timeout": EXCHANGE_TIMEOUT}
-            dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), **arguments)
+            store, rank, size = _rendezvous()
+            own = dist.PrefixStore(_attempt(), store)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=EXCHANGE_TIMEOUT)
         else:
             try:
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -74,6 +74,18 @@ def start() -> World:
                 sentence = "torch.distributed finds no loopback interface; bring it up: ip link set lo up"
                 raise UserError(sentence) from None
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """The store, rank and size that the launcher's variables describe; UserError where its port is taken."""
+    try:
+        return next(dist.rendezvous("env://", timeout=EXCHANGE_TIMEOUT))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        sentence = f"port {port} is in use on this machine, perhaps by another run; choose another one with MASTER_PORT"
+        raise UserError(sentence) from None
 
 
 def _attempt() -> str:

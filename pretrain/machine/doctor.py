@@ -42,7 +42,7 @@ def examine() -> list[Finding]:
     if "torch" not in absent:
         torchrun = partial(_launcher, "torchrun.sh", "-m", "torch.distributed.run", "--help")
         findings.append(_attempt("device", _device, "check the driver with nvidia-smi, and that torch is built for it"))
-        findings.append(_attempt("threads", _threads, "unset OMP_NUM_THREADS or set it to a number"))
+        findings += _speed()
         findings.append(_attempt("torchrun launcher", torchrun, _install("torch")))
     if not absent & {"torch", "deepspeed"}:
         runner = partial(_launcher, "deepspeed.sh", "-c", "import deepspeed.launcher.runner")
@@ -96,12 +96,19 @@ def _device() -> str:
     return f"{device_name(device)}, {os.cpu_count()} cores, {precision}"
 
 
-def _threads() -> str:
-    import torch
+def _speed() -> list[Finding]:
+    """What costs a run speed or room is an option that is absent: it trains without."""
+    from pretrain.machine.speed import Slow, checks
 
-    from pretrain.machine.threads import describe
-
-    return f"{torch.get_num_threads()} in a process; how they wait for each other: {describe()}"
+    findings = []
+    for what, check in checks().items():
+        try:
+            findings.append(Finding(what, "ok", check()))
+        except Slow as slow:
+            findings.append(Finding(what, "missing", str(slow), slow.fix))
+        except Exception as error:
+            findings.append(Finding(what, "missing", f"not measured ({type(error).__name__}: {error})"))
+    return findings
 
 
 def _launcher(script: str, *arguments: str) -> str:

@@ -6,9 +6,10 @@ Several are separated by commas; with a rank, only that process is struck.
 import os
 import signal
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # readers of files need no torch
+    from torch import Tensor
 
 SPIKE = 50.0
 """By how much "loss_spike" and "gradient_spike" are too large."""
@@ -83,7 +84,7 @@ def fault_flag(point: str) -> bool:
     return any(fault.visit == _visits[point] and fault.rank in ("", rank) for fault in faults)
 
 
-def spoiled(loss: Tensor) -> tuple[Tensor, Tensor, float]:
+def spoiled(loss: "Tensor") -> "tuple[Tensor, Tensor, float]":
     """Return a loss (0-d) as the backward pass takes it and as it is seen (detached), and a factor of its gradient.
 
     "loss_spike" makes both too large, "nan_loss" what is seen alone not finite, and "gradient_spike" the gradient alone

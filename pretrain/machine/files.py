@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pretrain.machine.fault import fault_flag, fault_point
 
@@ -58,6 +59,23 @@ def read_regular(path: str | PathLike[str], most: int | None = None) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no file but a pipe or a device")
         return file.read(-1 if most is None else most)
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """A JSON object, or None where `text` is anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):  # also a number of thousands of digits
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or anything else."""
+    try:
+        return json_object(read_regular(path).decode()) or {}
+    except (OSError, ValueError):
+        return {}
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -77,9 +77,14 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 """Where Linux tells a container how much memory it may take, in both versions of control groups."""
 
 
+def machine_bytes() -> int:
+    """Memory of this machine, whoever uses it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def host_bytes() -> int:
-    """Memory of this machine, whoever uses it, or of this container where that is less."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    """Memory of this machine, or of this container where that is less."""
+    limits = [machine_bytes()]
     for path in CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(Path(path).read_text()))

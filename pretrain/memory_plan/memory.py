@@ -17,7 +17,7 @@ from pretrain.engine.kernel_choices import choosing_linears, how_long, shape_nam
 from pretrain.loop.build import computed_in
 from pretrain.memory_plan.ledger import Moment, Phase
 from pretrain.memory_plan.observe import Observation, observe
-from pretrain.memory_plan.rest import at_rest, with_layers
+from pretrain.memory_plan.rest import at_rest, layers_alike, with_layers
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def at_least(config: Config, world_size: int, card_bytes: int) -> int:
     for stage in config.stages:
         whole, every = stage.config, max(1, stage.config.train.checkpoint_every_layers)
         n, one, two = whole.model.n_layers, 2 * every, 3 * every
-        if whole.parallel.zero_stage > 0 or world_size > 1 or n <= two or n % every:
+        if whole.parallel.zero_stage > 0 or world_size > 1 or n <= two or n % every or not layers_alike(whole):
             most = max(most, at_rest(whole, world_size, True))
             continue
         record = _kernels(whole, world_size, True, card_bytes)

@@ -39,6 +39,11 @@ def with_layers(config: Config, n_layers: int) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"n_layers": n_layers})})
 
 
+def layers_alike(config: Config) -> bool:
+    """Whether each layer takes as much as any other; a table of ranks may name some of them."""
+    return not any(getattr(table, "ranks", ()) for table in (config.linear, config.optimizer))
+
+
 def sharded_state(config: Config, model: Transformer, world_size: int, cuda: bool) -> Sharded:
     """What DeepSpeed keeps of `model` at the configuration's ZeRO stage, 1 to 3."""
     numels, stored = [p.numel() for p in model.parameters()], next(model.parameters()).element_size()
@@ -52,7 +57,9 @@ def sharded_state(config: Config, model: Transformer, world_size: int, cuda: boo
 def at_rest(config: Config, world_size: int, cuda: bool) -> int:
     """Bytes of weights and state before the first step, in the process that has most."""
     layers = config.model.n_layers
-    if world_size == 1 and layers > 2:  # each layer adds as much, and the models are small to build
+    if (
+        world_size == 1 and layers > 2 and layers_alike(config)
+    ):  # each layer adds as much, and the models are small to build
         one, two = (at_rest(with_layers(config, n), world_size, cuda) for n in (1, 2))
         return one + (layers - 1) * (two - one)
     model = shape_of(config)

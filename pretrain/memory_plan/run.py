@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from model.errors import UserError
 from pretrain.config.schema import Config, Stage
 from pretrain.loop.state import TrainState
 from pretrain.machine.distributed import World
 from pretrain.machine.memory import gpu_bytes, host_bytes, peak_bytes, readable
-from pretrain.memory_plan.memory import plan_stage
+from pretrain.memory_plan.memory import MemoryPlan, plan_stage
 
 TOLERANCE = 0.1
 """Relative difference of plan and measurement from which on it is called out."""
@@ -16,8 +17,17 @@ TOLERANCE = 0.1
 
 def planned_bytes(stage: Stage, state: TrainState, world: World) -> int:
     """Planned peak of live tensors in a process of `world`, on its kind of device, with the kernels chosen."""
-    cuda = world.device.type == "cuda"
-    return plan_stage(stage.config, world.size, cuda=cuda, kernels=state.kernels).total
+    return _plan(stage, state, world).total
+
+
+def planned_moment(stage: Stage, state: TrainState, world: World) -> dict[str, Any]:
+    """What `planned_bytes` is made of: bytes by item, the part of a step they are of, and those in host memory."""
+    found = _plan(stage, state, world)
+    return {"total": found.total, "phase": found.worst, "items": found.items, "host": found.host}
+
+
+def _plan(stage: Stage, state: TrainState, world: World) -> MemoryPlan:
+    return plan_stage(stage.config, world.size, cuda=world.device.type == "cuda", kernels=state.kernels)
 
 
 def require_memory(config: Config, world: World) -> None:

@@ -36,7 +36,7 @@ def transfers(config: Config, speed: float) -> dict[str, Any]:
 
 def shorter_part(model: ModelConfig, tokens: int, seq_len: int) -> int:
     """FLOPs of the forward pass of a block's attention or feed-forward, whichever has fewer, with dense linears."""
-    sizes = [n_in * n_out for n_in, n_out in projection_shapes(model)]
+    sizes = [n_in * n_out for n_in, n_out in projection_shapes(model).values()]
     attention = 2 * tokens * sum(sizes[:4]) + 4 * tokens * seq_len * model.n_heads * model.head_width
     return min(attention, 2 * tokens * sum(sizes[4:]))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from model.linear.ranks import RankTable
 from model.schema import Frozen
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -71,6 +72,8 @@ class MatrixConfig(OwnConfig):
 
     rank: int = Field(128, ge=1)
     """Dimensions of the subspace; at most the smaller side of every target."""
+    ranks: RankTable = ()
+    """Ranks of linears by patterns of their names, in place of `rank`; the last pattern that matches decides."""
     update_proj_gap: int = Field(200, ge=1)
     """Steps between two refreshes of a matrix's basis."""
     scale: float = Field(0.25, gt=0)

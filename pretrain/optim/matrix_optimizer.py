@@ -72,6 +72,7 @@ class MatrixOptimizer(OwnOptimizer):
         """Refreshes so far that a zero or non-finite gradient prevented."""
         self.refreshes = 0
         """Bases so far that were replaced."""
+        self._overlap, self._compared = 0.0, 0
         self.most_full_gradients = 0
         """Largest number of whole gradients of targets that were alive at once during the last step."""
         self._most_full_gradients = self._stepped = 0
@@ -129,7 +130,10 @@ class MatrixOptimizer(OwnOptimizer):
         return sum(math.prod(target.matrix.shape) for target in self.targets) * self.exchange.wire.itemsize
 
     def figures(self) -> dict[str, float]:
-        return {
+        """What is logged of a step; the overlap is the mean over the bases replaced since this was last asked."""
+        overlap = {"optimizer/refresh_overlap": self._overlap / self._compared} if self._compared else {}
+        self._overlap, self._compared = 0.0, 0
+        return overlap | {
             "train/refreshes": self.refreshes,
             "train/kept_bases": self.kept_bases,
             "comm/reduced_bytes": self.exchange.reduced_bytes,
@@ -188,11 +192,24 @@ class MatrixOptimizer(OwnOptimizer):
             target.weight.grad = None
         if due:
             square = self._own_square() if projected else self._zero()
-            counts = square.new_tensor((self.refresher.kept, self.refresher.refreshes))
-            total, kept, refreshes = self.exchange.total(torch.cat((square[None], counts))).tolist()
-            self.kept_bases += int(kept)
-            self.refreshes += int(refreshes)
-            self.grad_norm = total**0.5 if projected else self.grad_norm
+            total = self.exchange.total(torch.cat((square[None], self._refresh_counts(square)))).tolist()
+            self._count_refreshes(total[1:])
+            self.grad_norm = total[0] ** 0.5 if projected else self.grad_norm
+
+    def _refresh_counts(self, like: Tensor) -> Tensor:
+        """What this rank's refresher has done in this step (4,): bases kept, new, compared, and their overlaps' sum."""
+        found = self.refresher
+        counts = like.new_tensor((found.kept, found.refreshes, len(found.overlaps), 0))
+        for overlap in found.overlaps:
+            counts[3] += overlap
+        return counts
+
+    def _count_refreshes(self, counts: list[float]) -> None:
+        kept, refreshes, compared, overlap = counts
+        self.kept_bases += int(kept)
+        self.refreshes += int(refreshes)
+        self._compared += int(compared)
+        self._overlap += overlap
 
     def _reduce_kept(self, targets: list[Target]) -> None:
         """Sums that are on the device travel together; those in host memory visit the device one by one."""
@@ -302,8 +319,7 @@ class MatrixOptimizer(OwnOptimizer):
 
     def _finish(self) -> None:
         super()._finish()
-        self.kept_bases += self.refresher.kept
-        self.refreshes += self.refresher.refreshes
+        self._count_refreshes(self._refresh_counts(self._zero()).tolist())
 
     def _projection(self, target: Target, G: Tensor) -> Tensor:
         P = target.P

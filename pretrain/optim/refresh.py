@@ -93,4 +93,9 @@ def overlap_of(config: MatrixConfig, old: Tensor, new: Tensor) -> Tensor:
     """
     if config.refresh_overlap == "first_vector":
         return torch.cosine_similarity(old[:, 0], new[:, 0], dim=0)
+    return subspace_overlap(old, new)
+
+
+def subspace_overlap(old: Tensor, new: Tensor) -> Tensor:
+    """Return ||old^T new||_F^2 / rank of two orthonormal bases (m, rank), 0-d: how much of the subspace has stayed."""
     return (old.t() @ new).square().sum() / new.shape[1]

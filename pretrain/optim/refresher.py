@@ -11,7 +11,7 @@ from pretrain.optim.exchange import Exchange
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import initial_basis
-from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of
+from pretrain.optim.refresh import AdaptiveGap, is_due, overlap_of, subspace_overlap
 from pretrain.optim.rules.base import Rule
 from pretrain.optim.target import Basis, Target
 
@@ -27,6 +27,9 @@ class Refresher:
         """Whether new bases are random: the run is near its end (`is_late`)."""
         self.refreshes = self.kept = 0
         """By this rank in this step: new bases, and those that a zero or non-finite gradient prevented."""
+        self.overlaps: list[Tensor] = []
+        """How much of the subspace has stayed (`subspace_overlap`, 0-d), for each basis that this rank has replaced in
+        this step; a matrix's first basis, which replaces a random one, does not count, and a Gaussian one has none."""
         self._due: set[str] | None = None
         for target in targets if rule.uses_basis else ():
             P = self._initial_basis(target.matrix).to(target.weight.device)
@@ -44,6 +47,7 @@ class Refresher:
         """After a step's refreshes; `applied`: whether it counts as an update."""
         self._due = None
         self.refreshes = self.kept = 0
+        self.overlaps = []
         for target in self.targets if applied else ():
             if target.gap is not None:
                 target.gap.tick()
@@ -78,6 +82,8 @@ class Refresher:
         self.refreshes += 1
         target.basis.write(found)
         new = target.basis.read()  # as it will be used
+        if updates >= self.config.update_proj_gap and self.config.projector != "gaussian":
+            self.overlaps.append(subspace_overlap(old, new))
         self.rule.change_basis(target.matrix, target.state, old, new, updates + 1)
         return overlap_of(self.config, old, new) if target.gap is not None else 0.0
 

@@ -1,11 +1,13 @@
 """Which parameters of a model a matrix optimizer projects."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from model.errors import UserError
 from model.linear.base import BaseLinear
+from model.linear.ranks import deciding, rank_of, require_patterns_used
 from pretrain.optim.config import MatrixConfig
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.rules import PRESETS
@@ -28,15 +30,16 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
             raise UserError(_no_match(pattern, outside, list(inside)))
         for name in matched:
             rows, cols = _shape(name, inside[name])
-            if name not in dense and min(rows, cols) > config.rank:
+            rank = rank_of(config, _linear_of(name))
+            if name not in dense and min(rows, cols) > rank:
                 raise UserError(
                     f"optimizer.targets {pattern!r} matches {name}, a factor of rank {min(rows, cols)}: projecting it "
-                    f"to optimizer.rank {config.rank} would leave less than the linear's own rank; leave it out, so "
+                    f"to optimizer.rank {rank} would leave less than the linear's own rank; leave it out, so "
                     "that it takes AdamW"
                 )
-            _require_rank(name, min(rows, cols), config)
+            _require_rank(name, min(rows, cols), rank, config)
             side = projected_side((rows, cols), config.proj_type, PRESETS[config.name].square_side)
-            targets[name] = Matrix(name, (rows, cols), side, config.rank)
+            targets[name] = Matrix(name, (rows, cols), side, rank)
     if config.weights == "int8" and dense - targets.keys():
         raise UserError(
             f'optimizer.targets leaves out {min(dense - targets.keys())}, but with optimizer.weights = "int8" the '
@@ -51,11 +54,20 @@ def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _require_rank(name: str, side: int, config: MatrixConfig) -> None:
-    if "rank" not in config.ignored and config.rank > side:
-        raise UserError(
-            f"optimizer.rank {config.rank} exceeds the smaller side of {name} ({side}); set it to at most {side}"
-        )
+def require_ranks_used(targets: Iterable[str], config: MatrixConfig) -> None:
+    """UserError for a pattern of optimizer.ranks that decides the rank of none of `targets`, parameters by name."""
+    require_patterns_used("optimizer.ranks", config.ranks, map(_linear_of, targets))
+
+
+def _linear_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _require_rank(name: str, side: int, rank: int, config: MatrixConfig) -> None:
+    if "rank" not in config.ignored and rank > side:
+        found = deciding(config.ranks, _linear_of(name))
+        key = f"optimizer.ranks {found[0]!r} =" if found else "optimizer.rank"
+        raise UserError(f"{key} {rank} exceeds the smaller side of {name} ({side}); set it to at most {side}")
 
 
 def _no_match(pattern: str, outside: list[str], inside: list[str]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 COST_KEYS = {
     "tokens": "train/tokens_seen",
     "flops": "train/flops",
@@ -38,15 +40,16 @@ def smooth(curve: Curve, window: float) -> Curve:
     Points whose window would begin before the first of `curve` are left out: training, or what is logged of a run that
     goes on from a grown checkpoint, does not reach back so far. A run shorter than the window gives an empty curve.
     """
-    tokens, losses = curve.tokens, curve.losses
-    start, first, means = 0, len(tokens), []
-    for index, now in enumerate(tokens):
-        while tokens[start] <= now - window:
-            start += 1
-        if now - window >= tokens[0]:
-            first = min(first, index)
-            means.append(math.fsum(losses[start : index + 1]) / (index + 1 - start))
-    return Curve(means, {kind: spent[first:] for kind, spent in curve.costs.items()})
+    tokens = np.maximum.accumulate(np.asarray(curve.tokens, np.float64))  # a damaged log may have some that fall
+    losses = np.asarray(curve.losses, np.float64)
+    first = int(np.searchsorted(tokens, tokens[0] + window)) if len(tokens) else 0
+    ends = np.arange(first, len(tokens)) + 1
+    starts = np.searchsorted(tokens, tokens[first:] - window, side="right")
+    # Sums of differences: those of the losses themselves would lose digits over a long run.
+    level = losses.mean() if len(losses) else 0.0
+    sums = np.concatenate([[0.0], np.cumsum(losses - level)])
+    means = level + (sums[ends] - sums[starts]) / np.maximum(1, ends - starts)
+    return Curve(means.tolist(), {kind: spent[first:] for kind, spent in curve.costs.items()})
 
 
 def default_window(curves: Sequence[Curve]) -> int:

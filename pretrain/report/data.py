@@ -1,16 +1,16 @@
 """What a run was trained on, and whether two runs can be compared."""
 
-import hashlib
-import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from pretrain.config import load_recorded
-from pretrain.config.schema import Config
-from pretrain.data.manifest import MANIFEST, Manifest, read_manifest
-from pretrain.machine.files import read_regular
+from pretrain.machine.files import read_json, read_regular
+
+if TYPE_CHECKING:
+    from pretrain.config.schema import Config
+    from pretrain.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Data:
 
     fingerprint: str | None = None
     """One hash of text, split and tokenizer together."""
-    manifest: Manifest | None = None
+    manifest: "Manifest | None" = None
     """The corpus's own, where it is still at data.path and unchanged."""
 
     @property
@@ -46,18 +46,28 @@ class Data:
         return sizes and one.source == two.source and one.options.get("val_fraction") == two.options.get("val_fraction")
 
 
-def data_of(config: Config | None, checkpoints: list[Path]) -> Data:
-    """What the newest readable one of `checkpoints`, newest first, says; without one, the corpus at data.path."""
+def data_of(table: dict[str, Any], checkpoints: list[Path]) -> Data:
+    """What the newest readable one of `checkpoints`, newest first, says; without one, what `table`, [data], names."""
     recorded = (read_json(folder / "manifest.json").get("data_fingerprint") for folder in checkpoints)
     found = next((fingerprint for fingerprint in recorded if isinstance(fingerprint, str)), None)
-    manifest, own = _corpus(config)
+    manifest, own = _corpus(table)
     if found is None:
         return Data(own, manifest)
     return Data(found, manifest if own == found else None)
 
 
-def run_config(run: Path) -> Config | None:
+def recorded_settings(run: Path) -> dict[str, Any]:
+    """`resolved.toml` of a run as its tables, of whatever version; empty where it is missing or damaged."""
+    try:
+        return tomllib.loads(read_regular(run / "resolved.toml").decode())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def run_config(run: Path) -> "Config | None":
     """`resolved.toml` of a run; None where it is missing or of another version."""
+    from pretrain.config import load_recorded  # and with it torch, for which a report of a whole run does not wait
+
     path = run / "resolved.toml"
     try:
         return load_recorded(path) if path.is_file() else None
@@ -65,28 +75,13 @@ def run_config(run: Path) -> Config | None:
         return None
 
 
-def _corpus(config: Config | None) -> tuple[Manifest | None, str | None]:
-    if config is None:
+def _corpus(table: dict[str, Any]) -> "tuple[Manifest | None, str | None]":
+    from pretrain.data.manifest import fingerprint, fingerprint_of, read_manifest
+
+    mixture = table.get("mixture")
+    try:
+        if mixture:  # it has no manifest of its own
+            return None, fingerprint_of({name: fingerprint(source["path"]) for name, source in mixture.items()})
+        return read_manifest(table["path"]), fingerprint(table["path"])
+    except (UserError, OSError, KeyError, TypeError, AttributeError):  # a table of another version
         return None, None
-    try:
-        manifest = read_manifest(config.data.path)
-        return manifest, hashlib.sha256((Path(config.data.path) / MANIFEST).read_bytes()).hexdigest()
-    except (UserError, OSError):
-        return None, None
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None where `text` is anything else."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):  # also a number of thousands of digits
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or anything else."""
-    try:
-        return json_object(read_regular(path).decode()) or {}
-    except (OSError, ValueError):
-        return {}

@@ -5,17 +5,19 @@ import math
 from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.counts import count_parameters
 from model.errors import UserError
 from model.lfs import refuse_pointer
-from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.schema import Config
-from pretrain.loop.records import is_figure, read_records
+from pretrain.checkpoint.folders import named_folders
+from pretrain.loop.records import read_records
+from pretrain.machine.files import read_json
 from pretrain.report.curve import COST_KEYS, Curve
-from pretrain.report.data import Data, data_of, read_json, run_config
-from pretrain.report.summary import are_stages, read_summary
+from pretrain.report.data import Data, data_of, recorded_settings, run_config
+from pretrain.report.summary import are_stages, is_count, read_summary
+
+if TYPE_CHECKING:
+    from pretrain.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class LoggedRun:
     data: Data = field(default_factory=Data)
     unfinished: str | None = None
     """Why its figures are those logged last: what it lacks."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The tables of its `resolved.toml`."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Its `run.json`, which says what it is made of."""
 
     @property
     def has_flops(self) -> bool:
@@ -49,7 +55,7 @@ class LoggedRun:
         scale: float = 1  # an int, which leaves the costs as they are logged
         if kind == "bytes":
             kind, scale = "tokens", self.data.bytes_per_token or math.nan
-        points = [(_number(record, COST_KEYS[kind]), _number(record, key)) for record in self.records]
+        points = [(record.get(COST_KEYS[kind]), record[key]) for record in self.records if key in record]
         both = [(cost * scale, value) for cost, value in points if cost is not None and value is not None]
         return [cost for cost, _ in both], [value for _, value in both]
 
@@ -67,31 +73,42 @@ class LoggedRun:
 
 def read_runs(paths: list[Path]) -> list[LoggedRun]:
     """Runs from their folders; UserError names the file that is missing, damaged or empty."""
-    return [_read(name, path) for name, path in zip(_names(paths), paths, strict=True)]
+    return [_read(name, path, len(paths) > 1) for name, path in zip(_names(paths), paths, strict=True)]
 
 
-def _read(name: str, path: Path) -> LoggedRun:
+def _read(name: str, path: Path, compared: bool) -> LoggedRun:
+    """A run; its data are looked at where it is `compared` with others."""
     records = _records(path)
     curve = _training_curve(records)
     if not curve.losses:
         raise UserError(f"{path}: metrics.jsonl holds no logged step with a training loss; leave this run out")
-    config, checkpoints = run_config(path), CheckpointStore(path).folders()
+    settings, about, checkpoints = recorded_settings(path), read_json(path / "run.json"), _checkpoints(path)
     summary = read_summary(path)
     unfinished = None
     if summary is None or _is_older(summary, records):
         which = "no summary.json" if summary is None else "a summary.json of an earlier step"
         unfinished = f"has {which}, so it is still training or was killed"
-        summary = partial_summary(records, config, checkpoints)
+        summary = _so_far(path, records, about, checkpoints)
     elif error := summary.get("error"):
         unfinished = f"ended with an error ({error})"
         known = {key: value for key, value in summary.items() if value is not None}
-        summary = partial_summary(records, config, checkpoints) | known
-    return LoggedRun(name, path, records, summary, curve, data_of(config, checkpoints), unfinished)
+        summary = _so_far(path, records, about, checkpoints) | known
+    data = settings.get("data")
+    found = data_of(data if isinstance(data, dict) else {}, checkpoints) if compared else Data()
+    return LoggedRun(name, path, records, summary, curve, found, unfinished, settings, about)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The folders of its checkpoints, newest first."""
+    try:
+        return [path for path in named_folders(run / "checkpoints") if path.is_dir()]
+    except OSError as error:
+        raise UserError(f"{run}/checkpoints: cannot be read ({error.strerror})") from None
 
 
 def _is_older(summary: dict[str, Any], records: list[dict[str, Any]]) -> bool:
     """Whether steps were logged since: the run went on, and has not come to an end again."""
-    return (_number(summary, "step") or 0) < (_number(records[-1], "step") or 0)
+    return (summary.get("step") or 0) < records[-1]["step"]
 
 
 def _names(runs: list[Path]) -> list[str]:
@@ -117,15 +134,9 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 def _training_curve(records: list[dict[str, Any]]) -> Curve:
     """The training loss wherever it is logged and finite. A cost that one of these steps lacks is left out entirely."""
-    steps = [r for r in records if _number(r, "train/loss") is not None and _number(r, COST_KEYS["tokens"])]
-    costs = {kind: [r[key] for r in steps] for kind, key in COST_KEYS.items() if all(_number(r, key) for r in steps)}
-    return Curve([r["train/loss"] for r in steps], costs)
-
-
-def _number(record: dict[str, Any], key: str) -> float | None:
-    """A null stands for a value that was not finite."""
-    value = record.get(key)
-    return value if is_figure(value) else None
+    steps = [r for r in records if r.get("train/loss") is not None and r.get(COST_KEYS["tokens"])]
+    costs: dict[str, list[Any]] = {kind: [r.get(key) for r in steps] for kind, key in COST_KEYS.items()}
+    return Curve([r["train/loss"] for r in steps], {kind: spent for kind, spent in costs.items() if all(spent)})
 
 
 FIGURES = {
@@ -141,27 +152,46 @@ FIGURES = {
 LAYERS = "growth/layers"
 
 
-def partial_summary(records: list[dict[str, Any]], config: Config | None, checkpoints: list[Path]) -> dict[str, Any]:
-    """What the logged steps, the newest checkpoint's state and the configuration know of it."""
+def _so_far(
+    path: Path, records: list[dict[str, Any]], about: dict[str, Any], checkpoints: list[Path]
+) -> dict[str, Any]:
+    """The partial summary of a run, from its `run.json` where that is there, which is quicker than a model's shape."""
+    layers, parameters = about.get("n_layers"), about.get("parameters")
+    if not (is_count(layers) and is_count(parameters)):
+        return partial_summary(records, run_config(path), checkpoints)
+    device = {"device": about["device"]} if isinstance(about.get("device"), str) else {}
+    found = partial_summary(records, None, checkpoints, layers) | device
+    return {"growth_stages": 1, "growths": 0, "parameters": parameters} | found
+
+
+def partial_summary(
+    records: list[dict[str, Any]], config: "Config | None", checkpoints: list[Path], n_layers: int | None = None
+) -> dict[str, Any]:
+    """What the logged steps, the newest checkpoint's state and the configuration know of it.
+
+    `n_layers` are those of the model that trains, where the configuration is not there to tell.
+    """
     figures = {key: _last(records, logged) for key, logged in FIGURES.items()}
     figures = {key: value for key, value in figures.items() if value is not None}
     state = next((found for folder in checkpoints if (found := read_json(folder / "state.json"))), {})
     grown = state.get("grown", [])
-    stages = _stages(records, grown if are_stages(grown) else [], config)
+    layers = _last(records, LAYERS) or (config.model.n_layers if config else n_layers)
+    stages = _stages(records, grown if are_stages(grown) else [], layers)
     if stages:
         figures |= {"stages": stages, "growth_stages": len(stages), "growths": len(stages) - 1}
     elif config is not None:
         figures |= {"growth_stages": 1, "growths": 0}
     if config is not None:
+        from model.counts import count_parameters
+
         layers = _last(records, LAYERS)
         stage = next((s for s in config.stages if s.config.model.n_layers == layers), config.stages[-1]).config
         figures["parameters"] = count_parameters(stage.model, stage.linear)["total"]
     return figures
 
 
-def _stages(records: list[dict[str, Any]], grown: list[dict[str, Any]], config: Config | None) -> list[dict[str, Any]]:
-    """The stages that ended in a growth, and the one that trains; empty where there was no growth."""
-    layers = _last(records, LAYERS) or (config.model.n_layers if config else None)
+def _stages(records: list[dict[str, Any]], grown: list[dict[str, Any]], layers: float | None) -> list[dict[str, Any]]:
+    """The stages that ended in a growth, and the one that trains with `layers`; empty where there was no growth."""
     if not grown or layers is None:
         return []
     # The last step may have logged its evaluation alone.

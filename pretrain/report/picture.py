@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pretrain.report.curve import Curve, first_crossing
 from pretrain.report.logged import LoggedRun
+from pretrain.report.series import extremes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_POINTS = 4000
+"""Points of a faint line, several for each pixel; of more, the peaks are drawn."""
 LABELS = {"tokens": "tokens", "flops": "training FLOPs", "bytes": "bytes of text"}
 
 
@@ -72,7 +77,9 @@ def _spent(runs: Sequence[LoggedRun]) -> str:
 
 def _draw_losses(panel: "Axes", kind: str, run: LoggedRun, smoothed: Curve, color: str) -> None:
     faint = 0.25 if smoothed.losses else 0.8
-    panel.plot(run.curve.costs[kind], run.curve.losses, color=color, alpha=faint, linewidth=0.7)
+    kept = extremes(np.asarray(run.curve.losses, np.float64), MOST_POINTS // 2)
+    logged = [run.curve.costs[kind][place] for place in kept], [run.curve.losses[place] for place in kept]
+    panel.plot(*logged, color=color, alpha=faint, linewidth=0.7)
     panel.plot(smoothed.costs[kind], smoothed.losses, color=color, linewidth=1.6, label=run.name)
     held_out = run.figures("val/loss", kind)
     panel.plot(*held_out, "o", color=color, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3)

@@ -7,9 +7,8 @@ from typing import Any
 from model.errors import UserError
 from model.lfs import refuse_pointer
 from pretrain.loop.records import is_figure
-from pretrain.machine.files import read_regular
+from pretrain.machine.files import json_object, read_regular
 from pretrain.report.curve import COST_KEYS
-from pretrain.report.data import json_object
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
@@ -28,7 +27,8 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     return {key: value for key, value in summary.items() if value is None or FORMS.get(key, is_figure)(value)}
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value counts something."""
     return type(value) is int and 0 <= value < 2**63
 
 
@@ -36,11 +36,15 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
 def are_stages(value: Any) -> bool:
     """Whether a list describes the stages of a run, as `TrainState.this_stage` does."""
     return isinstance(value, list) and all(
         isinstance(stage, dict)
-        and all(_is_count(stage.get(key, 0)) for key in ("n_layers", "steps"))
+        and all(is_count(stage.get(key, 0)) for key in ("n_layers", "steps"))
         and "n_layers" in stage
         and all(is_figure(stage.get(key, 0)) for key in COST_KEYS)
         for stage in value
@@ -51,6 +55,8 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     "error": _is_text,
     "device": _is_text,
     "stages": are_stages,
-    "growth_stages": _is_count,
+    "growth_stages": is_count,
+    "versions": _are_texts,
+    "dtype": _is_text,
 }
 """What is no number, and how it looks."""

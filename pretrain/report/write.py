@@ -9,8 +9,9 @@ from typing import Any
 from model.errors import UserError
 from pretrain.report.curve import Curve, compare, default_window, first_crossing, smooth
 from pretrain.report.logged import LoggedRun, read_runs
+from pretrain.report.page import page
 from pretrain.report.picture import draw
-from pretrain.report.words import COLUMNS, page, speedup_lines, unlike_words
+from pretrain.report.words import COLUMNS, speedup_lines, unlike_words
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Report:
         try:
             out.mkdir(parents=True, exist_ok=True)
             files[1].write_text(self.json(), encoding="utf-8")
-            files[2].write_text(page(self.table, self.notes, self.window), encoding="utf-8")
+            text = page(self.runs, self.smoothed, self.table, self.notes, self.window)
+            # A folder may have a name that is no text.
+            files[2].write_text(text, encoding="utf-8", errors="replace")
             draw(self.runs, self.smoothed, self.window, [row["speedup"] for row in self.table], files[0])
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None

@@ -7,9 +7,10 @@ from pathlib import Path
 from model.errors import UserError
 from pretrain.checkpoint.read import Checkpoint, tokenizer_of
 from pretrain.data.blocks import read_blocks
-from pretrain.data.dataset import TokenDataset
 from pretrain.data.manifest import load_manifest
+from pretrain.data.open import Dataset, open_dataset
 from pretrain.data.shards import Tokens, document_starts
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.verify import verify_split
 
 FRAGMENTS = (
@@ -48,27 +49,36 @@ DOCUMENTS, CHARACTERS = 1000, 2_000_000
 """Most documents that are read, and the characters after which none is."""
 
 
-def held_out_split(checkpoint: Checkpoint) -> TokenDataset | None:
-    """The split as the run reads it; None when data.path no longer holds the run's corpus, whole and readable."""
+def held_out_split(checkpoint: Checkpoint) -> Dataset | None:
+    """The split as the run reads it; None when its corpora are no longer where they were, whole and readable."""
     config = checkpoint.config
     try:
-        dataset = TokenDataset(config.data.path, "val", config.train.seq_len, config.data.packing, config.run.seed)
-        verify_split(config.data.path, "val")
+        dataset = open_dataset(config, "val")
+        for path in config.data.paths.values():
+            verify_split(path, "val")
     except UserError:
         return None
     return dataset if dataset.fingerprint == checkpoint.manifest.data_fingerprint else None
 
 
 def held_out_documents(checkpoint: Checkpoint) -> list[str] | None:
-    """The first held-out documents, decoded from their tokens; None without a `held_out_split` or a tokenizer."""
-    folder, tokenizer = Path(checkpoint.config.data.path), tokenizer_of(checkpoint)
+    """The first held-out documents, decoded from their tokens; None without a `held_out_split` or a tokenizer.
+
+    As many of each corpus of a mixture.
+    """
+    folders, tokenizer = list(map(Path, checkpoint.config.data.paths.values())), tokenizer_of(checkpoint)
     if tokenizer is None or held_out_split(checkpoint) is None:
         return None
+    return [text for folder in folders for text in _documents(folder, tokenizer, len(folders))]
+
+
+def _documents(folder: Path, tokenizer: Tokenizer, folders: int) -> list[str]:
+    """The first held-out documents of a corpus, one of so many that share DOCUMENTS and CHARACTERS."""
     manifest = load_manifest(folder)
     tokens, starts = Tokens(folder, manifest, "val", read_blocks(folder)), document_starts(folder, manifest, "val")
     documents: list[str] = []
-    left = CHARACTERS
-    for start, stop in pairwise(starts[: DOCUMENTS + 1]):
+    left = CHARACTERS // folders
+    for start, stop in pairwise(starts[: DOCUMENTS // folders + 1]):
         documents.append(tokenizer.decode(tokens.read(int(start), int(stop - start)).tolist()))
         left -= len(documents[-1])
         if left < 0:

@@ -1,12 +1,14 @@
 """Held-out loss: token-weighted over the whole split or its beginning, the same for every number of processes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from model.transformer import Transformer
 from pretrain.data.dataset import IGNORE, Batch, TokenDataset
+from pretrain.data.mixture import MixtureDataset
+from pretrain.data.open import Dataset
 from pretrain.engine.kernel_choices import weights_kept
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, gather_outcomes, sum_over_ranks
@@ -23,6 +25,8 @@ class Evaluation:
     nll: float
     targets: int
     bytes: int
+    sources: "dict[str, Evaluation]" = field(default_factory=dict)
+    """Each corpus of a mixture by itself; the sums above are then those of so many targets in the mixture's shares."""
 
     @property
     def loss(self) -> float:
@@ -38,21 +42,60 @@ class Evaluation:
         """A figure independent of the tokenizer: every nat counts, end-of-document tokens included."""
         return self.nll / math.log(2) / self.bytes if self.bytes else None
 
+    def figures(self) -> dict[str, float]:
+        """Loss, perplexity and bits per byte by their tags in metrics.jsonl; for a mixture, of each corpus too."""
+        found = {"val/loss": self.loss, "val/ppl": self.perplexity}
+        if self.bits_per_byte is not None:
+            found["val/bits_per_byte"] = self.bits_per_byte
+        for name, source in self.sources.items():
+            found |= {f"val/{name}/{tag.removeprefix('val/')}": value for tag, value in source.figures().items()}
+        return found
+
     def __str__(self) -> str:
-        said = f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}"
-        return said if self.bits_per_byte is None else f"{said}  bits per byte {self.bits_per_byte:.4f}"
+        line = f"held-out loss {self.loss:.4f}  perplexity {self.perplexity:.2f}"
+        if self.bits_per_byte is not None:
+            line += f"  bits per byte {self.bits_per_byte:.4f}"
+        parts = ", ".join(f"{name} {source.loss:.4f}" for name, source in self.sources.items())
+        return f"{line}  (loss of {parts})" if parts else line
+
+
+def evaluate(
+    model: Transformer, dataset: Dataset, world: World, micro_batch_size: int, max_tokens: int | None
+) -> Evaluation | None:
+    """About `max_tokens` tokens spread evenly over a held-out split, or (None) all of it. None when told to stop.
+
+    For a mixture they are divided by its shares, and the loss is the mean of its corpora's by these.
+    """
+    if not isinstance(dataset, MixtureDataset):
+        return _evaluate(model, dataset, world, micro_batch_size, max_tokens)
+    found: dict[str, Evaluation] = {}
+    for name, source in dataset.sources.items():
+        limit = None if max_tokens is None else math.ceil(max_tokens * dataset.shares[name])
+        one = _evaluate(model, source, world, micro_batch_size, limit)
+        if one is None:
+            return None
+        found[name] = one
+    return _mixed(found, dataset.shares)
+
+
+def _mixed(found: dict[str, Evaluation], shares: dict[str, float]) -> Evaluation:
+    """What as many targets as were evaluated would come to if each corpus had its share of them."""
+    targets = sum(one.targets for one in found.values())
+    nll = sum(shares[name] * one.loss for name, one in found.items()) * targets
+    n_bytes = sum(shares[name] * one.bytes / one.targets for name, one in found.items()) * targets
+    return Evaluation(nll, targets, round(n_bytes), found)
 
 
 @torch.no_grad()
-def evaluate(
+def _evaluate(
     model: Transformer, dataset: TokenDataset, world: World, micro_batch_size: int, max_tokens: int | None
 ) -> Evaluation | None:
-    """About `max_tokens` tokens spread evenly over a held-out split, or (None) all of it. None when told to stop.
+    """One corpus.
 
     Every rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones on empty rows. A
     rank that fails tells the others at the next exchange, and all raise its error.
     """
-    starts = _starts(dataset, micro_batch_size, max_tokens)
+    starts = first_rows(dataset, micro_batch_size, max_tokens)
     nll, targets, n_bytes = 0.0, 0, 0
     failure: Exception | None = None
     stopped = False
@@ -82,8 +125,8 @@ def evaluate(
     return Evaluation(nll, int(total_targets), int(total_bytes))
 
 
-def _starts(dataset: TokenDataset, size: int, max_tokens: int | None) -> list[int]:
-    """First rows of the micro-batches: side by side when they cover the split, else with equal gaps."""
+def first_rows(dataset: Dataset, size: int, max_tokens: int | None) -> list[int]:
+    """First rows of micro-batches of `size` rows: side by side when they cover the split, else with equal gaps."""
     rows = dataset.n_samples
     if max_tokens is None or max_tokens + size * dataset.seq_len > rows * dataset.seq_len:
         return list(range(0, rows, size))

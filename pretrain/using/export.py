@@ -15,20 +15,20 @@ from torch import Tensor
 from model.counts import count_parameters
 from model.errors import RunFailed
 from model.hf import load_folder
-from model.hf.export import merged_weight, write_folder
+from model.hf.export import write_folder
 from model.hf.names import dense_tensors
 from model.hf.staging import staged, writing
 from model.hf.tokenizer import folder_tokenizer
-from model.linear.dense import Dense
-from model.transformer import Transformer
 from pretrain.checkpoint.manifest import reading
-from pretrain.checkpoint.read import Checkpoint, load_model, on_newest, tokenizer_of
+from pretrain.checkpoint.read import Checkpoint, on_newest, tokenizer_of
+from pretrain.data.dataset import IGNORE
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.machine.distributed import World
+from pretrain.machine.hardware import free_bytes
 from pretrain.using.check_texts import hard_strings, held_out_documents, held_out_split
-from pretrain.using.evaluate import evaluate
+from pretrain.using.evaluate import first_rows
 from pretrain.using.logit_check import Exact, evaluate_exactly
 from pretrain.using.model_card import write_card
+from pretrain.using.parts import Parts, dense_parts, in_turn, trained_parts
 
 HARD_STRINGS = 300
 """Texts of every kind on which the exported tokenizer must agree, beside the held-out documents."""
@@ -57,8 +57,8 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
 
 def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, check: bool) -> dict[str, Any]:
     with staged(Path(out), overwrite=overwrite) as folder:
-        model = load_model(checkpoint, torch.device("cpu"), compute_dtype=torch.float32)
-        counts = count_parameters(model.config, checkpoint.stage.config.linear)
+        parts = trained_parts(checkpoint)
+        counts = count_parameters(parts.config, checkpoint.stage.config.linear)
         report: dict[str, Any] = {
             "out": out,
             "parameters": counts["dense_equivalent"],
@@ -67,11 +67,11 @@ def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, ch
         }
         weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         with reading(checkpoint.folder), writing(Path(out)):
-            tokenizer = folder_tokenizer(checkpoint.tokenizer_files, checkpoint.folder, model.config.max_seq_len)
-            write_folder(model, tokenizer, folder, weights)
+            tokenizer = folder_tokenizer(checkpoint.tokenizer_files, checkpoint.folder, parts.config.max_seq_len)
+            write_folder(parts.config, parts.weight, tokenizer, folder, weights)
         if check:
             try:
-                report |= _check(checkpoint, model, folder, weights)
+                report |= _check(checkpoint, parts, folder, weights)
             except BaseException as error:  # Ctrl-C too: what is not checked does not get that name
                 kept = _keep_failed(folder, Path(out).resolve(), error)
                 if isinstance(error, RunFailed):
@@ -98,22 +98,25 @@ def _keep_failed(folder: Path, out: Path, error: BaseException) -> Path:
     return kept
 
 
-def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def _check(checkpoint: Checkpoint, parts: Parts, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """What the folder computes when it is read again, by this code and by transformers; RunFailed when it is wrong.
 
     Judged in two steps, rounding alone being allowed in each: the merged weights against the model that was trained,
     and the folder against the merged weights as `dtype` rounds them. What that costs is judged by held-out loss.
-    `tokenizer_documents` and `folder_loss` are None where the corpus is gone.
+    `tokenizer_documents` and `folder_loss` are None where the corpus is gone. One part of a model at a time is in
+    memory.
     """
-    shape = (2, min(64, model.config.max_seq_len))
-    tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    trained, merged = _logits(model, tokens), _exact(model, tokens, torch.float32)
+    shape = (2, min(64, parts.config.max_seq_len))
+    tokens = torch.randint(parts.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    held_out = _held_out_rows(checkpoint)
+    inputs = [(tokens, None), *([held_out] if held_out else [])]
+    trained, *before = parts.forward(*inputs)
+    merged = _exact(parts, tokens, torch.float32)
     if not trained.isfinite().all():
         raise RunFailed("the checkpoint's own logits are not finite; export an earlier step's folder")
     _require(merged, trained, "the training model", "the merged weights", AGAIN)
-    stored = merged if dtype == torch.float32 else _exact(model, tokens, dtype)
-    reread = _read_back(folder)
-    found = _logits(reread, tokens)
+    stored = merged if dtype == torch.float32 else _exact(parts, tokens, dtype)
+    found, *after = _read_back(folder).forward(*inputs)
     report: dict[str, Any] = {
         "max_logit_difference": _difference(found, trained),
         "rounding_error": stored.rounding.worst,
@@ -122,13 +125,18 @@ def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, dtype: torc
         "transformers": None,
         "tokenizer_strings": None,
         "tokenizer_documents": None,
+        "model_loss": None,
+        "folder_loss": None,
     }
-    report |= _compare_loss(checkpoint, model, reread)
+    if held_out:
+        count = int((held_out[1] != IGNORE).sum())
+        report |= _compare_loss(before[0].item() / count, after[0].item() / count)
     if importlib.util.find_spec("transformers"):
+        size = sum(torch.Size(tensor.shape).numel() for tensor in dense_tensors(parts.config))
         tokenizer, documents = tokenizer_of(checkpoint), held_out_documents(checkpoint)
         hard = list(hard_strings(HARD_STRINGS)) if tokenizer else []
         texts = hard + (documents or [])
-        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, texts)
+        logits, ids, report["transformers"] = _ask_transformers(folder, tokens, texts, size)
         report["max_logit_difference_transformers"] = _difference(logits, trained)
         reader = f"the exported folder, read by transformers {report['transformers']},"
         report["transformers_error"] = _require(stored, logits, reader, "its weights", VERSION)
@@ -139,22 +147,23 @@ def _check(checkpoint: Checkpoint, model: Transformer, folder: Path, dtype: torc
     return report
 
 
-@torch.no_grad()
-def _logits(model: Transformer, tokens: Tensor) -> Tensor:
-    return model(tokens).float()
+def _held_out_rows(checkpoint: Checkpoint) -> tuple[Tensor, Tensor] | None:
+    """About LOSS_TOKENS held-out tokens and what follows each of them, as [rows, seq_len]; None without the corpus."""
+    dataset = held_out_split(checkpoint)
+    if dataset is None:
+        return None
+    rows = [dataset.batch(start, 1) for start in first_rows(dataset, 1, LOSS_TOKENS)]
+    return torch.cat([row.tokens for row in rows]), torch.cat([row.targets for row in rows])
 
 
-def _exact(model: Transformer, tokens: Tensor, dtype: torch.dtype) -> Exact:
-    """What the model's merged weights, rounded to `dtype`, compute without further rounding."""
-    tensors = {tensor.ours: tensor for tensor in dense_tensors(model.config)}
-    return evaluate_exactly(model.config, lambda name: merged_weight(model, tensors[name], dtype), tokens)
+def _exact(parts: Parts, tokens: Tensor, dtype: torch.dtype) -> Exact:
+    """What the merged weights, rounded to `dtype`, compute without further rounding."""
+    return evaluate_exactly(dense_parts(parts.config, lambda name: parts.weight(name).to(dtype)), tokens)
 
 
-def _read_back(folder: Path) -> Transformer:
+def _read_back(folder: Path) -> Parts:
     config, tensors = load_folder(folder)
-    model = Transformer(config, Dense.Config(), torch.float32)
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors}, strict=True)
-    return model.eval()
+    return dense_parts(config, in_turn(tensors))
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -172,24 +181,19 @@ def _require(exact: Exact, found: Tensor, who: str, whose: str, advice: str) -> 
     return difference.worst
 
 
-def _compare_loss(checkpoint: Checkpoint, model: Transformer, reread: Transformer) -> dict[str, float | None]:
+def _compare_loss(before: float, after: float) -> dict[str, float]:
     """Held-out loss of the training model and of the folder; RunFailed when the folder's is clearly worse."""
-    dataset = held_out_split(checkpoint)
-    if dataset is None:
-        return {"model_loss": None, "folder_loss": None}
-    alone = World(0, 1, torch.device("cpu"))
-    before, after = (evaluate(each, dataset, alone, 1, LOSS_TOKENS) for each in (model, reread))
-    assert before is not None
-    assert after is not None
-    if not after.loss - before.loss <= LOSS_COST * max(before.loss, 1.0):
+    if not after - before <= LOSS_COST * max(before, 1.0):
         raise RunFailed(
-            f"the exported weights have a held-out loss of {after.loss:.4f}, the training model one of "
-            f"{before.loss:.4f}; export with --dtype fp32"
+            f"the exported weights have a held-out loss of {after:.4f}, the training model one of {before:.4f}; "
+            "export with --dtype fp32"
         )
-    return {"model_loss": before.loss, "folder_loss": after.loss}
+    return {"model_loss": before, "folder_loss": after}
 
 
-def _ask_transformers(folder: Path, tokens: Tensor, texts: list[str]) -> tuple[Tensor, list[list[int]], str]:
+def _ask_transformers(
+    folder: Path, tokens: Tensor, texts: list[str], parameters: int
+) -> tuple[Tensor, list[list[int]], str]:
     """Logits, token ids and version from transformers, in a process of its own.
 
     Run from a checkout, this process resolves `import kernels` to Sparlow's folder, which transformers may look for
@@ -199,7 +203,9 @@ def _ask_transformers(folder: Path, tokens: Tensor, texts: list[str]) -> tuple[T
         save_file({"tokens": tokens}, Path(scratch) / "tokens.safetensors")
         (Path(scratch) / "texts.json").write_text(json.dumps(texts))
         script = Path(__file__).with_name("transformers_check.py")
-        command = [sys.executable, "-P", str(script), str(folder.resolve()), scratch]
+        # In fp32, whatever the files hold; what fits with room to spare is loaded as everybody loads it.
+        fits = 4 * parameters < free_bytes(torch.device("cpu")) / 2
+        command = [sys.executable, "-P", str(script), str(folder.resolve()), scratch, "whole" if fits else "in parts"]
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]

@@ -5,18 +5,14 @@ the size of the weights, by orders of magnitude. So it is measured, against the 
 difference is judged in multiples of it.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.config import ModelConfig
-from model.linear.dense import Dense
-from model.norm import RMSNorm
 from model.rope import rotary_tables
-from model.transformer import TransformerBlock
+from pretrain.using.parts import Parts
 
 MULTIPLE = 16.0
 """Times the rounding of our own fp32 evaluation that another may be off: orders of summation differ."""
@@ -75,33 +71,17 @@ def _spread(logits: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate_exactly(config: ModelConfig, weight_of: Callable[[str], Tensor], tokens: Tensor) -> Exact:
-    """The logits of a LLaMA whose dense weights `weight_of` gives by their names here.
-
-    One block at a time is in memory beside the given weights, since a whole model in fp64 takes twice its fp32 size.
-    """
-    wide, narrow = torch.float64, torch.float32
-    embedding = weight_of("tok_embeddings.weight")
-    hidden = {dtype: F.embedding(tokens, embedding).to(dtype) for dtype in (narrow, wide)}
-    rope = {
-        dtype: rotary_tables(tokens.shape[1], config.head_width, config.rope_theta, tokens.device, dtype)
-        for dtype in hidden
-    }
+def evaluate_exactly(parts: Parts, tokens: Tensor) -> Exact:
+    """The logits of a dense model, of which one part at a time is in memory, in fp32 and then widened to fp64."""
+    config = parts.config
+    embedded = parts("tok_embeddings")(tokens)
+    hidden = {dtype: embedded.to(dtype) for dtype in (torch.float32, torch.float64)}
+    rope = {dtype: rotary_tables(config, tokens.shape[1], tokens.device, dtype) for dtype in hidden}
     for index in range(config.n_layers):
-        block = TransformerBlock(config, Dense.Config(), f"layers.{index}")
-        for dtype, filled in _in_each(block, f"layers.{index}.", weight_of):
-            hidden[dtype] = filled(hidden[dtype], rope[dtype])
-    for dtype, filled in _in_each(RMSNorm(config.dim, config.norm_eps), "norm.", weight_of):
-        hidden[dtype] = filled(hidden[dtype])
-    head = embedding if config.tie_embeddings else weight_of("lm_head.weight")
-    logits = {dtype: F.linear(hidden[dtype], head.to(dtype)) for dtype in hidden}
-    return Exact(logits[wide], _difference(logits[narrow], logits[wide]))
-
-
-def _in_each(
-    module: nn.Module, prefix: str, weight_of: Callable[[str], Tensor]
-) -> Iterator[tuple[torch.dtype, nn.Module]]:
-    """`module` with its weights, in fp32 and then, widened, in fp64."""
-    module.load_state_dict({name: weight_of(prefix + name) for name in module.state_dict()})
-    for dtype in (torch.float32, torch.float64):
-        yield dtype, module.to(dtype)
+        block = parts(f"layers.{index}")
+        for dtype in hidden:
+            hidden[dtype] = block.to(dtype)(hidden[dtype], rope[dtype])
+        del block  # or the next one would be made beside it
+    norm, head = parts("norm"), parts.weight("tok_embeddings.weight" if config.tie_embeddings else "lm_head.weight")
+    logits = {dtype: F.linear(norm.to(dtype)(hidden[dtype]), head.to(dtype)) for dtype in hidden}
+    return Exact(logits[torch.float64], _difference(logits[torch.float32], logits[torch.float64]))

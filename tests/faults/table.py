@@ -109,7 +109,7 @@ PROTECTIONS = {
     "F28": "model/hf/staging.py: shutil.rmtree(path) if path.is_dir() else path.unlink()",
     "F29": 'pretrain/machine/distributed.py: return None if class_name == "ShareMemCommBuilder"',
     "F30": "pretrain/checkpoint/lock.py: {self.of} is in use by {_words(owner)}; wait for it or",
-    "F31": 'pretrain/checkpoint/store.py: STEP_FOLDER = re.compile(r"step-(\\d{8,})',
+    "F31": 'pretrain/checkpoint/folders.py: STEP_FOLDER = re.compile(r"step-(\\d{8,})',
     "F32": "pretrain/loop/metrics.py: deque(maxlen=STEPS_KEPT)",
     "F33": "pretrain/checkpoint/save.py: if isinstance(read, Gathered):",
     "F34": "pretrain/loop/train.py: if stop.due():",
@@ -125,6 +125,6 @@ PROTECTIONS = {
     "F44": "pretrain/loop/board.py: self._writer = None",
     "F45": "pretrain/loop/state.py: require_fields(data)",
     "F46": "pretrain/machine/watch.py: if silent:",
-    "F47": 'launch/slurm.sh: if [ "$status" -eq 143 ]; then',
+    "F47": 'launch/slurm.sbatch: if [ "$status" -eq 143 ]; then',
 }
 """The line of the sources that decides: without it, tests of the fault were seen to fail."""

@@ -16,7 +16,7 @@ from processes import free_port
 from shell import PREFIX, bash, fake_environment
 from support import ROOT
 
-SCRIPTS = sorted(ROOT.joinpath("launch").glob("*.sh"))
+SCRIPTS = sorted(ROOT.joinpath("launch").glob("*.s[hb]*"))
 
 
 def common(script: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Signals to torchrun.sh and slurm.sh: status 143 after a clean stop, another after a failure; SLURM requeues one."""
+"""Signals to torchrun.sh and slurm.sbatch: status 143 after a stop, another after a failure; SLURM requeues a stop."""
 
 import os
 import signal
@@ -11,11 +11,12 @@ import pytest
 from shell import PREFIX, fake_environment
 from support import ROOT, logged
 
-SCRIPTS = ("torchrun.sh", "slurm.sh")
+SCRIPTS = ("torchrun.sh", "slurm.sbatch")
 LAUNCHER = """\
 case "$*" in
 *torch.distributed.run*) ;;
 -\\ *) exec "{python}" "$@" ;;
+*launch/port.py*) exit ;;
 *) echo 0; exit ;;
 esac
 echo "$@" > "{folder}/arguments"
@@ -68,7 +69,9 @@ def test_the_status_tells_a_stop_from_a_failure(tmp_path, slurm, script, stops):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == (143 if stops else 1), output
     asked = tmp_path / "scontrol"
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 17\n" if stops and script == "slurm.sh" else "")
+    assert (asked.read_text() if asked.exists() else "") == (
+        "requeue 17\n" if stops and script == "slurm.sbatch" else ""
+    )
     assert (
         "--standalone --nproc_per_node 1 --max-restarts 3 -m pretrain train x.toml"
         in (tmp_path / "arguments").read_text()
@@ -82,8 +85,8 @@ def test_several_machines_meet_at_the_first(tmp_path, slurm):
     fake_environment(tmp_path / "env", LAUNCHER.format(python=sys.executable, folder=tmp_path))
     (tmp_path / "fails").touch()
     nodes = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
-    start("slurm.sh", "x.toml", VIRTUAL_ENV=str(tmp_path / "env"), **slurm, **nodes).communicate(timeout=60)
-    where = "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node7:29500 --rdzv-id 17 --nproc_per_node 1"
+    start("slurm.sbatch", "x.toml", VIRTUAL_ENV=str(tmp_path / "env"), **slurm, **nodes).communicate(timeout=60)
+    where = "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node7:10017 --rdzv-id 17 --nproc_per_node 1"
     assert where in (tmp_path / "arguments").read_text()
 
 
@@ -92,14 +95,14 @@ def test_several_machines_meet_at_the_first(tmp_path, slurm):
 def test_a_preempted_job_goes_on(tiny, tmp_path, slurm):
     """With the real launcher; the job is started again by hand here."""
     options = [str(tiny), "--train.max_steps=200", "--train.micro_batch_size=1", "--schedule.total_steps=200"]
-    process = start("slurm.sh", *options, **slurm)
+    process = start("slurm.sbatch", *options, **slurm)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
     assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
     assert "job 17 is back in the queue" in output
-    process = start("slurm.sh", *options, **slurm)
+    process = start("slurm.sbatch", *options, **slurm)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "resuming" in output

@@ -8,12 +8,18 @@ import torch
 
 from model.build import build_model
 from model.config import ModelConfig
+from model.hf import export_folder
+from model.hf.merged import merged_weights
 from model.linear import Dense, SparseLowRank
 
 BASE = {"dim": 32, "n_layers": 2, "n_heads": 4, "ffn_dim": 53, "vocab_size": 384, "max_seq_len": 64}
 CASES = {
     "dense": (BASE, Dense.Config()),
     "grouped": ({**BASE, "n_kv_heads": 2, "head_dim": 12, "rope_theta": 500.0, "norm_eps": 1e-5}, Dense.Config()),
+    "llama3": (
+        {**BASE, "rope_theta": 5e3, "rope_scaling": "llama3", "rope_factor": 3.0, "rope_original_len": 60},
+        Dense.Config(),
+    ),
     "tied": ({**BASE, "tie_embeddings": True}, Dense.Config()),
     "sltrain": (BASE, SparseLowRank.Config(rank=6, alpha=12.0, density=0.1)),
 }
@@ -33,6 +39,11 @@ def build(case: str):
         for name, p in model.named_parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
     return model.eval()
+
+
+def export_model(model, tokenizer: Path, out: Path, dtype: torch.dtype, **options) -> None:
+    """Write a model that is in memory as a Hugging Face folder."""
+    export_folder(model.config, merged_weights(model), tokenizer, out, dtype, **options)
 
 
 def train_tokenizer(path: Path, **changes) -> Path:

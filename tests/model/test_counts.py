@@ -92,7 +92,7 @@ def test_only_the_shape_that_is_kept_costs_less():
     config, linear = ModelConfig(dim=8, n_layers=2, n_heads=2, ffn_dim=12, vocab_size=10), SparseLowRank.Config(rank=4)
 
     def kept(shape):
-        return Choice(keep="layer") if shape == (12, 8) else Choice()
+        return Choice(keep="layer") if shape == (12, 8, 4) else Choice()
 
     saved = training_flops(config, linear, 3, 5)["executed"] - training_flops(config, linear, 3, 5, kept)["executed"]
     assert saved == 2 * 2 * BUILD, "gate and up of two layers, W built once less each"

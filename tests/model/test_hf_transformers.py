@@ -11,10 +11,10 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.hf import export_folder, load_folder
+from model.hf import load_folder
 from model.linear import Dense
 from model.transformer import Transformer
-from tests.model.hf_folders import CASES, HARD_STRINGS, build, train_tokenizer
+from tests.model.hf_folders import CASES, HARD_STRINGS, build, export_model, train_tokenizer
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install -e .[dev]"
@@ -37,9 +37,9 @@ def answered(tmp_path_factory) -> Path:
     for name, changes in TOKENIZERS.items():
         train_tokenizer(root / f"{name}.model", **changes)
     for case in CASES:
-        export_folder(build(case), root / "ours.model", root / case, torch.float32)
+        export_model(build(case), root / "ours.model", root / case, torch.float32)
     for name in ("no_bos", "prefix"):
-        export_folder(build("dense"), root / f"{name}.model", root / name, torch.float32)
+        export_model(build("dense"), root / f"{name}.model", root / name, torch.float32)
     script = Path(__file__).with_name("ask_transformers.py")
     done = subprocess.run([sys.executable, "-P", script, root], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

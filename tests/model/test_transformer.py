@@ -118,8 +118,13 @@ def test_bf16_activations_stay_close_to_fp32():
         assert (p.grad - q.grad).norm() < 0.05 * p.grad.norm()
 
 
+def tables_of(seq_len, head_width, theta, dtype):
+    config = ModelConfig(dim=head_width, n_heads=1, rope_theta=theta)
+    return rotary_tables(config, seq_len, torch.device("cpu"), dtype)
+
+
 def test_rope_turns_pairs_by_the_angle_of_their_position():
-    tables = rotary_tables(7, 8, 100.0, torch.device("cpu"), torch.float32)
+    tables = tables_of(7, 8, 100.0, torch.float32)
     x = torch.randn(2, 7, 3, 8, generator=torch.Generator().manual_seed(0))
     turned = apply_rope(x, tables)
     for t in range(7):
@@ -131,13 +136,13 @@ def test_rope_turns_pairs_by_the_angle_of_their_position():
 
 
 def test_rope_gradient():
-    tables = rotary_tables(5, 6, 100.0, torch.device("cpu"), torch.float64)
+    tables = tables_of(5, 6, 100.0, torch.float64)
     x = torch.randn(1, 5, 2, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: apply_rope(x, tables), x)
 
 
 def test_rope_turns_every_head_alike_whatever_its_memory_looks_like():
-    tables = rotary_tables(5, 6, 100.0, torch.device("cpu"), torch.float32)
+    tables = tables_of(5, 6, 100.0, torch.float32)
     x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0)).transpose(1, 2)  # [B, T, H, E]
     heads = [apply_rope(head, tables) for head in x.contiguous().split(1, dim=2)]
     assert torch.equal(apply_rope(x, tables), torch.cat(heads, dim=2))
@@ -166,9 +171,49 @@ def test_rope_tables_made_in_inference_mode_serve_training_later():
 
 
 def test_rotary_tables_of_a_wider_type_are_computed_in_it():
-    found = rotary_tables(2000, 8, 10_000.0, torch.device("cpu"), torch.float64)
+    found = tables_of(2000, 8, 10_000.0, torch.float64)
     angles = [[p * 10_000.0 ** (-2 * i / 8) for i in range(4)] for p in range(2000)]
     expected = torch.tensor(
         [[[f(a) for a in row] for row in angles] for f in (math.cos, math.sin)], dtype=torch.float64
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [8192, 100])
+def test_llama3_scaling_keeps_fast_frequencies_divides_slow_ones_and_mixes_between(length):
+    """The rule as Llama 3.1 states it, by wavelengths, computed in fp64 without torch."""
+    config = ModelConfig(
+        dim=64, n_heads=1, rope_theta=5e5, rope_scaling="llama3", rope_factor=16.0, rope_original_len=length
+    )
+    found = rotary_tables(config, 3, torch.device("cpu"), torch.float64)
+    kinds = set()
+    for i in range(32):
+        frequency = 5e5 ** (-2 * i / 64)
+        wavelength = 2 * math.pi / frequency
+        if wavelength < length / 4:
+            kinds.add("kept")
+        elif wavelength > length:
+            kinds.add("divided")
+            frequency /= 16
+        else:
+            kinds.add("mixed")
+            smooth = (length / wavelength - 1) / (4 - 1)
+            frequency = (1 - smooth) * frequency / 16 + smooth * frequency
+        expected = [[math.cos(p * frequency), math.sin(p * frequency)] for p in range(3)]
+        torch.testing.assert_close(found[:, :, i].t(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert kinds == {"kept", "divided", "mixed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_factor": 2.0}, 'model.rope_factor has no effect with model.rope_scaling = "none"'),
+        (
+            {"rope_scaling": "llama3", "rope_low_freq_factor": 4.0},
+            "rope_low_freq_factor 4 is not below model.rope_high_freq_factor 4",
+        ),
+    ],
+)
+def test_a_rope_scaling_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**changes)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
+from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.manifest import BrokenCheckpoint, read_manifest, verify_hashes
-from pretrain.checkpoint.store import CheckpointStore, step_folder
+from pretrain.checkpoint.store import CheckpointStore
 
 
 def commit(store: CheckpointStore, step: int, content: bytes = b"weights") -> Path:

@@ -157,7 +157,7 @@ def test_what_a_run_leaves_for_other_programs(finished):
         *("step", "tokens_seen", "train_seconds", "tokens_per_second", "val_loss", "bits_per_byte", "parameters"),
         *("trainable_parameters", "flops", "peak_memory_bytes", "planned_memory_bytes", "growth_stages"),
         *("peak_reserved_bytes", "peak_resident_bytes", "growths"),
-        *("skipped_steps", "skips", "spikes", "rewinds"),
+        *("skipped_steps", "skips", "spikes", "rewinds", "sources"),
         *("low_rank_matrices", "reduced_bytes_per_step", "full_gradient_bytes", "dtype"),
         *("versions", "device", "flops_dense_equivalent", "stages", "origin", "error"),
     }

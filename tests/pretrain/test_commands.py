@@ -127,7 +127,7 @@ def test_the_first_text_with_other_ids_is_named(finished):
 def test_export_refuses_a_folder_whose_token_ids_differ(finished, tmp_path, monkeypatch):
     from pretrain.using import export
 
-    def other_ids(folder, tokens, texts):
+    def other_ids(folder, tokens, texts, parameters):
         return torch.zeros(()), [[5] for _ in texts], "5"
 
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: True)
@@ -155,16 +155,16 @@ def test_export_keeps_what_it_could_not_check_under_another_name(finished, tmp_p
 
 
 def test_export_of_a_model_that_is_no_use_says_so(finished, tmp_path, monkeypatch):
+    from pretrain.checkpoint.read import Checkpoint
     from pretrain.using import export
 
-    load = export.load_model
+    read = Checkpoint.read
 
-    def load_broken(*args, **kwargs):
-        model = load(*args, **kwargs)
-        model.norm.weight.data.fill_(float("nan"))
-        return model
+    def read_broken(self, name):
+        tensor = read(self, name)
+        return tensor.fill_(float("nan")) if name == "model.norm.weight" else tensor
 
-    monkeypatch.setattr(export, "load_model", load_broken)
+    monkeypatch.setattr(Checkpoint, "read", read_broken)
     with pytest.raises(RunFailed, match="the checkpoint's own logits are not finite; export an earlier step's folder"):
         export.export(str(finished), str(tmp_path / "hf"), dtype="fp32", overwrite=False)
 

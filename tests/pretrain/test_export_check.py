@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import zlib
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from support import train_here, write_tiny
 
 from model.errors import RunFailed
 from model.linear.sparse_low_rank import SparseLowRank
+from pretrain.checkpoint.read import Checkpoint
 from pretrain.cli import main
 from pretrain.using import export as exporting
 
@@ -31,18 +33,16 @@ def run(corpus, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def large(monkeypatch):
     """Weights as large as a long training at a high learning rate makes them, so that rounding costs much."""
-    load, generator = exporting.load_model, torch.Generator()
+    read = Checkpoint.read
 
-    def load_large(*args, **kwargs):
-        model = load(*args, **kwargs)
-        generator.manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
-        return model
+    def read_large(self, name):
+        tensor = read(self, name)
+        if not tensor.is_floating_point():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        return 1 + 0.3 * noise if "norm" in name else 0.4 * noise
 
-    monkeypatch.setattr(exporting, "load_model", load_large)
+    monkeypatch.setattr(Checkpoint, "read", read_large)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def spoil(monkeypatch, change):
     """Let export write a folder whose weights and config.json `change` has altered."""
     write = exporting.write_folder
 
-    def write_wrong(model, tokenizer, folder, dtype, **options):
-        write(model, tokenizer, folder, dtype, **options)
+    def write_wrong(config, weight_of, tokenizer, folder, dtype, **options):
+        write(config, weight_of, tokenizer, folder, dtype, **options)
         weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
         change(weights, config)
         weights = {name: weight.contiguous().clone() for name, weight in weights.items()}
@@ -130,6 +130,29 @@ def test_what_transformers_computes_is_judged_alike(run, tmp_path):
     assert report["transformers_error"] < 16 * report["rounding_error"]
 
 
+@pytest.mark.slow
+@needs_transformers
+@pytest.mark.parametrize("tied", ["false", "true"])
+def test_transformers_computes_the_same_in_parts(corpus, tmp_path, monkeypatch, tied):
+    """A model that may not fit into memory is never in it as a whole, there either."""
+    assert train_here(write_tiny(tmp_path, corpus), f"--model.tie_embeddings={tied}", "--train.max_steps=1") == 0
+    reports = []
+    for free in (2**40, 0):
+        monkeypatch.setattr(exporting, "free_bytes", lambda device, free=free: free)
+        reports.append(export(tmp_path / "run", tmp_path / f"hf-{free}"))
+    assert reports[0]["transformers_error"] == reports[1]["transformers_error"]
+
+
+@pytest.mark.slow
+@needs_transformers
+def test_transformers_in_parts_refuses_a_folder_without_a_weight(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "free_bytes", lambda device: 0)
+    spoil(monkeypatch, lambda weights, config: weights.pop("model.norm.weight"))
+    export(run, tmp_path / "hf", check=False)
+    with pytest.raises(RunFailed, match=r"transformers cannot load the exported folder: .*model\.norm\.weight"):
+        exporting._ask_transformers(tmp_path / "hf", torch.tensor([[1, 2]]), [], 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_folder_is_refused_and_kept(run, tmp_path, monkeypatch, without_transformers, dtype, fault):
@@ -193,4 +216,18 @@ def test_the_old_folder_outlives_a_failed_check(run, tmp_path, monkeypatch, with
     monkeypatch.undo()
     exporting.export(str(run), str(out), dtype="bf16", overwrite=True)
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert (out / "README.md").read_text().startswith("# hf\n")
+    assert "\n---\n\n# hf\n" in (out / "README.md").read_text()
+
+
+def test_a_run_on_a_mixture_is_exported_and_compared_by_loss(corpus, tmp_path, without_transformers):
+    (tmp_path / "other.txt").write_text("abc def ghij klm nop\n" * 400)
+    made = ["--tokenizer", str(corpus / "tokenizer.model"), "--val-fraction", "0.2", "--out", str(tmp_path / "other")]
+    assert main(["prepare", "--text", str(tmp_path / "other.txt"), *made]) == 0
+    folders = {"a": corpus, "b": tmp_path / "other"}
+    sources = [f'{name} = {{ path = "{path}", weight = 3.0 }}' for name, path in folders.items()]
+    text = write_tiny(tmp_path, corpus).read_text()
+    (tmp_path / "tiny.toml").write_text(text.replace(f'path = "{corpus}"', f"mixture = {{ {', '.join(sources)} }}"))
+    assert train_here(tmp_path / "tiny.toml", "--train.max_steps=1") == 0
+    report = export(tmp_path / "run", tmp_path / "hf")
+    assert report["folder_loss"] == pytest.approx(report["model_loss"], rel=0.01)
+    assert "| corpus | data (weight 3), other (weight 3) |" in (tmp_path / "hf" / "README.md").read_text()

@@ -91,7 +91,7 @@ def test_a_plan_counts_as_the_run_would_choose_and_says_so(capsys):
         (line,) = (line for line in capsys.readouterr().out.splitlines() if "counted with" in line)
         assert ("built twice" in line, "unknown memory" in line) == (name == "unknown",) * 2
     known, twice = found["24"], found["unknown"]
-    assert recorded(known["kernels"][0])((512, 512)) == Choice(keep="step", accumulate=True)
+    assert recorded(known["kernels"][0])((512, 512, 128)) == Choice(keep="step", accumulate=True)
     builds = 8 * 2 * 128 * (4 * 512 * 512 + 3 * 512 * 1376)  # 8 layers, rank 128
     assert load_config(config, []).model.n_layers == 8
     # Two micro-steps: four times each and twice for each factor, against once and once for each factor.

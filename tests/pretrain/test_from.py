@@ -202,8 +202,11 @@ def test_another_tokenizer_is_refused_and_a_changed_rope_is_said(old, config, co
     assert main(["prepare", "--text", *map(str, texts), "--out", str(data), "--vocab-size", "320"]) == 0
     with pytest.raises(UserError, match=r"was not made with the tokenizer that .* was trained with; prepare"):
         train_here(config, *NEW, f"--run.dir={run}", f"--data.path={data}", start=Start(str(old)))
-    assert train_here(config, *NEW, f"--run.dir={run}", "--model.rope_theta=500", start=Start(str(old))) == 0
-    assert "model.rope_theta was 10000.0, is 500.0" in capsys.readouterr().out
+    longer = ["--model.rope_theta=500", "--model.rope_scaling=llama3", "--model.rope_factor=2.0"]
+    assert train_here(config, *NEW, f"--run.dir={run}", *longer, start=Start(str(old))) == 0
+    said = capsys.readouterr().out
+    for changed in ("theta was 10000.0, is 500.0", "scaling was 'none', is 'llama3'", "factor was 8.0, is 2.0"):
+        assert f"model.rope_{changed}" in said
 
 
 def test_wrong_arguments_are_refused(old, config, tmp_path, capsys):

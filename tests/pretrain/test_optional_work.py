@@ -43,8 +43,8 @@ PARTS = {
     "pretrain.loop.summary.peak_reserved_bytes": "summary.json: peak_reserved_bytes is not known (ValueError: broken)",
     "pretrain.loop.summary.device_name": "summary.json: device is not known (ValueError: broken)",
     "pretrain.loop.train.compare": "planned and measured memory not compared (ValueError: broken)",
-    "pretrain.loop.train.planned_bytes": "this run is not described (ValueError: broken)",
-    "pretrain.loop.train.versions_line": "this run is not described (ValueError: broken)",
+    "pretrain.loop.introduction.planned_bytes": "this run is not described (ValueError: broken)",
+    "pretrain.loop.introduction.versions_line": "this run is not described (ValueError: broken)",
     "pretrain.checkpoint.store.CheckpointStore.prune": "step 2: older checkpoints not deleted (ValueError: broken)",
 }
 

@@ -28,7 +28,7 @@ class Muon(Rule):
         `betas`, `eps` and `moments` are AdamW's alone; the momentum is fp32.
         """
 
-        ignored = OF_SUMS | OF_BASES | {"rank", "update_proj_gap", "scale", "proj_type", "rotate_moments"}
+        ignored = OF_SUMS | OF_BASES | {"rank", "ranks", "update_proj_gap", "scale", "proj_type", "rotate_moments"}
         decay_after = False
         name: Literal["muon"] = "muon"
         lr: float = Field(1e-3, gt=0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import kernels.liger as liger
 import model.linear.int8 as int8
+from model.config import ModelConfig
 from model.linear import LINEARS
 from model.linear.dense import Dense
 from model.rope import rotary_tables
@@ -123,7 +124,7 @@ def test_nobody_notices(cuda: bool) -> None:
     assert not torch.empty(1).is_cuda
     assert F.scaled_dot_product_attention is attention
     assert triton.runtime.jit.JITFunction.run is launch
-    assert rotary_tables(2, 2, 10.0, torch.device("cpu"), torch.float32).device.type == "cpu"
+    assert rotary_tables(ModelConfig(), 2, torch.device("cpu"), torch.float32).device.type == "cpu"
 
 
 def test_a_plan_leaves_nothing_behind() -> None:

@@ -33,8 +33,8 @@ def test_the_held_out_text_is_the_same_only_where_all_of_it_is_known_to_be(corpu
 def test_a_corpus_that_was_prepared_anew_tells_nothing_of_the_run(tiny, tmp_path):
     checkpoint, config = tmp_path / "step-00000001", load_config(str(tiny), [])
     checkpoint.mkdir()
-    now = data_of(config, [])
+    now = data_of({"path": config.data.path}, [])
     assert now.manifest is not None
     for fingerprint, manifest in ((now.fingerprint, now.manifest), ("that of an earlier corpus", None)):
         (checkpoint / "manifest.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
-        assert data_of(config, [checkpoint]) == Data(fingerprint, manifest)
+        assert data_of({"path": config.data.path}, [checkpoint]) == Data(fingerprint, manifest)
