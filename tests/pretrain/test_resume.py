@@ -15,7 +15,7 @@ from pretrain.loop.state import SINCE_FORMAT_3, TrainState
 @pytest.mark.fault("F1")
 @pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])
 def test_two_resumes_equal_no_resume(tiny, tmp_path, linear):
-    require_equal_runs(tiny, tmp_path, [f"--linear.name={linear}"], pauses=(20, 40, 60))
+    require_equal_runs(tiny, tmp_path, [f"--linear.name={linear}"], pauses=(6, 13, 20))
 
 
 @pytest.mark.fault("F1")
