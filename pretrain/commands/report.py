@@ -21,6 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import gc
+
+    collects = gc.isenabled()
+    gc.disable()  # records are a million objects without a circle, which a collector would look through again and again
+    try:
+        return _report(args)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from pretrain.report.write import make_report

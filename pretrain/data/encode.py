@@ -1,5 +1,6 @@
 """Texts to token shards."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -116,6 +117,9 @@ class Encoder:
             elif not self._full(split):
                 self._writers[split].add([*self._begin, *ids, *self._end], size)
         progress.advance(sum(sizes))
+        wanted, tokens = sum(self._quotas.values()), sum(writer.tokens for writer in self._writers.values())
+        if tokens and wanted < math.inf:
+            progress.expect(progress.done * max(1.0, wanted / tokens))
         if sum(len(writer.files) for writer in self._writers.values()) > shards:
             splits = {split: writer.reached() for split, writer in self._writers.items()}
             done = {"records": batch.records, "splits": splits}

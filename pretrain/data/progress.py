@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int | None = None, begun: int = 0):
-        self.label, self.total, self.done, self._begun = label, total, begun, begun
+        self.label, self.total, self.done, self._begun, self._estimated = label, total, begun, begun, False
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._start = self._spoken = time.monotonic()
         columns = (TextColumn(label), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -31,8 +31,15 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
         self._bar.stop()
+        if self._estimated:
+            self.total = None
         if kind is None and not self._console.is_terminal:
             self._say()
+
+    def expect(self, total: float) -> None:
+        """Take `total` for the bytes that there will have been, as far as one can tell by now."""
+        self.total, self._estimated = max(self.done, round(total)), True
+        self._bar.update(self._task, total=self.total)
 
     def advance(self, count: int) -> None:
         self.done += count

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_POINTS = 4000
-"""Points of a faint line, several for each pixel; of more, the peaks are drawn."""
+"""Points of a line, several for each pixel; of more, the peaks are drawn."""
 LABELS = {"tokens": "tokens", "flops": "training FLOPs", "bytes": "bytes of text"}
 
 
@@ -77,10 +77,8 @@ def _spent(runs: Sequence[LoggedRun]) -> str:
 
 def _draw_losses(panel: "Axes", kind: str, run: LoggedRun, smoothed: Curve, color: str) -> None:
     faint = 0.25 if smoothed.losses else 0.8
-    kept = extremes(np.asarray(run.curve.losses, np.float64), MOST_POINTS // 2)
-    logged = [run.curve.costs[kind][place] for place in kept], [run.curve.losses[place] for place in kept]
-    panel.plot(*logged, color=color, alpha=faint, linewidth=0.7)
-    panel.plot(smoothed.costs[kind], smoothed.losses, color=color, linewidth=1.6, label=run.name)
+    panel.plot(*_thinned(run.curve, kind), color=color, alpha=faint, linewidth=0.7)
+    panel.plot(*_thinned(smoothed, kind), color=color, linewidth=1.6, label=run.name)
     held_out = run.figures("val/loss", kind)
     panel.plot(*held_out, "o", color=color, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6, zorder=3)
     for spent, text in run.growth(kind):
@@ -89,6 +87,12 @@ def _draw_losses(panel: "Axes", kind: str, run: LoggedRun, smoothed: Curve, colo
             text, (spent, 1), (3, -3), ("data", "axes fraction"), "offset points",
             rotation=90, va="top", fontsize=8, color=color,
         )  # fmt: skip
+
+
+def _thinned(curve: Curve, kind: str) -> tuple[list[float], list[float]]:
+    """Costs and losses with no more points than can be told apart."""
+    kept = extremes(np.asarray(curve.losses, np.float64), MOST_POINTS // 2)
+    return [curve.costs[kind][place] for place in kept], [curve.losses[place] for place in kept]
 
 
 def _limit(panel: "Axes", curves: Sequence[Curve]) -> None:

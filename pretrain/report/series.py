@@ -54,7 +54,7 @@ def run_series(run: LoggedRun, mean: Curve, count: int) -> dict[str, Any]:
     before; `mean` is the smoothed training loss, the line "mean". Marks are places, growths have a place on each axis.
     """
     records = run.records
-    tags = sorted(set().union(*records) - {"step"})
+    tags = _tags(records)
     columns = {tag: _column(records, tag) for tag in tags}
     steps = np.array([record["step"] for record in records], np.float64)
     axes = {"step": steps}
@@ -82,6 +82,15 @@ def run_series(run: LoggedRun, mean: Curve, count: int) -> dict[str, Any]:
         "marks": {name: np.searchsorted(rows, places).tolist() for name, places in marks.items() if len(places)},
         "growth": [{"text": text, "x": _at_tokens(tokens, axes)} for tokens, text in run.growth("tokens")],
     }
+
+
+def _tags(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The figures that any record has."""
+    found: set[str] = set()
+    for record in records:
+        if not found.issuperset(record):
+            found.update(record)
+    return sorted(found - {"step"})
 
 
 def _column(records: Sequence[dict[str, Any]], tag: str) -> Floats:

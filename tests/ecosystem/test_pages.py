@@ -60,7 +60,7 @@ def test_lm_eval(folder, trained, outside):
 
 
 def test_vllm_finds_its_keys(folder, outside):
-    """Of vllm/model_executor/models/llama.py and vllm/config/model.py, which read transformers' configuration."""
+    """Of vllm/model_executor/models/llama.py, which reads transformers' configuration."""
     script = """
 import json, sys, transformers
 config = transformers.AutoConfig.from_pretrained("exports/mine")

@@ -123,9 +123,10 @@ def test_a_mistake_is_one_sentence(tiny, overrides, sentence):
 
 def test_a_plan_counts_the_ranks(tiny):
     mixed, uniform = (load_config(tiny, RANKS), load_config(tiny))
-    assert plan(mixed, 1)["parameters"] == count_parameters(mixed.model, mixed.linear)
-    assert plan(mixed, 1)["parameters"]["total"] > plan(uniform, 1)["parameters"]["total"]
-    shapes = plan(mixed, 1)["kernels"][0]["shapes"]
+    planned = plan(mixed, 1)
+    assert planned["parameters"] == count_parameters(mixed.model, mixed.linear)
+    assert planned["parameters"]["total"] > count_parameters(uniform.model, uniform.linear)["total"]
+    shapes = planned["kernels"][0]["shapes"]
     assert {"32x32 rank 8", "32x32 rank 12", "53x32 rank 8", "53x32 rank 12", "32x53 rank 5"} == set(shapes)
 
 

@@ -151,6 +151,7 @@ def test_long_work_says_how_far_it_is(monkeypatch):
     assert said == ["step 5: 1 of 3 matrices, 0 s left", "step 5: 2 of 3 matrices, 0 s left"]
 
 
+@pytest.mark.slow
 def test_another_depth_is_compared_where_both_have_layers(run, corpus, tmp_path, capsys):
     deep = tmp_path / "deep"
     train_here(write_tiny(tmp_path, corpus), "--model.n_layers=3", f"--run.dir={deep}", "--train.max_steps=1")
