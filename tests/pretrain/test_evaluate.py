@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from model.linear.dense import Dense
 from pretrain.data.dataset import IGNORE, TokenDataset
 from pretrain.machine.distributed import World
-from pretrain.using.evaluate import Evaluation, _starts, evaluate
+from pretrain.using.evaluate import Evaluation, evaluate, first_rows
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -54,9 +54,9 @@ def test_figures():
 
 def test_a_part_is_spread_over_the_split(corpus):
     data = TokenDataset(corpus, "val", 16, "concat", 0)
-    starts = _starts(data, 2, 16 * 2 * 5)
+    starts = first_rows(data, 2, 16 * 2 * 5)
     assert len(starts) == 5
     assert starts[0] == 0
     assert starts[-1] > data.n_samples * 0.75
     assert max(starts) + 2 <= data.n_samples
-    assert _starts(data, 2, 10**9) == _starts(data, 2, None) == list(range(0, data.n_samples, 2))
+    assert first_rows(data, 2, 10**9) == first_rows(data, 2, None) == list(range(0, data.n_samples, 2))

@@ -25,8 +25,8 @@ COMMANDS = {
     "from": [*NAMED, "pretrain.loop.origin.file_sha256"],
     "resume": ["pretrain.checkpoint.store.read_manifest", "pretrain.checkpoint.store.verify_hashes", *OPENED, TENSORS],
     "eval": NAMED,
-    "sample": [*NAMED, "pretrain.checkpoint.read.Tokenizer"],
-    "export": [*NAMED, "model.hf.export.read_facts"],
+    "sample": NAMED,
+    "export": [*NAMED, "pretrain.using.export.write_folder"],
     "grow": NAMED,
 }
 

@@ -109,8 +109,9 @@ ELSEWHERE = {
     "stage",
     "grown",
     "origin",
+    "sources",
     *("losses", "grad_norms", "skips", "spikes", "rewinds"),
-}  # test_guard.py, test_kernel_choices.py, growth/, test_from.py, faults/test_spikes.py
+}  # test_guard.py, test_kernel_choices.py, growth/, test_from.py, test_mixture_runs.py, faults/test_spikes.py
 
 
 def test_every_number_has_a_consequence():
