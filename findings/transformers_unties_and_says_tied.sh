@@ -2,8 +2,8 @@
 # transformers 5.23.0, torch 2.13.0, safetensors 0.8.0.
 # Expected: a LLaMA folder whose config.json says "tie_word_embeddings": true beside a file that has an lm_head.weight of its
 #   own is either tied, as the configuration says, or loaded untied with a configuration that says so.
-# Seen: the head of the file is used, and config.tie_word_embeddings stays true; whoever reads the configuration (a planner,
-#   a converter, the next save) believes in one matrix where there are two.
+# Seen: the head of the file is used, as a warning says, and config.tie_word_embeddings of the loaded model stays true: whoever
+#   reads the configuration and not the log (a planner, a converter) believes in one matrix where there are two.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
