@@ -5,25 +5,28 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 MOST_WAITING = 100_000
 """Figures and texts that are kept in memory until they are on the disk, at most."""
 
 
 class Board:
-    """Scalars and texts by step. What cannot be written waits in memory for a new file, which TensorBoard reads as
-    the old one's continuation: a file whose end a full disk has cut takes no more.
+    """Scalars, texts and histograms by step. What cannot be written waits in memory for a new file, which TensorBoard
+    reads as the old one's continuation: a file whose end a full disk has cut takes no more.
     """
 
     def __init__(self, folder: Path, resume_step: int):
         self._folder = folder
         self._writer: Any = None
-        self._waiting: deque[tuple[str, str, float | str, int]] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[tuple[str, str, float | str | Tensor, int]] = deque(maxlen=MOST_WAITING)
         _silence_writer_threads()
         self._open(resume_step + 1)
 
-    def put(self, tag: str, value: float | str, step: int) -> None:
-        """Take a figure, or a text in Markdown. `flush` writes it."""
-        self._waiting.append(("add_text" if isinstance(value, str) else "add_scalar", tag, value, step))
+    def put(self, tag: str, value: float | str | Tensor, step: int) -> None:
+        """Take a figure, a text in Markdown, or values for a histogram. `flush` writes it."""
+        method = {str: "add_text", Tensor: "add_histogram"}.get(type(value), "add_scalar")
+        self._waiting.append((method, tag, value, step))
 
     def flush(self) -> None:
         """Write what waits, and wait until the file has it; whatever error TensorBoard raises, where it cannot be."""

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from model.lfs import refuse_pointer
 from pretrain.config.tables import WARM_UP_STEPS
 from pretrain.loop.board import Board
@@ -79,6 +82,14 @@ class Metrics:
         if self._board is not None:  # indented text is verbatim in Markdown
             self._board.put(f"samples/{prompt.strip()}", "    " + text.replace("\n", "\n    "), step)
             self._flush_board()
+
+    def write_spectra(self, step: int, spectra: dict[str, list[Tensor]]) -> None:
+        """Give TensorBoard alone a histogram of the singular values of each tag's matrices."""
+        if self._board is None or not spectra:
+            return
+        for tag, matrices in spectra.items():
+            self._board.put(f"{tag}/singular_values", torch.cat(matrices), step)
+        self._flush_board()
 
     def close(self) -> None:
         if not self._active:

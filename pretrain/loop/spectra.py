@@ -1,4 +1,4 @@
-"""Figures of the weights' singular spectra while a run trains: how many directions each kind of linear uses."""
+"""The weights' singular spectra while a run trains: how many directions each kind of linear uses."""
 
 from collections import defaultdict
 from statistics import fmean
@@ -27,9 +27,9 @@ def chosen_layers(n_layers: int) -> list[int]:
 
 
 @torch.no_grad()
-def measure_spectra(run: Run) -> dict[str, float]:
-    """Stable and effective rank (model/spectrum.py) by TensorBoard tag, the mean over a kind's matrices: of the weight,
-    and where it is a sum, of its low-rank and of its sparse part. Collective: each rank measures its share.
+def measure_spectra(run: Run) -> dict[str, list[Tensor]]:
+    """Singular values of each matrix of a kind, by the head of their tags: of the weight, and where it is a sum, of its
+    low-rank and of its sparse part. Collective: each rank measures its share.
     """
     layers = chosen_layers(run.stage.config.model.n_layers)
     linears = [
@@ -42,26 +42,30 @@ def measure_spectra(run: Run) -> dict[str, float]:
         share = [spectra_of(linear, kind) for kind, linear in linears[run.world.rank :: run.world.size]]
     except Exception as error:  # of one rank alone, whose share the others would wait for
         failed = error
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, list[Tensor]] = defaultdict(list)
     for spectra in (spectra for shares in gather_outcomes(run.world, share, failed) for spectra in shares):
-        for tag, (stable, effective) in spectra.items():
-            found[f"{tag}/stable_rank"].append(stable)
-            found[f"{tag}/effective_rank"].append(effective)
-    return {tag: fmean(values) for tag, values in sorted(found.items())}
+        for tag, values in spectra.items():
+            found[tag].append(values)
+    return dict(sorted(found.items()))
 
 
-def spectra_of(linear: BaseLinear, kind: str) -> dict[str, tuple[float, float]]:
-    """(stable, effective) rank of what the linear is made of, by the head of their tags."""
-    weight = linear.dense_weight().float()
-    found = {f"spectrum/weight/{kind}": _ranks(singular_values(weight))}
-    if isinstance(linear, LowRank | SparseLowRank):
-        factors = linear.B.float(), linear.A.float()
-        found[f"spectrum/low_rank/{kind}"] = _ranks(product_singular_values(*factors, linear.scale))
-    if isinstance(linear, SparseLowRank):
-        sparse = weight - linear.scale * (factors[0] @ factors[1])
-        found[f"spectrum/sparse/{kind}"] = _ranks(singular_values(sparse))
+def ranks_of(spectra: dict[str, list[Tensor]]) -> dict[str, float]:
+    """Stable and effective rank (model/spectrum.py) by TensorBoard tag, the mean over a kind's matrices."""
+    found = {}
+    for tag, matrices in spectra.items():
+        found[f"{tag}/stable_rank"] = fmean(map(stable_rank, matrices))
+        found[f"{tag}/effective_rank"] = fmean(map(effective_rank, matrices))
     return found
 
 
-def _ranks(values: Tensor) -> tuple[float, float]:
-    return stable_rank(values), effective_rank(values)
+def spectra_of(linear: BaseLinear, kind: str) -> dict[str, Tensor]:
+    """Singular values, on the CPU, of what the linear is made of, by the head of their tags."""
+    weight = linear.dense_weight().float()
+    found = {f"spectrum/weight/{kind}": singular_values(weight)}
+    if isinstance(linear, LowRank | SparseLowRank):
+        factors = linear.B.float(), linear.A.float()
+        found[f"spectrum/low_rank/{kind}"] = product_singular_values(*factors, linear.scale)
+    if isinstance(linear, SparseLowRank):
+        sparse = weight - linear.scale * (factors[0] @ factors[1])
+        found[f"spectrum/sparse/{kind}"] = singular_values(sparse)
+    return {tag: values.cpu() for tag, values in found.items()}

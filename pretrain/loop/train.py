@@ -23,7 +23,7 @@ from pretrain.loop.profile import Profile
 from pretrain.loop.resume import amended, new_run, out_of_memory
 from pretrain.loop.rewind import find_way, rewind
 from pretrain.loop.run import Run, open_run
-from pretrain.loop.spectra import measure_spectra
+from pretrain.loop.spectra import measure_spectra, ranks_of
 from pretrain.loop.summary import summary_is_current, write_summary
 from pretrain.machine import stop
 from pretrain.machine.distributed import World, on_main, shared, sum_over_ranks
@@ -141,7 +141,8 @@ def _train(run: Run, clock: StepClock, profile: Profile) -> bool:
             clock.add_save(time.perf_counter() - began)
         if config.metrics.spectra_every and (step % config.metrics.spectra_every == 0 or ends):
             spectra = attempt(run.world, console, f"step {step}: spectra not measured", lambda: measure_spectra(run))
-            run.metrics.write(step, spectra or {})
+            run.metrics.write(step, ranks_of(spectra or {}))
+            run.metrics.write_spectra(step, spectra or {})
         evaluation = None
         if state.evaluation_due:
             evaluation, stopping = _evaluate(run)

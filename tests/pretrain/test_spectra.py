@@ -11,7 +11,8 @@ from torch import nn
 from model.errors import UserError
 from model.linear import build_linear
 from model.linear.sparse_low_rank import SparseLowRank
-from pretrain.loop.spectra import chosen_layers, spectra_of
+from pretrain.config import load_config
+from pretrain.loop.spectra import chosen_layers, ranks_of, spectra_of
 from pretrain.optim.config import MatrixConfig
 
 
@@ -27,10 +28,13 @@ def test_the_parts_of_a_sparse_low_rank_linear():
     assert found.keys() == {f"spectrum/{part}/kind" for part in parts}
     for part, matrix in parts.items():
         values = torch.linalg.svdvals(matrix.detach().double())
+        measured = found[f"spectrum/{part}/kind"]
+        torch.testing.assert_close(measured.double(), values[: len(measured)], rtol=1e-4, atol=1e-5)
         values = values[values > 1e-6 * values[0]]
         p = values / values.sum()
         expected = (values.square().sum() / values[0] ** 2).item(), torch.exp(-(p * p.log()).sum()).item()
-        assert found[f"spectrum/{part}/kind"] == pytest.approx(expected, rel=1e-4)
+        ranks = ranks_of({"x": [measured]})
+        assert (ranks["x/stable_rank"], ranks["x/effective_rank"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_layers_are_spread_over_the_model():
@@ -48,9 +52,16 @@ def test_a_run_logs_them_when_they_are_due_and_at_its_end(tiny, tmp_path):
     assert all(1 <= records[-1][tag] <= 32 for tag in steps[3])
 
 
-def test_sharded_weights_have_none(tiny):
-    with pytest.raises(UserError, match=r"metrics\.spectra_every does not work at parallel\.zero_stage = 3"):
-        train_here(tiny, "--metrics.spectra_every=2", "--parallel.zero_stage=3")
+def test_tensorboard_has_the_singular_values_themselves(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_here(tiny, "--metrics.spectra_every=1", "--schedule.total_steps=1", "--metrics.tensorboard=true")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tags = board.Tags()["histograms"]
+    assert {tag.split("/")[1] for tag in tags} == {"weight", "low_rank", "sparse"}
+    layers = load_config(tiny).model.n_layers
+    (event,) = board.Histograms("spectrum/weight/attention.q_proj/singular_values")
+    assert (event.step, event.histogram_value.num) == (1, layers * load_config(tiny).model.dim)
 
 
 @pytest.mark.parametrize("update", ["step", "per_layer"])
