@@ -42,6 +42,7 @@ def run_killed(text: Path, out: Path, fault: str, number: str = "SIGKILL", **opt
 
     def work() -> None:
         os.environ |= {"SPARLOW_FAULT": fault, "SPARLOW_FAULT_SIGNAL": number}
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         run(text, out, **options)
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -110,9 +111,9 @@ def test_finished_shards_are_not_encoded_again(text, tmp_path, monkeypatch):
 def test_a_stopped_run_keeps_finished_shards_alone(text, undisturbed, tmp_path):
     """SIGINT unwinds the stack: what has no finished shard is taken away, and what has one stays."""
     out = tmp_path / "out"
-    run_killed(text, out, "prepare_batch:1", "SIGINT")
+    assert run_killed(text, out, "prepare_batch:1", "SIGINT") != 0
     assert not out.exists()
-    run_killed(text, out, "prepare_batch:12", "SIGINT")
+    assert run_killed(text, out, "prepare_batch:12", "SIGINT") != 0
     assert (out / ".partial" / UNFINISHED).exists()
     run(text, out)
     assert contents(out) == contents(undisturbed)
