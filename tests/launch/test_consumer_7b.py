@@ -71,7 +71,7 @@ def machine(folder: Path, available=True, capability=(8, 6), gib=11.8) -> dict[s
     ("gpu", "says"),
     [
         ({"available": False}, "There is no GPU that torch can use"),
-        ({"capability": (7, 5)}, "A card has compute capability 7.5 and no bf16"),
+        pytest.param({"capability": (7, 5)}, "A card has compute capability 7.5 and no bf16", marks=pytest.mark.slow),
         ({"gib": 7.8}, "A card has 7.8 GiB and this recipe needs "),
     ],
 )

@@ -166,6 +166,7 @@ def test_a_configuration_is_found_from_where_the_caller_is(script, tmp_path):
         assert " 3 " in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F14")
 def test_a_signal_to_the_deepspeed_script_leaves_a_checkpoint_and_no_process(tiny, tmp_path):
     env = os.environ | {"NPROC": "2", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}

@@ -64,7 +64,9 @@ def finished(corpus, tmp_path_factory):
 
 
 @needs_transformers
-@pytest.mark.parametrize("left", [None, "nothing", "no shards"])
+@pytest.mark.parametrize(
+    "left", [None, pytest.param("nothing", marks=pytest.mark.slow), pytest.param("no shards", marks=pytest.mark.slow)]
+)
 def test_export_needs_no_corpus_and_says_what_was_not_checked(finished, tmp_path, capsys, left):
     data, away = finished.parent / "data", tmp_path / "data"
     data.rename(away)

@@ -35,6 +35,8 @@ TOKENS = 150_000 * 131_072
 LR = {"sltrain": 0.003, "galore": 0.005, "q_galore": 0.004, "apollo_mini": 0.01}
 """Of the papers' 7B runs, on 131,072 tokens per update."""
 
+QUICK = ("24gb_sltrain", "12gb_apollo_mini")
+"""Recipes that have between them what the others have: one of each kind of linear, optimizer and update."""
 each = pytest.mark.parametrize("path", recipes().values(), ids=list(recipes()))
 
 
@@ -151,7 +153,11 @@ def miniature(path: Path, corpus: Path, run: Path) -> list[str]:
     return small
 
 
-@each
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if name in QUICK else pytest.mark.slow) for name, path in recipes().items()],
+    ids=list(recipes()),
+)
 def test_trains_resumes_and_exports_in_miniature(path: Path, corpus, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     small = miniature(path, corpus, run)

@@ -203,6 +203,7 @@ def test_no_check_writes_the_folder_and_its_card_says_so(run, tmp_path, monkeypa
     assert "none: exported with --no-check" in (tmp_path / "hf" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F39")
 def test_the_old_folder_outlives_a_failed_check(run, tmp_path, monkeypatch, without_transformers):
     out = tmp_path / "hf"

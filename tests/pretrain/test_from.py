@@ -237,7 +237,7 @@ def test_growth_begins_with_the_small_model(config, tmp_path):
     assert (summary(run)["growths"], summary(run)["origin"]["run"]) == (1, "small")
 
 
-@pytest.mark.parametrize("kind", ["zero2", "galore"])
+@pytest.mark.parametrize("kind", [pytest.param("zero2", marks=pytest.mark.slow), "galore"])
 def test_two_processes_begin_as_one_does(config, tmp_path, kind):
     source, alone, both = tmp_path / "source", tmp_path / "alone", tmp_path / "both"
     assert train_here(config, *OLD, *KINDS[kind], f"--run.dir={source}") == 0

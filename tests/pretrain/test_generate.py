@@ -134,6 +134,7 @@ def test_weights_are_put_back_after_an_error():
     assert model.training
 
 
+@pytest.mark.slow
 def test_ranks_that_share_weights_write_the_text_of_one(tiny, tmp_path, capsys):
     """At ZeRO-3, in a run that samples beyond max_seq_len."""
     options = ["--train.max_steps=2", "--eval.every=1", "--eval.prompts=['ab cd']", "--eval.sample_tokens=48"]

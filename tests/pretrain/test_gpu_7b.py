@@ -35,6 +35,7 @@ def part() -> Part:
     return next(part for part in gpu_7b.parts() if part.name == NAME)
 
 
+@pytest.mark.slow
 def test_a_recipe_passes_on_a_cpu(check):
     found = part().run(check)
     assert (found["card_gib"], found["steps"], len(found["losses"])) == (12, gpu_7b.STEPS, gpu_7b.STEPS)

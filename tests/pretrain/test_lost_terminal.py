@@ -67,6 +67,7 @@ def test_sighup_does_not_matter_under_nohup(tiny, tmp_path):
     assert tensor_hashes(tmp_path / "run", 24)
 
 
+@pytest.mark.slow
 def test_sighup_to_the_launcher_does_not_matter_under_nohup(tiny, tmp_path):
     process = start_torchrun(tiny, "nohup")
     wait_for_step(process, tmp_path / "run" / "metrics.jsonl")
@@ -151,7 +152,7 @@ def finished(corpus, tmp_path_factory):
         ["train", "--print-config"],
         ["sample", "{}/run", "--tokens=2"],
         ["eval", "{}/run", "--tokens=16"],
-        ["doctor"],
+        pytest.param(["doctor"], marks=pytest.mark.slow),
         ["--help"],
         ["report", "{}/run"],
     ],

@@ -22,7 +22,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "stage 3" else ()) for kind in KINDS]
+)
 def test_no_bit_changes_wherever_they_wait(tiny, tmp_path, monkeypatch, kind):
     sent = []
     monkeypatch.setattr(offload.Kept, "send", lambda kept, send=offload.Kept.send: sent.append(kept) or send(kept))

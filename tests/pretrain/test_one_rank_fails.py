@@ -19,7 +19,7 @@ DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_por
 @pytest.mark.parametrize(
     ("launcher", "stage", "rank", "deaf"),
     [
-        (TORCHRUN, 3, 1, False),
+        pytest.param(TORCHRUN, 3, 1, False, marks=pytest.mark.slow),
         (TORCHRUN, 0, 0, True),
         (DEEPSPEED, 3, 0, True),
     ],

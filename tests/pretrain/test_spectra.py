@@ -64,6 +64,11 @@ def test_tensorboard_has_the_singular_values_themselves(tiny, tmp_path):
     assert (event.step, event.histogram_value.num) == (1, layers * load_config(tiny).model.dim)
 
 
+def test_sharded_weights_have_none(tiny):
+    with pytest.raises(UserError, match=r"metrics\.spectra_every does not work at parallel\.zero_stage = 3"):
+        train_here(tiny, "--metrics.spectra_every=2", "--parallel.zero_stage=3")
+
+
 @pytest.mark.parametrize("update", ["step", "per_layer"])
 def test_how_much_of_a_subspace_new_bases_keep(update):
     """All of it where the gradient stays, rank / m on average where each is new; first bases do not count."""

@@ -95,6 +95,7 @@ def test_offload_is_proposed_before_more_processes() -> None:
     assert all("parallel.offload" not in change for change in proposals(shipped(OFFLOAD), 1, 4 * GIB))
 
 
+@pytest.mark.slow
 def test_offload_and_more_processes_are_proposed_together() -> None:
     config = load_config(PATH.replace("1b", "7b"), ["--train.micro_batch_size=1", "--train.checkpoint_every_layers=1"])
     both = {"parallel.zero_stage": 2, "parallel.offload": "optimizer", "--world-size": 4}

@@ -61,9 +61,9 @@ def test_time_at_a_given_utilisation(capsys: pytest.CaptureFixture[str]) -> None
     [
         ("llama_130m_dense", 8, set()),
         ("llama_7b_dense", 24, {"galore_adamw8bit", "q_galore"}),
-        ("llama_7b_sltrain", 24, {"adamw8bit"}),
+        pytest.param("llama_7b_sltrain", 24, {"adamw8bit"}, marks=pytest.mark.slow),
         pytest.param("llama_7b_24gb_sltrain", 16, set(), marks=pytest.mark.slow),
-        ("llama_7b_24gb_q_galore", 16, set()),
+        pytest.param("llama_7b_24gb_q_galore", 16, set(), marks=pytest.mark.slow),
     ],
 )
 def test_proposals_fit_and_are_valid(
