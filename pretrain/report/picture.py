@@ -30,14 +30,12 @@ def draw(
     Without a run that has FLOPs there is no panel of losses over them, and bits per byte are over tokens unless all
     runs have FLOPs.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot, and what it loads, takes longer than the picture
 
     over_flops = any(run.has_flops for run in runs)
     panels = 3 if over_flops else 2
-    figure, axes = pyplot.subplots(1, panels, figsize=(5.2 * panels, 4.6), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(5.2 * panels, 4.6), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)
     losses = {"tokens": axes[0, 0]} | ({"flops": axes[0, 1]} if over_flops else {})
     for kind, panel in losses.items():
         for index, (run, curve) in enumerate(zip(runs, smoothed, strict=True)):
@@ -64,7 +62,6 @@ def draw(
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(runs), 5), frameon=False)
     # No date, no version of matplotlib: equal runs give equal bytes.
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
 
 
 def _spent(runs: Sequence[LoggedRun]) -> str:
