@@ -146,7 +146,12 @@ def _write(path: Path, texts: list[str]) -> None:
 def _trained(folder: Path, texts: list[str]) -> list[Path]:
     """A tokenizer of each kind, trained on the beginning of the text."""
     model, rules = folder / MODEL, folder / JSON
-    model.write_bytes(train_tokenizer(_beginning(texts), VOCABULARY))
+    try:
+        model.write_bytes(train_tokenizer(_beginning(texts), VOCABULARY))
+    except UserError as error:
+        raise UserError(
+            f"--text: too little to train a tokenizer of {VOCABULARY:,} tokens; give more of it, or --tokenizer FILE"
+        ) from error
     byte_level = tokenizers.Tokenizer(tokenizers.models.BPE())
     byte_level.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_level.decoder = tokenizers.decoders.ByteLevel()

@@ -269,5 +269,6 @@ def require_same_tokenizer(checkpoint: Checkpoint, dataset: Dataset, corpus: str
         )
     if own and other:
         return None
-    lacks = corpus if own else source
-    return f"{lacks} has no tokenizer, so nothing shows that {corpus} has the ids that {source} was trained with"
+    if own:
+        return f"{corpus} has no tokenizer, nor gets a run on it one: nothing shows that its ids are those of {source}"
+    return f"{source} has no tokenizer, so nothing shows that its ids are those of {corpus}"

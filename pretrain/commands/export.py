@@ -36,13 +36,14 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype == "bf16":
         print(f"bf16 weights move the logits by {report['weights_error']:.1e} of their spread (rms)")
     if report["folder_loss"] is not None:
-        print(f"held-out loss {report['folder_loss']:.5f}, the training model's {report['model_loss']:.5f}")
+        loss = f"{report['folder_loss']:.5f}, the training model's {report['model_loss']:.5f}"
+        print(f"loss on a part of the held-out text {loss}")
     if report["transformers"]:
         error, documents = report["transformers_error"], report["tokenizer_documents"]
         print(f"transformers {report['transformers']}: logits off by at most {error:.1e} of their spread")
         strings = f"tokenizer: transformers gives equal ids on {report['tokenizer_strings']} built-in hard strings"
         if report["tokenizer_strings"] is None:
-            print("no tokenizer: the run was trained on ids that came without one, so the folder has none either")
+            print("no tokenizer: the checkpoint has none, so the folder has none either")
         elif documents is None:
             print(f"{strings}; not checked on held-out text: the corpus of the run is no longer at its data.path")
         else:

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if tokenizer is None:
         raise UserError(
-            f"{args.checkpoint}: no tokenizer there, since the run was trained on ids that came without one; export "
-            "the model and sample with the tokenizer that made them"
+            f"{args.checkpoint}: no tokenizer there, since its ids came without one; export the model and sample with "
+            "the tokenizer that made them"
         )
     outputs = []
     for prompt in args.prompt or [*checkpoint.config.eval.prompts] or ["The "]:

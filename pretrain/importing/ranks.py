@@ -34,4 +34,9 @@ def with_ranks(
     found = ranks_for_reduction(spectra, reduction, caps)
     if found is None:
         raise UserError(f"--reduction {reduction:g} leaves less than a rank of 1 for each matrix; give a smaller one")
+    if found.reduction > reduction + 0.01:
+        say(
+            f"--reduction {reduction:g}: {found.reduction:.0%} of all singular values are left out, since some "
+            "matrices would have more numbers in factors than they have themselves"
+        )
     return {**linear, "rank": min(found.ranks.values()), "ranks": found.ranks}

@@ -67,7 +67,8 @@ PANELS = (
         "Memory over time", "GiB, peak so far", ("mem/peak_gib", "mem/peak_resident_gib"), "",
         ("tensors on the GPU", "the process in host memory"),
     ),
-    Panel("Held-out loss by source", "nats per token", ("eval/*/loss",), dots=True),
+    Panel("Held-out loss by source", "nats per token", ("val/*/loss",), dots=True),
+    Panel("Bits per byte by source", "bits per byte of text", ("val/*/bits_per_byte",), dots=True),
     Panel("Tokens by source", "tokens", ("data/*/tokens",)),
     Panel("Epochs by source", "times that the source was read", ("data/*/epochs",)),
     Panel(

@@ -37,6 +37,19 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_spec
 ```
 """
 
+USE_BY_IDS = """## Use
+
+The model was trained on ids alone; the folder has no tokenizer. With the ids of a text:
+
+```python
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype=torch.{dtype})  # this folder
+print(model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=40)[0].tolist())
+```
+"""
+
 
 def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str, Any], dtype: str) -> None:
     """Write the card of a model of that name; `report` is the export's. It names no path of this machine."""
@@ -56,12 +69,13 @@ def write_card(folder: Path, name: str, checkpoint: Checkpoint, report: dict[str
         "held-out loss": _held_out(checkpoint),
         "check": _check(report),
     }
+    use = USE if checkpoint.tokenizer_files else USE_BY_IDS
     tags = "\n".join(f"- {tag}" for tag in ("llama", "sparlow", "pretrained", config.linear.name.replace("_", "-")))
     rows = "\n".join(f"| {fact} | {value} |" for fact, value in facts.items())
     parts = [
         HEAD.format(tags=tags),
         f"# {name}\n\nA LLaMA pretrained with Sparlow.\n\n| | |\n|---|---|\n{rows}\n",
-        USE.format(name=name, dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype]),
+        use.format(name=name, dtype={"fp32": "float32", "bf16": "bfloat16"}[dtype]),
         _learnt(checkpoint),
         f"## Configuration\n\n```toml\n{to_toml(_without_paths(checkpoint.config))}```\n",
     ]

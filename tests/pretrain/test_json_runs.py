@@ -127,4 +127,7 @@ def test_a_corpus_of_ids_alone_trains_without_bits_per_byte(ids_alone, tmp_path,
     assert "no tokenizer there" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(tmp_path / "hf"), "--no-check"]) == 0
     assert not list((tmp_path / "hf").glob("tokenizer*"))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "AutoTokenizer" not in card
+    assert "model.generate(torch.tensor(" in card
     assert main(["prepare", "--verify", str(ids_alone)]) == 0

@@ -14,6 +14,7 @@ from model.errors import UserError
 from pretrain.cli import main
 from pretrain.loop.origin import Start
 from pretrain.machine import fault
+from pretrain.report.panels import panels_of
 
 STEPS = 8
 
@@ -42,6 +43,7 @@ def test_figures_of_each_corpus(undisturbed, two, capsys):
     assert sum(tokens.values()) == record["train/tokens_seen"] == STEPS * 8 * 16
     assert tokens["prose"] == pytest.approx(0.75 * STEPS * 8 * 16, abs=32)
     losses = {name: record[f"val/{name}/loss"] for name in WEIGHTS}
+    assert {"Held-out loss by source", "Tokens by source", "Epochs by source"} <= {p.title for p in panels_of(record)}
     assert record["val/loss"] == pytest.approx(0.75 * losses["prose"] + 0.25 * losses["code"], rel=1e-12)
     for name in WEIGHTS:
         assert record[f"data/{name}/epochs"] == pytest.approx(

@@ -1,6 +1,7 @@
 """Hugging Face folders as the start of a run: what comes in, what it goes on as, and what is refused."""
 
 import json
+import re
 import shutil
 import tomllib
 from collections import Counter
@@ -273,6 +274,11 @@ def test_ranks_by_welores_rule_reach_the_checkpoint_and_the_users_file(hf, corpu
     options = ["--train.max_steps=1", "--train.dtype=fp32", f"--data.path={corpus}", f"--run.dir={tmp_path / 'run'}"]
     small = ["--train.micro_batch_size=1", "--train.global_batch_size=1", "--eval.tokens=64"]
     assert train_here(out / "train.toml", *options, *small, start=Start(str(out))) == 0
+
+
+def test_more_is_left_out_than_was_asked_for_where_factors_would_be_larger_than_the_matrix(hf, tmp_path, capsys):
+    imported(hf, tmp_path / "in", "--linear", "low_rank", "--reduction", "0.05")
+    assert re.search(r"--reduction 0\.05: [3-5]\d% of all singular values are left out", "".join(capsys.readouterr()))
 
 
 def theirs(name):

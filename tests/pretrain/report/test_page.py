@@ -149,6 +149,8 @@ def test_every_figure_has_one_panel():
         ("val/ppl", ("val/ppl",)),
     ]
     assert panels[2].labels == ("a b", "c")
+    by_source = panels_of({f"val/{name}/{figure}" for name in "ab" for figure in ("loss", "bits_per_byte")})
+    assert [panel.title for panel in by_source] == ["Held-out loss by source", "Bits per byte by source"]
     kinds = {f"spectrum/weight/{kind}/stable_rank" for kind in "abcde"}
     assert len(panels_of(kinds)) == 1
     assert [panel.labels for panel in panels_of(kinds, several=True)] == [(kind,) for kind in "abcde"]
