@@ -20,7 +20,7 @@ PLACES = {
     "build": ("pretrain.loop.run build", 1),
     "engine": ("pretrain.loop.run build_engine", 1),
     "open_data": ("pretrain.loop.run _open_data", 1),  # an agreed place
-    "tokenizer": ("pretrain.loop.run Tokenizer", 1),
+    "tokenizer": ("pretrain.data.dataset open_tokenizer", 1),
 }
 """Where a rank fails, and at which call."""
 SAID = {

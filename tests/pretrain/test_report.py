@@ -120,15 +120,24 @@ def test_a_picture_of_equal_runs_has_equal_bytes(scratch, grown, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_what_the_panels_hold(scratch, grown, tmp_path, monkeypatch):
-    from matplotlib import pyplot
+def drawn(monkeypatch, runs, out):
+    """The figure that a report of `runs` saves as its picture."""
+    from matplotlib.figure import Figure
 
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    write_report([scratch, grown], tmp_path / "out", window=10)
-    figure = pyplot.gcf()
-    tokens, flops, bits = figure.axes
+    kept = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: (kept.append(figure), save(figure, *args, **kwargs))
+    )
+    write_report(runs, out, window=10)
     monkeypatch.undo()
-    pyplot.close(figure)
+    (figure,) = kept
+    return figure
+
+
+def test_what_the_panels_hold(scratch, grown, tmp_path, monkeypatch):
+    figure = drawn(monkeypatch, [scratch, grown], tmp_path / "out")
+    tokens, flops, bits = figure.axes
     assert [panel.get_xlabel() for panel in (tokens, flops, bits)] == ["tokens", "training FLOPs", "training FLOPs"]
     for panel, spent in ((tokens, 20), (flops, 100.0)):
         dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
@@ -245,16 +254,10 @@ def test_data_that_one_run_alone_tells_is_said(scratch, grown, tmp_path):
 
 
 def test_bits_per_byte_of_unlike_runs_are_drawn_over_bytes(scratch, grown, tmp_path, monkeypatch):
-    from matplotlib import pyplot
-
     data = prepared_twice(tmp_path / "data")
     on_data(scratch, data["one"])
     on_data(grown, data["two"])
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    write_report([scratch, grown], tmp_path / "out", window=10)
-    figure = pyplot.gcf()
-    monkeypatch.undo()
-    pyplot.close(figure)
+    figure = drawn(monkeypatch, [scratch, grown], tmp_path / "out")
     assert [panel.get_xlabel() for panel in figure.axes] == ["tokens", "training FLOPs", "bytes of text"]
 
 
