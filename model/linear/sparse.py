@@ -3,16 +3,16 @@
 Static sparse training at random (arXiv 2202.02643), as a baseline of its own.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from model.linear.initial import among, draw_uniform
 from model.linear.support.element import ElementSparse
 from model.linear.supported import SupportedLinear
 from model.schema import Frozen
-from model.seeding import fill_uniform
 
 
 class Sparse(SupportedLinear):
@@ -24,6 +24,10 @@ class Sparse(SupportedLinear):
         name: Literal["sparse"] = "sparse"
         density: float = Field(0.3, gt=0, lt=1)
         """Part of each projection's entries that exist."""
+
+        init: Annotated[str, among("uniform")] = "uniform"
+        """How the values start, W with model.init_std: uniform, or as ggd:NU, like ggd:0.8, a generalised Gaussian of
+        shape NU (2: normal, 1: Laplace)."""
 
         support: ClassVar[str] = "element"
 
@@ -43,10 +47,11 @@ class Sparse(SupportedLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw a fresh support, and values uniform so that W, zeros included, has standard deviation init_std."""
+        """Draw a fresh support, and values so that W, zeros included, has standard deviation init_std."""
         self.support.reset_parameters(seed)
         numel = self.out_features * self.in_features
-        fill_uniform(self.values, self.init_std * (3 * numel / self.values.numel()) ** 0.5, seed, f"{self.name}.values")
+        bound = self.init_std * (3 * numel / self.values.numel()) ** 0.5
+        draw_uniform(self.config.init, self.values, bound, seed, f"{self.name}.values")
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

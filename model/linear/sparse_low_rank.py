@@ -1,17 +1,17 @@
 """The SLTrain linear: a low-rank product plus a sparse matrix with a fixed random support (arXiv 2406.02214)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from model.linear.low_rank import require_rank_fits
+from model.linear.initial import Factors, among, draw_factors, draw_uniform
+from model.linear.low_rank import LowRank, require_rank_fits
 from model.linear.ranks import RankTable
 from model.linear.support import SUPPORTS
 from model.linear.supported import SupportedLinear
 from model.schema import Frozen
-from model.seeding import fill_uniform
 
 
 class SparseLowRank(SupportedLinear):
@@ -32,6 +32,10 @@ class SparseLowRank(SupportedLinear):
         support: Literal["element", "block"] = "element"
         """How the sparse entries are drawn. element: every set of single entries is equally likely, as in the paper.
         block: square blocks of 16 to 128, evenly spread: another method, and faster than dense linears on a GPU."""
+        init: Annotated[str, among("kaiming", "spectral", "orthogonal")] = "kaiming"
+        """How it starts; sparse values are uniform in +-1/sqrt(in). kaiming: A too, B zero, as in the paper. spectral:
+        factors of the product nearest to a fresh dense matrix. orthogonal: neither factor zero, but their product.
+        ggd:NU, as in ggd:0.8: as kaiming, all of a generalised Gaussian of shape NU (2: normal, 1: Laplace)."""
 
     silent_at_zero = ("B", "values")
 
@@ -50,12 +54,13 @@ class SparseLowRank(SupportedLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw A and values uniform in +-1/sqrt(in) and a fresh support; B is zero."""
+        """Draw a fresh support, its values and the factors as `init` says."""
         self.support.reset_parameters(seed)
-        bound = self.in_features**-0.5
-        fill_uniform(self.A, bound, seed, f"{self.name}.A")
-        self.B.zero_()
-        fill_uniform(self.values, bound, seed, f"{self.name}.values")
+        factors = Factors(self.A, self.B, self.scale, self.init_std, self.name, beside=True)
+        draw_factors(self.config.init, factors, seed)
+        draw_uniform(self.config.init, self.values, factors.bound, seed, f"{self.name}.values")
+
+    draw_rows = staticmethod(LowRank.draw_rows)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
