@@ -17,7 +17,9 @@ from kernels.support import TileSupport
 from model.linear.base import BaseLinear
 from model.linear.low_rank import LowRank
 from model.linear.sparse_low_rank import SparseLowRank
+from model.linear.support.block import BlockSparse
 from model.linear.support.element import ElementSparse
+from model.linear.supported import SupportedLinear
 from model.seeding import generator
 
 Support = Literal["random", "magnitude"]
@@ -43,33 +45,35 @@ class Approximation:
     error: float
     """||W - (scale B A + S)|| / ||W|| in the Frobenius norm; 0 for a zero W."""
     low_rank_error: float
-    """||W - scale B A|| / ||W||: what it would be without sparse entries."""
+    """||W - scale B A|| / ||W||: what it would be without sparse entries. 1 where there are no factors."""
 
 
 @torch.no_grad()
 def approximate(linear: BaseLinear, weight: Tensor, seed: int, support: Support = "random") -> Approximation:
-    """Fill `linear`, low_rank or sparse_low_rank, to be near `weight` (out, in), whose numbers are finite.
+    """Fill `linear`, of factors, sparse entries or both, to be near `weight` (out, in), whose numbers are finite.
 
     A support of blocks is always drawn.
     """
-    assert isinstance(linear, LowRank | SparseLowRank), linear
-    weight = weight.float()
-    rank = linear.A.shape[0]
-    U, s, Vh = truncated_svd(weight, rank, generator(seed, "from_dense", linear.name))
-    share = (s / linear.scale).sqrt()
-    linear.B.copy_(U * share)
-    linear.A.copy_(share[:, None] * Vh)
-    rest = weight - linear.scale * (linear.B @ linear.A)
-    size = weight.norm().item()
-    low_rank_error = rest.norm().item() / size if size else 0.0
-    if isinstance(linear, LowRank):
-        return Approximation(rank, 0, low_rank_error, low_rank_error)
-    _keep(linear, rest, seed, support)
-    left = linear.support.add_to(rest.neg_(), linear.values).norm().item()
-    return Approximation(rank, linear.values.numel(), left / size if size else 0.0, low_rank_error)
+    rest = weight.to(torch.float32, copy=True)
+    size = rest.norm().item() or 1.0  # all errors are 0 where W is
+    rank = entries = 0
+    if isinstance(linear, LowRank | SparseLowRank):
+        rank = linear.A.shape[0]
+        U, s, Vh = truncated_svd(rest, rank, generator(seed, "from_dense", linear.name))
+        share = (s / linear.scale).sqrt()
+        linear.B.copy_(U * share)
+        linear.A.copy_(share[:, None] * Vh)
+        rest -= linear.scale * (linear.B @ linear.A)
+    low_rank_error = error = rest.norm().item() / size
+    if isinstance(linear, SupportedLinear):
+        _keep(linear, rest, seed, support)
+        entries = linear.values.numel()
+        error = linear.support.add_to(rest.neg_(), linear.values).norm().item() / size
+    assert rank or entries, linear
+    return Approximation(rank, entries, error, low_rank_error)
 
 
-def _keep(linear: SparseLowRank, rest: Tensor, seed: int, support: Support) -> None:
+def _keep(linear: SupportedLinear, rest: Tensor, seed: int, support: Support) -> None:
     """Put `rest` (out, in) into the sparse part of `linear`, on a support that is drawn or chosen."""
     if isinstance(linear.support, ElementSparse):
         if support == "magnitude":
@@ -81,6 +85,7 @@ def _keep(linear: SparseLowRank, rest: Tensor, seed: int, support: Support) -> N
             linear.support.reset_parameters(seed)
         linear.values.copy_(rest.flatten()[linear.support.flat().long()])
         return
+    assert isinstance(linear.support, BlockSparse)
     linear.support.reset_parameters(seed)
     block, rows = linear.support.block, len(linear.support.columns)
     blocks = rest.view(rows, block, -1, block).transpose(1, 2)  # [block-rows, block-columns, b, b]

@@ -6,16 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kernels.sparse_low_rank_linear.choice import Choice
-from model.linear.base import BaseLinear
 from model.linear.low_rank import require_rank_fits
 from model.linear.ranks import RankTable
 from model.linear.support import SUPPORTS
+from model.linear.supported import SupportedLinear
 from model.schema import Frozen
 from model.seeding import fill_uniform
 
 
-class SparseLowRank(BaseLinear):
+class SparseLowRank(SupportedLinear):
     """y = x W^T with W = scale B A + S: A (rank, in), B (out, rank), S trained on its support, scale = alpha / rank."""
 
     class Config(Frozen):
@@ -39,7 +38,7 @@ class SparseLowRank(BaseLinear):
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)
-        self.config = config
+        self.config, self.rank = config, config.rank
         self.scale = config.alpha / config.rank
         self.support = SUPPORTS[config.support](config.density, in_features, out_features, f"{name}.support")
         self.A = nn.Parameter(torch.empty(config.rank, in_features))
@@ -66,25 +65,3 @@ class SparseLowRank(BaseLinear):
     def count_parameters(config: Config, in_features: int, out_features: int) -> int:
         entries = SUPPORTS[config.support].count(config.density, in_features, out_features)
         return config.rank * (out_features + in_features) + entries
-
-    @classmethod
-    def training_flops(
-        cls,
-        config: Config,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        """Count what the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
-
-        That is building W as often as its keep asks, and reducing its gradient to both factors' as often as it is not
-        summed. Recomputed activations count nothing, so neither does a W that is built again for them.
-        """
-        how, numel = choice or Choice(), out_features * in_features
-        if not SUPPORTS[config.support].MAY_BUILD or how.path == "csr":
-            return super().training_flops(config, in_features, out_features, tokens, choice, micro_steps)
-        built = {"none": 2 * micro_steps, "layer": micro_steps, "step": 1}[how.keep]
-        reduced = 1 if how.accumulate else micro_steps
-        return 6 * micro_steps * tokens * numel + (2 * built + 4 * reduced) * numel * config.rank

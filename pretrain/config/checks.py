@@ -8,6 +8,7 @@ what only a machine, a corpus or a checkpoint can tell is checked where those ar
 from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
+from model.linear import LINEARS, require_matrices
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
 from pretrain.config.stages import GROWING, stage_configs
@@ -79,6 +80,8 @@ def _tables(config: Tables) -> Rows:
         "metrics.spectra_every does not work at parallel.zero_stage = 3, where no process has a whole weight; set "
         "it to 0",
     )
+    if config.metrics.spectra_every:
+        require_matrices(config.linear, "metrics.spectra_every", "set it to 0")
     yield (
         train.offload_activations and not train.checkpoint_every_layers,
         "train.offload_activations moves what recomputed blocks start from, and none is recomputed: set "
@@ -130,8 +133,9 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
         'optimizer.name = "adamw"',
     )
     yield (
-        optimizer.factor_lr_ratio != 1 and config.linear.name == "dense",
-        'optimizer.factor_lr_ratio has no effect with linear.name = "dense", which has no factors; remove it',
+        optimizer.factor_lr_ratio != 1 and not hasattr(config.linear, "rank"),
+        f'optimizer.factor_lr_ratio has no effect with linear.name = "{config.linear.name}", which has no factors; '
+        "remove it",
     )
     yield (
         per_layer and train.global_batch_size != train.micro_batch_size,
@@ -230,7 +234,7 @@ def _matrix(config: MatrixConfig) -> Rows:
 
 def _kernels(config: Tables) -> Rows:
     kernels, linear, zero_stage = config.kernels, config.linear, config.parallel.zero_stage
-    if linear.name != "sparse_low_rank" or linear.support != "element":
+    if not LINEARS[linear.name].may_choose(linear):
         for key in changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
             yield (
                 True,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import model.linear.from_dense as from_dense
-from model.linear import LowRank, SparseLowRank, build_linear
+from model.linear import LowRank, Sparse, SparseLowRank, build_linear
 from model.linear.from_dense import approximate, truncated_svd
 
 SEED, NAME = 3, "layers.0.attention.q_proj"
@@ -103,3 +103,16 @@ def test_subspace_iteration_is_nearly_as_near_as_the_exact_decomposition(monkeyp
         assert float(missed / least) - 1 < most
         again = truncated_svd(matrix.float(), rank, torch.Generator().manual_seed(1))
         assert torch.equal(Vh, again[2])
+
+
+@pytest.mark.parametrize("support", ["random", "magnitude"])
+def test_sparse_entries_alone_are_the_weights_own(support):
+    dense, config = weight(48, 80), Sparse.Config(density=0.25)
+    linear, found = filled(config, dense, support)
+    kept = linear.dense_weight().double()
+    assert (kept != 0).sum() == 960 == found.entries
+    torch.testing.assert_close(kept[kept != 0], dense[kept != 0], rtol=1e-6, atol=0)
+    if support == "magnitude":
+        assert dense[kept != 0].abs().min() >= dense[kept == 0].abs().max()
+    assert (found.rank, found.low_rank_error) == (0, pytest.approx(1))
+    assert found.error == pytest.approx(error(linear, dense), rel=1e-4)
