@@ -50,11 +50,14 @@ def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int
     return {"total": total, "trainable": total, "dense_equivalent": _parameters(config, Dense.Config())}
 
 
-def _parameters(config: ModelConfig, linear: LinearConfig) -> int:
+def count_linear_parameters(config: ModelConfig, linear: LinearConfig) -> int:
+    """The parameters of the projections alone, in which methods differ."""
     kind = LINEARS[linear.name]
-    linears = sum(
-        number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items()
-    )
+    return sum(number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items())
+
+
+def _parameters(config: ModelConfig, linear: LinearConfig) -> int:
+    linears = count_linear_parameters(config, linear)
     embeddings = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
     return embeddings + linears + config.n_layers * 2 * config.dim + config.dim
 

@@ -96,6 +96,11 @@ def _tables(config: Tables) -> Rows:
         parallel.offload == "optimizer" and not parallel.zero_stage,
         'parallel.offload = "optimizer" needs ZeRO: set parallel.zero_stage = 1, 2 or 3, or parallel.offload = "none"',
     )
+    yield (
+        config.model.tie_embeddings and optimizer.name == "scale",
+        'optimizer.name = "scale" steps embedding and head in two ways, and model.tie_embeddings = true makes them one '
+        "matrix; set it to false, or choose another optimizer",
+    )
     if isinstance(optimizer, OwnConfig):
         yield from _own_optimizer(config, optimizer)
     yield (
@@ -182,9 +187,9 @@ def _matrix(config: MatrixConfig) -> Rows:
         f'optimizer.moments = "adafactor" keeps no first moment, which {name} needs; choose fp32, bf16 or 8bit',
     )
     yield (
-        config.name == "muon" and config.moments in ("bf16", "adafactor"),
-        f'optimizer.moments = "{config.moments}" has no effect with {name}, whose momentum is fp32 and whose other '
-        "moments are fp32 or 8bit; choose one of these",
+        not rule.keeps_moments and config.moments in ("bf16", "adafactor"),
+        f'optimizer.moments = "{config.moments}" has no effect with {name}, which keeps none of its matrices and in '
+        "fp32 or 8bit those of other parameters; choose one of these",
     )
     yield (
         config.name == "frugal" and config.moments == "8bit" and config.eps_mode == "torch",

@@ -12,6 +12,8 @@ from pretrain.optim.rules.gradnormlorp import GradNormLoRP
 from pretrain.optim.rules.ldadam import LDAdam
 from pretrain.optim.rules.muon import Muon
 from pretrain.optim.rules.online_subspace import OnlineSubspace
+from pretrain.optim.rules.scale import Scale
+from pretrain.optim.rules.sinkgd import SinkGD
 from pretrain.optim.rules.subtrack import SubTrack
 
 PRESETS: dict[str, type[Rule]] = {
@@ -29,5 +31,7 @@ PRESETS: dict[str, type[Rule]] = {
     "online_subspace": OnlineSubspace,
     "q_galore": QGaLore,
     "sara": Sara,
+    "scale": Scale,
+    "sinkgd": SinkGD,
     "subtrack": SubTrack,
 }

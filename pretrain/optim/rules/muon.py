@@ -44,6 +44,7 @@ class Muon(Rule):
 
     needs = "full"
     uses_basis = False
+    keeps_moments = False
     config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
