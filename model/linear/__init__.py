@@ -8,14 +8,18 @@ from pydantic import Field
 
 from model.linear.base import BaseLinear
 from model.linear.dense import Dense
+from model.linear.lora import Lora
 from model.linear.low_rank import LowRank
 from model.linear.ranks import linear_at
+from model.linear.relora import ReLora
 from model.linear.sparse_low_rank import SparseLowRank
 
 LINEARS: dict[str, type[Any]] = {
     "dense": Dense,
     "low_rank": LowRank,
     "sparse_low_rank": SparseLowRank,
+    "lora": Lora,
+    "relora": ReLora,
 }
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ class SparseLowRank(BaseLinear):
         block: square blocks of 16 to 128, evenly spread: another method, and faster than dense linears on a GPU."""
 
     silent_at_zero = ("B", "values")
+    fixed = ("support",)
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)

@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="new run folder, for train --from DIR")
     parser.add_argument(
         "--linear",
-        choices=("dense", "low_rank", "sparse_low_rank"),
+        choices=("dense", "low_rank", "sparse_low_rank", "lora", "relora"),
         default="dense",
-        help="what the projections become (default dense: the weights as they are)",
+        help="what the projections become (default dense: the weights as they are); lora and relora freeze these",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="linear.rank of the factors (default 128)")
     parser.add_argument(
@@ -91,6 +91,10 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
         if args.linear == "dense" or args.rank is not None:
             other = "--rank" if args.rank is not None else "--linear dense"
             raise UserError(f"--reduction gives each matrix a rank of its own, which {other} contradicts; drop one")
+        if args.linear in ("lora", "relora"):
+            raise UserError(
+                f"--reduction leaves singular values out, and --linear {args.linear} keeps them all; drop it"
+            )
         if not 0 <= args.reduction < 1:
             raise UserError(f"--reduction {args.reduction:g}: must be at least 0 and less than 1")
     if args.support and args.linear != "sparse_low_rank":

@@ -8,8 +8,11 @@ what only a machine, a corpus or a checkpoint can tell is checked where those ar
 from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
+from model.linear import LINEARS
+from model.linear.merging import MergingLinear
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
+from pretrain.config.schedule import CosineRestarts, ScheduleConfig
 from pretrain.config.stages import GROWING, stage_configs
 from pretrain.config.tables import WARM_UP_STEPS, Tables, as_toml, changed, users
 from pretrain.optim.config import MatrixConfig, OwnConfig
@@ -64,6 +67,8 @@ def _tables(config: Tables) -> Rows:
         train.max_steps > config.schedule.total_steps,
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
+    yield from _restarts(config.schedule)
+    yield from _merging(config)
     end, last = WARM_UP_STEPS + train.profile, train.max_steps or config.schedule.total_steps
     yield (
         train.profile and end > last,
@@ -110,6 +115,47 @@ def _tables(config: Tables) -> Rows:
     )
 
 
+def _restarts(schedule: ScheduleConfig) -> Rows:
+    if not isinstance(schedule, CosineRestarts):
+        return
+    every = schedule.restart_every
+    yield (
+        schedule.total_steps <= every or schedule.total_steps % every,
+        f"schedule.restart_every {every} is no part of schedule.total_steps {schedule.total_steps}; give a divisor of "
+        "it that is less",
+    )
+    yield (
+        schedule.warmup_steps > every,
+        f"schedule.warmup_fraction {schedule.warmup_fraction:g} is {schedule.warmup_steps} steps, more than "
+        f"schedule.restart_every {every}; lower the former or raise the latter",
+    )
+    yield (
+        schedule.restart_warmup_steps >= every,
+        f"schedule.restart_warmup_steps {schedule.restart_warmup_steps} must be less than schedule.restart_every "
+        f"{every}",
+    )
+
+
+def _merging(config: Tables) -> Rows:
+    """What linears that change themselves between updates ask of those who train them."""
+    linear, optimizer = config.linear, config.optimizer
+    if not issubclass(LINEARS[linear.name], MergingLinear):
+        return
+    merges = f'linear.name = "{linear.name}" changes weights and moments between updates'
+    yield (
+        config.parallel.zero_stage,
+        f"{merges}, of which ZeRO keeps flat parts at parallel.zero_stage = {config.parallel.zero_stage}; set it to 0",
+    )
+    yield (
+        isinstance(optimizer, MatrixConfig),
+        f'{merges}, which optimizer.name = "{optimizer.name}" does not follow; set "adamw" or "adamw8bit"',
+    )
+    yield (
+        linear.name == "relora" and linear.reset == "zero" and changed(linear, ("reset_ratio",)),
+        'linear.reset_ratio has no effect with linear.reset = "zero", which keeps nothing; remove it',
+    )
+
+
 def _require_ranks_used(config: Tables) -> None:
     """UserError for a pattern of a table of ranks that gives none of the model's matrices its rank."""
     require_patterns_used("linear.ranks", getattr(config.linear, "ranks", ()), linear_shapes(config.model))
@@ -130,8 +176,9 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
         'optimizer.name = "adamw"',
     )
     yield (
-        optimizer.factor_lr_ratio != 1 and config.linear.name == "dense",
-        'optimizer.factor_lr_ratio has no effect with linear.name = "dense", which has no factors; remove it',
+        optimizer.factor_lr_ratio != 1 and "alpha" not in type(config.linear).model_fields,
+        f'optimizer.factor_lr_ratio has no effect with linear.name = "{config.linear.name}", which has no factors; '
+        "remove it",
     )
     yield (
         per_layer and train.global_batch_size != train.micro_batch_size,
