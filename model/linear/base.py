@@ -70,7 +70,8 @@ class BaseLinear(nn.Module, ABC):
     ) -> int:
         """FLOPs of `micro_steps` forward and backward passes over `tokens` tokens each; a multiply-add is two.
 
-        Each number is multiplied with for the output and the input's gradient; one that trains has a gradient of its own.
+        Each number is multiplied with for the output and the input's gradient; one that trains has its own gradient,
+        so a frozen one costs two thirds of that.
         `choice` is how the linear computes where there is something to choose; None is a Choice's default.
         """
         trained = cls.count_parameters(config, in_features, out_features)
