@@ -11,6 +11,7 @@ from model.errors import RunFailed
 from model.growth.linears import grow_linears
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
+from model.growth.width import grow_width
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
@@ -56,10 +57,12 @@ class Growth:
         for name in source.names():
             prefix = f"{name.partition('.')[0]}."
             names[prefix].append(name.removeprefix(prefix))
-        model = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
+        seed, small, large = self.target.run.seed, source.stage.config.model, self.target.model
+        deep = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
+        wide = grow_width(deep, small, large, old, seed)
         int8 = self.target.optimizer.weights == "int8"
-        shapes = shape_of_model(self.target.model, new, int8=int8).state_dict()
-        for item in fitting(grow_linears(model, old, new, self.target.run.seed), shapes):
+        shapes = shape_of_model(large, new, int8=int8).state_dict()
+        for item in fitting(grow_linears(wide, old, new, seed), shapes):
             yield item._replace(name=f"model.{item.name}")
         if self.optimizer == "reset":
             return

@@ -8,7 +8,9 @@ from model.counts import projection_shapes
 from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
-from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
+from model.growth.plan import GrowthOptions, GrowthPlan
+from model.growth.shapes import require_growable, same_widths
+from model.growth.width import require_linears_widen
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
@@ -113,10 +115,16 @@ def _plan(small: Config, config: Config, source: str | Path, operator: str, opti
                 "more"
             )
     layers, grown_layers = small.model.n_layers, config.model.n_layers
-    if (layers, small.linear) == (grown_layers, config.linear):
+    wider = not same_widths(small.model, config.model)
+    if (layers, small.linear) == (grown_layers, config.linear) and not wider:
         raise UserError(
             f"model.n_layers: {source} has {counted(layers, 'layer')} and these linears already; give a larger model"
         )
+    if wider and "int8" in (small.optimizer.weights, config.optimizer.weights):
+        raise UserError(
+            'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; keep the widths of [model]'
+        )
+    require_linears_widen(small.model, config.model, small.linear, config.linear)
     try:
         plan = plan_growth(operator, layers, grown_layers, options)
     except UserError as error:
@@ -137,8 +145,12 @@ def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: st
             f"--optimizer {optimizer}: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             '"reset", or give a checkpoint of a later step'
         )
-    if not linears_alike(small.linear, large.linear, plan, projection_shapes(large.model)):
-        raise UserError(f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear]')
+    alike = linears_alike(small.linear, large.linear, plan, projection_shapes(large.model))
+    if not (alike and same_widths(small.model, large.model)):
+        raise UserError(
+            f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear] and the '
+            "widths of [model]"
+        )
     for key, value in large.optimizer:
         if key not in ("lr", "weight_decay") and value != getattr(small.optimizer, key, None):
             raise UserError(
