@@ -11,6 +11,7 @@ more than a factor at first, which Adam takes out again.)
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -27,8 +28,9 @@ from model.linear import LinearConfig
 from model.linear.support import SUPPORTS
 from model.seeding import generator
 
-UNEVEN = 0.5
-"""A share is this part more or less than an even one, at most and before those of a channel are made to sum to 1."""
+SHARE_SPREAD = 2.0
+"""The default of how far a share is from an even one, in parts of it, before the shares of a channel are made to sum to
+1. What arXiv 2409.12903 adds, noise 10 dB below the weights, is that of 0.8."""
 
 AXES = {
     "attention.q_proj": ("dim", "n_heads"),
@@ -88,30 +90,55 @@ class Copies:
         return torch.arange(self.after).view(self.groups, self.times, self.within).transpose(1, 2).flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What copies have of a weight."""
+
+    seed: int
+    spread: float
+
+    def of_copies(self, weights: Tensor, dim: int, name: str) -> Tensor:
+        """Shares of `weights`, whose copies lie along `dim`: along it they sum to the weight."""
+        random, times = generator(self.seed, "share", name), weights.shape[dim]
+        uneven = torch.empty(weights.shape).uniform_(-self.spread, self.spread, generator=random)
+        uneven -= uneven.mean(dim, keepdim=True)
+        return uneven.add_(1).div_(times).mul_(weights).to(weights.dtype)
+
+    def of_columns(self, wide: Tensor, inputs: Copies, name: str) -> Tensor:
+        """Shares of the copies of columns in `wide` (..., inputs)."""
+        copies = wide.unflatten(-1, (inputs.groups, inputs.times, inputs.within))
+        return self.of_copies(copies, -2, name).flatten(-3)
+
+
 def grow_width(
-    tensors: Iterable[GrownTensor], small: ModelConfig, large: ModelConfig, linear: LinearConfig, seed: int
+    tensors: Iterable[GrownTensor],
+    small: ModelConfig,
+    large: ModelConfig,
+    linear: LinearConfig,
+    seed: int,
+    spread: float = SHARE_SPREAD,
 ) -> Iterator[GrownTensor]:
     """Turn the state of a model of the widths of `small`, with linears `linear`, into one of those of `large`.
 
     `tensors` as `grow_tensors` gives them: those of one linear follow each other. One linear is in memory at a time.
-    The logits are those of before but for rounding of the stored weights. `require_growable` and
-    `require_linears_widen` say beforehand whether it can; UserError where it cannot.
+    Shares are uneven by `spread`, from (seed, name). The logits are those of before but for rounding of the stored
+    weights. `require_growable` and `require_linears_widen` say beforehand whether it can; UserError where it cannot.
     """
     if same_widths(small, large):
         yield from tensors
         return
-    copies = {key: Copies(key, small, large) for key in WIDTHS}
+    copies, shares = {key: Copies(key, small, large) for key in WIDTHS}, Shares(seed, spread)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None:
             for item in group:
-                yield _widened(item, _outside(item, copies["dim"], large.tie_embeddings, seed))
+                yield _widened(item, _outside(item, copies["dim"], large.tie_embeddings, shares))
             continue
         items = {item.name.removeprefix(f"{name}."): item for item in group}
         match = LAYER.fullmatch(name)
         assert match
         inputs, outputs = (copies[key] for key in AXES[match[2]])
         state = {part: item.tensor for part, item in items.items()}
-        for part, tensor in _linear(state, inputs, outputs, linear, seed, name).items():
+        for part, tensor in _linear(state, inputs, outputs, linear, shares, name).items():
             yield _widened(items[part], tensor)
         del items, state, tensor
 
@@ -120,65 +147,47 @@ def _widened(item: GrownTensor, tensor: Tensor) -> GrownTensor:
     return item._replace(tensor=tensor, zeroed=tensor.nbytes if item.zeroed else 0)
 
 
-def _outside(item: GrownTensor, dim: Copies, tied: bool, seed: int) -> Tensor:
+def _outside(item: GrownTensor, dim: Copies, tied: bool, shares: Shares) -> Tensor:
     """A tensor outside of the linears. The head reads channels; a tied one is the embedding, and the norm before it
     scales what it reads.
     """
     wide = item.tensor.index_select(-1, dim.source)
     reads = item.name == ("norm.weight" if tied else "lm_head.weight")
-    return _shared(wide, dim, seed, item.name) if reads else wide
+    return shares.of_columns(wide, dim, item.name) if reads else wide
 
 
-def _linear(state: State, inputs: Copies, outputs: Copies, linear: LinearConfig, seed: int, name: str) -> State:
+def _linear(state: State, inputs: Copies, outputs: Copies, linear: LinearConfig, shares: Shares, name: str) -> State:
     """The state of the linear `name`, wider."""
     grown = dict(state)
     for part, tensor in state.items():
         if part == "weight":
             wide = tensor.index_select(0, outputs.source).index_select(1, inputs.source)
-            grown[part] = _shared(wide, inputs, seed, f"{name}.{part}")
+            grown[part] = shares.of_columns(wide, inputs, f"{name}.{part}")
         elif part == "A":
-            grown[part] = _shared(tensor.index_select(1, inputs.source), inputs, seed, f"{name}.{part}")
+            grown[part] = shares.of_columns(tensor.index_select(1, inputs.source), inputs, f"{name}.{part}")
         elif part == "B":
             grown[part] = tensor.index_select(0, outputs.source)
         elif part not in ("values", "support.loc", "support.tile_ptr"):
             raise UserError(f"growth: {name}.{part} has no copy in a wider model; keep the widths")
     if "values" in state:
         support = TileSupport(state["support.loc"], state["support.tile_ptr"], (outputs.before, inputs.before))
-        support, values = _copy_entries(support, state["values"], inputs, outputs, seed, f"{name}.values")
+        support, values = _copy_entries(support, state["values"], inputs, outputs, shares, f"{name}.values")
         # The wider matrix may hold a few entries more than the copies are, as each number of them is rounded down.
         held = SUPPORTS[linear.support].count(linear.density, inputs.after, outputs.after)
         size = max(held, len(values))
-        support, grown["values"] = grow_density(support, values, size, seed, f"{name}.support")
+        support, grown["values"] = grow_density(support, values, size, shares.seed, f"{name}.support")
         grown["support.loc"], grown["support.tile_ptr"] = support.loc, support.tile_ptr
     return grown
 
 
-def _shared(wide: Tensor, inputs: Copies, seed: int, name: str) -> Tensor:
-    """The copies of columns in `wide` (..., inputs) with uneven shares, from (seed, name): their sum is the column."""
-    uneven = _uneven(wide.shape, seed, name)
-    copies = uneven.unflatten(-1, (inputs.groups, inputs.times, inputs.within))
-    copies -= copies.mean(-2, keepdim=True)
-    return _times(wide, uneven, inputs.times)
-
-
 def _copy_entries(
-    support: TileSupport, values: Tensor, inputs: Copies, outputs: Copies, seed: int, name: str
+    support: TileSupport, values: Tensor, inputs: Copies, outputs: Copies, shares: Shares, name: str
 ) -> tuple[TileSupport, Tensor]:
     """Every entry at all copies of its place; the values in a copy of its row are uneven shares of its own."""
     flat = support.flat().long()
     rows, columns = outputs.places[flat // inputs.before], inputs.places[flat % inputs.before]  # (nnz, times)
     places = rows[:, :, None] * inputs.after + columns[:, None, :]  # (nnz, copies of the row, copies of the column)
-    uneven = _uneven(places.shape, seed, name)
-    copied = _times(values[:, None, None].expand(places.shape), uneven - uneven.mean(2, keepdim=True), inputs.times)
+    copied = shares.of_copies(values[:, None, None].expand(places.shape), 2, name)
     wide, order = places.flatten().sort()
     grown = TileSupport.from_flat(wide, (outputs.after, inputs.after))
     return grown, copied.flatten()[order][torch.searchsorted(wide, grown.flat().long())]
-
-
-def _uneven(shape: torch.Size, seed: int, name: str) -> Tensor:
-    return torch.empty(shape).uniform_(-UNEVEN, UNEVEN, generator=generator(seed, "share", name))
-
-
-def _times(tensor: Tensor, uneven: Tensor, times: int) -> Tensor:
-    """`tensor` (1 + uneven) / times, rounded once; `uneven` is overwritten."""
-    return uneven.add_(1).div_(times).mul_(tensor).to(tensor.dtype)

@@ -101,6 +101,11 @@ def growth_rows(config: Tables) -> Rows:
     require_linears_growable(linear, grown)
     wider = not same_widths(small_model(config), config.model)
     yield (
+        not wider and changed(growth, ("share_spread",)),
+        f"growth.share_spread has no effect where nothing grows in width; remove it, or set "
+        f"{' or '.join(f'growth.{key}' for key in WIDTHS)}",
+    )
+    yield (
         wider and config.optimizer.weights == "int8",
         'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; set other weights, or leave '
         f"{', '.join(f'growth.{key}' for key in WIDTHS)} out",

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from model.growth import GROWTH
 from model.growth.plan import GrowthOptions
+from model.growth.width import SHARE_SPREAD
 from model.schema import Frozen
 from pretrain.config.literals import as_toml
 
@@ -28,6 +29,8 @@ class GrowthConfig(Frozen):
     """model.n_heads before the last growth, of which it is a multiple; 0 means the same. A head stays as wide."""
     n_kv_heads: int = Field(0, ge=0)
     """model.n_kv_heads before the last growth; 0 means as [model] says: the same number, or as many as n_heads."""
+    share_spread: float = Field(SHARE_SPREAD, ge=0, le=100)
+    """Growth in width: how unevenly copies share a weight, in parts of an even share; 0.0: they stay equal for ever."""
     rank: int = Field(0, ge=0)
     """linear.rank before the last growth; 0 means the same as after it."""
     density: float = Field(0.0, ge=0, lt=1)

@@ -164,6 +164,9 @@ BAD_WITH_OTHER_TABLES = [
         SPARSE,
         r"growth: the small model's 1 heads are no multiple of its 2 key and value heads; set growth\.n_kv_heads",
     ),
+    ("share_spread = 1.0", "", r"growth\.share_spread has no effect where nothing grows in width; remove it, or set "),
+    ("dim = 64\nshare_spread = 0.0", "", r"growth\.share_spread has no effect where nothing grows in width"),
+    ("dim = 32\nshare_spread = -1.0", "", r"growth\.share_spread: "),
     ("dim = 32", BLOCK, r'growth: linear\.support = "block" cannot grow in width'),
     (
         "dim = 32",
@@ -256,7 +259,7 @@ def test_a_key_without_the_switch_is_refused(override):
         ("density = 0.3", BLOCK),
         ("rank = 4", BLOCK),
         ("dim = 64", BLOCK),
-        ("dim = 32", SPARSE),
+        ("dim = 32\nshare_spread = 0.0", SPARSE),
         ("layers = [12]\nffn_dim = 64", ""),
         ("layers = [3, 12]\nat = [0.1, 0.2]\nn_heads = 2", LOW_RANK),
         ("rank = 4", LOW_RANK),

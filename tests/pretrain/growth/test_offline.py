@@ -121,6 +121,10 @@ def test_function_preserving_keeps_the_loss(small, config, tmp_path, capsys):
 def test_a_wider_model_goes_on(small, config, tmp_path, capsys):
     wider = ["--model.n_layers=1", "--model.dim=64", "--model.n_heads=4", "--model.ffn_dim=106"]
     assert grow(small, config, tmp_path / "run", *wider) == 0
+    assert grow(small, config, tmp_path / "even", *wider, "--share-spread", "0") == 0
+    head, even = (tensors(first(tmp_path / name))["model.lm_head.weight"] for name in ("run", "even"))
+    assert torch.equal(even[:, ::2], even[:, 1::2])
+    assert not torch.equal(head[:, ::2], head[:, 1::2])
     capsys.readouterr()
     losses = []
     for path in (small, tmp_path / "run"):
@@ -179,6 +183,7 @@ REFUSED = {
     ),
     "wider heads": (["--model.dim=64"], r"adds heads and makes none wider, but they have 16 channels .* and 32 in"),
     "no multiple": (["--model.ffn_dim=64"], r"model\.ffn_dim: 53 in the small model cannot grow to 64"),
+    "nothing is shared": (["--share-spread", "1"], r"--share-spread has no effect where nothing grows in width"),
     "moments of other widths": (["--model.ffn_dim=106", "--optimizer", "copy"], r"--optimizer copy copies moments of"),
     "other linear": (["--linear.name=dense"], r"linear\.name 'sparse_low_rank' cannot become 'dense'"),
     "other norm and support": (
