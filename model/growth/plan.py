@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from model.config import ModelConfig
 from model.errors import UserError
 
 
@@ -37,18 +36,6 @@ def small_layers(n_layers: int, factor: int) -> int:
     if factor < 1 or n_layers % factor:
         raise UserError(f"growth.factor {factor} does not divide model.n_layers {n_layers}; set one that does")
     return n_layers // factor
-
-
-def require_growable(small: ModelConfig, large: ModelConfig) -> None:
-    """UserError unless the models differ in nothing but depth (and what no tensor and no logit depends on)."""
-    free = {"n_layers", "max_seq_len", "init_std"}
-    for key, value in large:
-        if key not in free and value != getattr(small, key):
-            raise UserError(
-                f"growth adds layers and changes nothing else, but model.{key} is {getattr(small, key)} in the "
-                f"small model and {value} in the grown one; make them equal"
-            )
-    require_no_fewer(small.n_layers, large.n_layers)
 
 
 def require_no_fewer(small: int, large: int) -> None:

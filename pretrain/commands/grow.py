@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimizer", choices=("reset", "copy", "copy_reset_step"), default="reset", help="its state (default reset)"
     )
+    parser.add_argument(
+        "--share-spread",
+        type=_spread,
+        metavar="X",
+        help="for a wider model: how unevenly copies share a weight (default 2)",
+    )
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
@@ -35,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     options = GrowthOptions(args.order, args.source_layers, args.function_preserving)
-    grown = grow_offline(args.checkpoint, config, args.operator, options, args.optimizer)
+    grown = grow_offline(args.checkpoint, config, args.operator, options, args.optimizer, args.share_spread)
     if args.json:
         rows = {name: vars(row) for name, row in grown.table.rows.items()}
         figures = {"checkpoint": str(grown.folder), "layers": grown.layers, "continues_data": grown.continues_data}
@@ -48,6 +54,16 @@ def run(args: argparse.Namespace) -> int:
         print("the data or its order is another than the small model's: the new run begins at its start")
     print(f"go on with: sparlow train {shlex.join([args.config, *args.overrides])}")
     return 0
+
+
+def _spread(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no spread; give a number from 0 to 100")
+    return value
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from model.errors import UserError
 from pretrain.compare.matrix import Run
-from pretrain.config.tables import Tables, as_toml, table_type
+from pretrain.config.literals import as_toml
+from pretrain.config.tables import Tables, table_type
 from pretrain.config.write import to_toml
 from pretrain.machine.files import read_json
 from pretrain.report.data import recorded_settings

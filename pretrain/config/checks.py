@@ -8,13 +8,15 @@ what only a machine, a corpus or a checkpoint can tell is checked where those ar
 from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
+from model.growth.shapes import WIDTHS
 from model.linear import LINEARS, require_matrices
 from model.linear.merging import MergingLinear
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
+from pretrain.config.literals import as_toml
 from pretrain.config.schedule import CosineRestarts, ScheduleConfig
 from pretrain.config.stages import GROWING, stage_configs
-from pretrain.config.tables import WARM_UP_STEPS, Tables, as_toml, changed, users
+from pretrain.config.tables import WARM_UP_STEPS, Tables, changed, users
 from pretrain.optim.config import MatrixConfig, OwnConfig
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.rules import PRESETS
@@ -319,6 +321,7 @@ def _kernels(config: Tables) -> Rows:
 def _differences(small: Tables, config: Tables) -> str:
     """What makes a small model another one than that of `config`, as keys and values."""
     found = [f"model.n_layers = {small.model.n_layers}"]
+    found += [f"model.{key} = {width} from growth.{key}" for key in WIDTHS if (width := getattr(config.growth, key))]
     for key in GROWING:
         value = getattr(small.linear, key, None)
         if value != getattr(config.linear, key, None):

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.schema import expected
+from pretrain.config.literals import as_toml
 from pretrain.config.plain import shown
-from pretrain.config.tables import MixtureSource, Tables, as_toml, members, table_type, users
+from pretrain.config.tables import MixtureSource, Tables, members, table_type, users
 
 MIXTURE = '{ code = { path = "data/code", weight = 1.0 } }'
 

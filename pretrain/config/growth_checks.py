@@ -8,9 +8,12 @@ from model.counts import linear_shapes, projection_shapes
 from model.errors import UserError
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthPlan
+from model.growth.shapes import WIDTHS, same_widths, width_of
 from model.growth.tensors import LAYER
+from model.growth.width import require_linears_widen
 from model.linear import LINEARS, LinearConfig
 from model.linear.ranks import deciding, same_linears
+from pretrain.config.literals import as_toml
 from pretrain.config.stages import (
     GROWING,
     counted,
@@ -19,9 +22,10 @@ from pretrain.config.stages import (
     growth_step,
     growth_time,
     small_linear,
+    small_model,
     tokens_of_a_time,
 )
-from pretrain.config.tables import Tables, as_toml, changed
+from pretrain.config.tables import Tables, changed
 from pretrain.optim.config import MatrixConfig
 from pretrain.optim.targets import find_targets
 
@@ -49,6 +53,19 @@ def growth_switch(config: Tables) -> Rows:
         config.schedule.name == "cosine_restarts" and growth.schedule == "reset",
         'schedule.name = "cosine_restarts" counts its restarts from the first step of the run: set growth.schedule = '
         '"continue", or another schedule',
+    )
+    for key in WIDTHS:
+        small, large = getattr(growth, key), width_of(config.model, key)
+        yield (
+            small and large % small,
+            f"growth.{key} {small} does not divide model.{key} {large}; growth copies all of them equally often, so "
+            "set a divisor",
+        )
+    small_shape = small_model(config)
+    yield (
+        small_shape.n_heads % small_shape.kv_heads,
+        f"growth: the small model's {small_shape.n_heads} heads are no multiple of its {small_shape.kv_heads} key and "
+        "value heads; set growth.n_kv_heads to a divisor of its heads",
     )
     product, n_layers = growth.total_factor, config.model.n_layers
     yield (
@@ -88,22 +105,35 @@ def growth_rows(config: Tables) -> Rows:
         "one of them",
     )
     require_linears_growable(linear, grown)
+    wider = not same_widths(small_model(config), config.model)
+    yield (
+        not wider and changed(growth, ("share_spread",)),
+        f"growth.share_spread has no effect where nothing grows in width; remove it, or set "
+        f"{' or '.join(f'growth.{key}' for key in WIDTHS)}",
+    )
+    yield (
+        wider and config.optimizer.weights == "int8",
+        'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; set other weights, or leave '
+        f"{', '.join(f'growth.{key}' for key in WIDTHS)} out",
+    )
+    require_linears_widen(small_model(config), config.model, linear, grown)
     plans = growth_plans(config)
     steps = [(linear, grown if plan is plans[-1] else linear, plan) for plan in plans]
     for step in steps:
         require_ranks_growable(*step, projection_shapes(config.model))
     for index, (before, after) in enumerate(pairwise(layers)):
         yield (
-            before == after and (index < len(layers) - 2 or same_linears(linear, grown, names)),
+            before == after and (index < len(layers) - 2 or (same_linears(linear, grown, names) and not wider)),
             f"{growth.sizes}: from {before} layers to {after} nothing grows; start from fewer, or in the last growth "
-            "set growth.rank or growth.density below those of [linear]",
+            "set growth.dim, ffn_dim or n_heads below those of [model], or growth.rank or growth.density below those "
+            "of [linear]",
         )
     if growth.optimizer != "reset":
         copies = f'growth.optimizer = "{growth.optimizer}"'
         yield (
-            not all(linears_alike(*step, projection_shapes(config.model)) for step in steps),
-            f'{copies} copies moments of the same shape only; set it to "reset", or leave growth.rank and '
-            "growth.density out, and give copies of a layer its ranks",
+            wider or not all(linears_alike(*step, projection_shapes(config.model)) for step in steps),
+            f'{copies} copies moments of the same shape only; set it to "reset", or leave '
+            f"{', '.join(f'growth.{key}' for key in (*WIDTHS, *GROWING))} out, and give copies of a layer its ranks",
         )
         require_layers_alike(config, copies, 'set it to "reset"')
     yield from _times(config, len(layers) - 1)

@@ -8,13 +8,16 @@ import operator
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
+from model.config import ModelConfig
 from model.counts import count_parameters
 from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.plan import GrowthPlan, GrowthTime, grow_after, small_layers
+from model.growth.shapes import WIDTHS, width_of
 from model.linear import LinearConfig
 from model.seeding import derive_seed
-from pretrain.config.tables import GrowthConfig, Tables
+from pretrain.config.growth_table import GrowthConfig
+from pretrain.config.tables import Tables
 
 AnyTables = TypeVar("AnyTables", bound=Tables)
 
@@ -33,6 +36,16 @@ def depths(config: Tables) -> list[int]:
     return list(accumulate(growth.factors, operator.mul, initial=small))
 
 
+def small_model(config: Tables) -> ModelConfig:
+    """The shape before the last growth, but for its layers."""
+    changes = {key: getattr(config.growth, key) for key in WIDTHS if getattr(config.growth, key)}
+    if not changes:
+        return config.model
+    model, head = config.model.model_copy(update=changes), config.model.head_width
+    pinned = {} if model.n_heads * head == model.dim else {"head_dim": head}
+    return model.model_copy(update=pinned)
+
+
 def small_linear(config: Tables) -> LinearConfig:
     """The linears before the last growth."""
     changes = {key: getattr(config.growth, key) for key in GROWING if getattr(config.growth, key)}
@@ -44,6 +57,7 @@ def stage_configs(config: AnyTables) -> list[AnyTables]:
     growth, layers = config.growth, depths(config)
     if not growth.enabled:
         return [config]
+    models = [small_model(config)] * (len(layers) - 1) + [config.model]
     linears = [small_linear(config)] * (len(layers) - 1) + [config.linear]
     rates = [growth.lr or config.optimizer.lr] * (len(layers) - 1) + [config.optimizer.lr]
     # Another seed: an optimizer that counts from 0 again shall not draw the same numbers again.
@@ -52,13 +66,13 @@ def stage_configs(config: AnyTables) -> list[AnyTables]:
         config.model_copy(
             update={
                 "growth": GrowthConfig(),
-                "model": config.model.model_copy(update={"n_layers": n_layers}),
+                "model": model.model_copy(update={"n_layers": n_layers}),
                 "linear": linear,
                 "optimizer": config.optimizer.model_copy(update={"lr": lr}),
                 "run": config.run.model_copy(update={"seed": seed}),
             }
         )
-        for n_layers, linear, lr, seed in zip(layers, linears, rates, seeds, strict=True)
+        for n_layers, model, linear, lr, seed in zip(layers, models, linears, rates, seeds, strict=True)
     ]
 
 
@@ -99,6 +113,8 @@ def tokens_of_a_time(config: Tables) -> str:
 
 
 def model_size(stage: Tables, run: Tables) -> str:
-    """The layers of a stage's model, and its rank and density where those grow in `run`: `6 layers of rank 4`."""
-    values = " and ".join(f"{key} {getattr(stage.linear, key):g}" for key in GROWING if getattr(run.growth, key))
-    return counted(stage.model.n_layers, "layer") + (f" of {values}" if values else "")
+    """The layers of a stage's model, and of what else grows in `run` how much it has: `6 layers of rank 4`."""
+    growing = [key for key in (*WIDTHS, *GROWING) if getattr(run.growth, key)]
+    values = (width_of(stage.model, key) if key in WIDTHS else getattr(stage.linear, key) for key in growing)
+    told = " and ".join(f"{key} {value:g}" for key, value in zip(growing, values, strict=True))
+    return counted(stage.model.n_layers, "layer") + (f" of {told}" if told else "")

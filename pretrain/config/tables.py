@@ -1,7 +1,5 @@
 """Every table and key of a run's TOML, and what each may be by itself. A string below a field is its documentation."""
 
-import json
-import math
 import re
 import typing
 from typing import Any, Literal
@@ -10,12 +8,11 @@ from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 
 from model.config import ModelConfig
-from model.growth import GROWTH
-from model.growth.plan import GrowthOptions
 from model.linear import LinearConfig
 from model.linear.dense import Dense
 from model.linear.ranks import Table
 from model.schema import Frozen
+from pretrain.config.growth_table import GrowthConfig
 from pretrain.config.schedule import Cosine, ScheduleConfig
 from pretrain.optim import OptimizerConfig
 from pretrain.optim.adamw import AdamW
@@ -211,107 +208,6 @@ class GuardConfig(Frozen):
     environment variable SPARLOW_GPU_MEMORY_CAP, in GiB, a GPU counts as one of that size; no more of it is taken."""
 
 
-class GrowthConfig(Frozen):
-    """Train a smaller model first and grow it into [model] and [linear] on the way (G_stack, arXiv 2405.15319)."""
-
-    enabled: bool = False
-    """Switches the table on."""
-    factor: int | tuple[int, ...] = 4
-    """By how much a growth multiplies the layers; a list for several growths."""
-    layers: tuple[int, ...] = ()
-    """Layers before each growth, in place of factor, for orders that do not multiply them (solar, gradual, midas)."""
-    rank: int = Field(0, ge=0)
-    """linear.rank before the last growth; 0 means the same as after it."""
-    density: float = Field(0.0, ge=0, lt=1)
-    """linear.density before the last growth; 0.0 means the same as after it."""
-    at: Literal["formula"] | int | float | tuple[int | float, ...] = "formula"
-    """When: tokens with padding (an integer), a part of the run (a decimal) or "formula"; a list for several times."""
-    max_fraction: float = Field(0.1, gt=0, le=1)
-    """Part of the run that the formula may ask for at most; it was fitted on runs far longer than most."""
-    parameters: Literal["dense_equivalent", "trainable"] = "dense_equivalent"
-    """Parameters of the grown model as the formula counts them; it was fitted on dense models."""
-    operator: str = "stack"
-    """stack (abcabc), interleave (aabbcc), zero (new layers start silent), source_layers, solar, gradual or midas."""
-    order: str = ""
-    """For operator = "zero": stack, interleave, solar, gradual or midas; empty means interleave."""
-    source_layers: tuple[int, ...] = ()
-    """For operator = "source_layers": the small model's layer for each layer of the grown one, counted from 0."""
-    function_preserving: bool = False
-    """Start all copies of a layer but the first with outputs of zero, so that growth does not change the loss."""
-    optimizer: Literal["reset", "copy", "copy_reset_step"] = "reset"
-    """State after growth: anew, copied with the layers, or copied with its step count at 0."""
-    schedule: Literal["reset", "continue"] = "reset"
-    """reset: warm up again, then the whole curve over the steps that are left. continue: as if nothing had happened."""
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    """Warm-up after growth with schedule = "reset", as a part of the steps that are left."""
-    lr: float = Field(0.0, ge=0)
-    """Peak learning rate before the last growth; 0.0 means optimizer.lr."""
-
-    @property
-    def options(self) -> GrowthOptions:
-        return GrowthOptions(self.order, self.source_layers, self.function_preserving)
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        """`factor` of each growth."""
-        return self.factor if isinstance(self.factor, tuple) else (self.factor,)
-
-    @property
-    def total_factor(self) -> int:
-        return math.prod(self.factors)
-
-    @property
-    def sizes(self) -> str:
-        """The key that says how large each growth is, and its value, for messages."""
-        return f"growth.layers = {as_toml(self.layers)}" if self.layers else f"growth.factor = {as_toml(self.factor)}"
-
-    @property
-    def times(self) -> tuple[str | int | float, ...]:
-        """`at` of each growth."""
-        return self.at if isinstance(self.at, tuple) else (self.at,)
-
-    @field_validator("factor", mode="before")
-    @classmethod
-    def _whole_factors(cls, value: Any) -> Any:
-        factors = value if isinstance(value, tuple) else (value,)
-        if not factors or not all(type(factor) is int and factor >= 2 for factor in factors):
-            wrong = f"{as_toml(value):.100} is no factor of growth"
-            raise ValueError(f"{wrong}; give an integer of at least 2, or a list of them")
-        return value
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers_before(cls, value: Any) -> Any:
-        if not (isinstance(value, tuple) and all(type(layers) is int and layers >= 1 for layers in value)):
-            raise ValueError(
-                f"{as_toml(value):.100} does not say the layers before each growth; give a list of integers of at "
-                "least 1, as in [6] for one growth"
-            )
-        return value
-
-    @field_validator("at", mode="before")
-    @classmethod
-    def _times(cls, value: Any) -> Any:
-        times = value if isinstance(value, tuple) else (value,)
-        for time in times:
-            tokens, part = type(time) is int and time >= 1, type(time) is float and 0 < time < 1
-            if not (tokens or part or (time == "formula" and value == "formula")):
-                raise ValueError(
-                    f"{as_toml(value):.100} is no time; give tokens (an integer), a part of the run between 0.0 and "
-                    '1.0, or "formula"; a list of the first two for several growths'
-                )
-        if not times:
-            raise ValueError("[] names no time; give one for each growth")
-        return value
-
-    @field_validator("operator")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in GROWTH:
-            raise ValueError(f"{value!r:.100} is none of {', '.join(GROWTH)}")
-        return value
-
-
 class Tables(Frozen):
     """All tables of one run; `pretrain.config.schema.Config` are such that fit together."""
 
@@ -372,22 +268,3 @@ def changed(table: Frozen, keys: tuple[str, ...]) -> list[str]:
 def is_table(field: FieldInfo | None) -> bool:
     """Whether a key holds a table of names and numbers."""
     return field is not None and field.annotation == Table
-
-
-def as_toml(value: Any) -> str:
-    """A value as TOML has it."""
-    if isinstance(value, tuple):
-        if value and all(isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is str for pair in value):
-            return f"{{ {', '.join(f'{as_toml(name)} = {as_toml(number)}' for name, number in value)} }}"
-        return f"[{', '.join(map(as_toml, value))}]"
-    if isinstance(value, dict | Frozen):
-        items = value.items() if isinstance(value, dict) else ((key, item) for key, item in value)
-        inner = ", ".join(f"{_toml_key(key)} = {as_toml(item)}" for key, item in items)
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)

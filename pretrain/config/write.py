@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from pretrain.config.literals import as_toml
 from pretrain.config.schema import Config
-from pretrain.config.tables import as_toml, is_table
+from pretrain.config.tables import is_table
 
 # A resume may change these; everything else decides what the run computes. (run.seed does, so it is not among them.)
 CHANGEABLE = (

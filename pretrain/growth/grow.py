@@ -11,6 +11,7 @@ from model.errors import RunFailed
 from model.growth.linears import grow_linears
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
+from model.growth.width import SHARE_SPREAD, grow_width
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
@@ -39,6 +40,7 @@ class Growth:
     target: Config
     """Whose model, linears and seed the grown model has."""
     optimizer: OptimizerState
+    share_spread: float = SHARE_SPREAD
 
     def state(self, state: TrainState, **changes: object) -> TrainState:
         """`state`, that of the small model, as the grown one goes on from it, with `changes`."""
@@ -56,10 +58,12 @@ class Growth:
         for name in source.names():
             prefix = f"{name.partition('.')[0]}."
             names[prefix].append(name.removeprefix(prefix))
-        model = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
+        seed, small, large = self.target.run.seed, source.stage.config.model, self.target.model
+        deep = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
+        wide = grow_width(deep, small, large, old, seed, self.share_spread)
         int8 = self.target.optimizer.weights == "int8"
-        shapes = shape_of_model(self.target.model, new, int8=int8).state_dict()
-        for item in fitting(grow_linears(model, self.target.model, old, new, self.target.run.seed), shapes):
+        shapes = shape_of_model(large, new, int8=int8).state_dict()
+        for item in fitting(grow_linears(wide, large, old, new, seed), shapes):
             yield item._replace(name=f"model.{item.name}")
         if self.optimizer == "reset":
             return
@@ -83,7 +87,7 @@ def _grow(run: Run) -> None:
     after = config.stages[state.stage + 1]
     assert after.plan is not None
     source = open_folder(store.folder / step_folder(state.step))
-    growth = Growth(source, after.plan, after.config, config.growth.optimizer)
+    growth = Growth(source, after.plan, after.config, config.growth.optimizer, config.growth.share_spread)
     small, large = (model_size(stage.config, config) for stage in (run.stage, after))
     run.console.say(f"step {state.step}: growing {small} to {large} ({config.growth.operator})")
     fault_point("before_growth")

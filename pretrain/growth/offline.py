@@ -8,7 +8,9 @@ from model.counts import projection_shapes
 from model.errors import UserError
 from model.growth import plan_growth
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
-from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
+from model.growth.plan import GrowthOptions, GrowthPlan
+from model.growth.shapes import require_growable, same_widths
+from model.growth.width import SHARE_SPREAD, require_linears_widen
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
@@ -34,14 +36,20 @@ class Grown:
 
 
 def grow_offline(
-    source: str | Path, config: Config, operator: str, options: GrowthOptions, optimizer: OptimizerState
+    source: str | Path,
+    config: Config,
+    operator: str,
+    options: GrowthOptions,
+    optimizer: OptimizerState,
+    share_spread: float | None = None,
 ) -> Grown:
     """Grow the checkpoint `source` into `config`'s model, as the first checkpoint of the run that `config` describes.
 
     `sparlow train` with the same configuration goes on from it: steps and schedule begin anew, while the tokens and
     FLOPs of the source are counted on. UserError, with nothing written, where the one is no growth of the other.
     """
-    return on_newest(source, lambda checkpoint: _grow(checkpoint, source, config, operator, options, optimizer))
+    given = (operator, options, optimizer, share_spread)
+    return on_newest(source, lambda checkpoint: _grow(checkpoint, source, config, *given))
 
 
 def _grow(
@@ -51,12 +59,15 @@ def _grow(
     operator: str,
     options: GrowthOptions,
     optimizer: OptimizerState,
+    share_spread: float | None,
 ) -> Grown:
     config = _with_dtype_of(checkpoint, config)
     small = checkpoint.stage.config
     plan = _plan(small, config, source, operator, options)
     require_no_zeroed_codes(config, plan)
     require_silenceable(config.linear, plan)
+    if share_spread is not None and same_widths(small.model, config.model):
+        raise UserError("--share-spread has no effect where nothing grows in width; leave it out")
     before, after = small.optimizer.weights, config.optimizer.weights
     if before != after and "int8" in (before, after):
         raise UserError(
@@ -75,7 +86,7 @@ def _grow(
         if store.folders():
             raise UserError(f"run.dir: {config.run.dir} holds checkpoints already; choose another")
         store.newest_good(print)  # there is none, and there was none
-        growth = Growth(checkpoint, plan, config, optimizer)
+        growth = Growth(checkpoint, plan, config, optimizer, SHARE_SPREAD if share_spread is None else share_spread)
         counts = ("step", "stage", "stage_start", "skipped_steps", "consecutive_skips", "spikes")
         zero: dict[str, Any] = dict.fromkeys(counts, 0) | {"skips": {}, "rewinds": []}
         if not same_data:
@@ -114,10 +125,16 @@ def _plan(small: Config, config: Config, source: str | Path, operator: str, opti
                 "more"
             )
     layers, grown_layers = small.model.n_layers, config.model.n_layers
-    if (layers, small.linear) == (grown_layers, config.linear):
+    wider = not same_widths(small.model, config.model)
+    if (layers, small.linear) == (grown_layers, config.linear) and not wider:
         raise UserError(
             f"model.n_layers: {source} has {counted(layers, 'layer')} and these linears already; give a larger model"
         )
+    if wider and "int8" in (small.optimizer.weights, config.optimizer.weights):
+        raise UserError(
+            'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; keep the widths of [model]'
+        )
+    require_linears_widen(small.model, config.model, small.linear, config.linear)
     try:
         plan = plan_growth(operator, layers, grown_layers, options)
     except UserError as error:
@@ -138,8 +155,12 @@ def _require_same_optimizer(checkpoint: Checkpoint, large: Config, optimizer: st
             f"--optimizer {optimizer}: {checkpoint.folder} {checkpoint.no_optimizer}; use "
             '"reset", or give a checkpoint of a later step'
         )
-    if not linears_alike(small.linear, large.linear, plan, projection_shapes(large.model)):
-        raise UserError(f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear]')
+    alike = linears_alike(small.linear, large.linear, plan, projection_shapes(large.model))
+    if not (alike and same_widths(small.model, large.model)):
+        raise UserError(
+            f'--optimizer {optimizer} copies moments of the same shape only; use "reset", or keep [linear] and the '
+            "widths of [model]"
+        )
     for key, value in large.optimizer:
         if key not in ("lr", "weight_decay") and value != getattr(small.optimizer, key, None):
             raise UserError(

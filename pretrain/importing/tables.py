@@ -8,9 +8,9 @@ import torch
 from model.config import ModelConfig
 from model.hf.load import Folder
 from model.linear import LinearConfig
+from pretrain.config.literals import as_toml
 from pretrain.config.load import validate
 from pretrain.config.schema import Config
-from pretrain.config.tables import as_toml
 from pretrain.config.write import table_lines
 
 LR = 5e-5

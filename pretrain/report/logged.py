@@ -67,7 +67,8 @@ class LoggedRun:
             if kind not in before:
                 return []
             spent += before[kind]
-            found.append((spent, f"{before['n_layers']} → {after['n_layers']} layers"))
+            layers = before["n_layers"], after["n_layers"]
+            found.append((spent, f"{layers[0]} → {layers[1]} layers" if layers[0] != layers[1] else "grown"))
         return found
 
 
@@ -184,8 +185,8 @@ def partial_summary(
     if config is not None:
         from model.counts import count_parameters
 
-        layers = _last(records, LAYERS)
-        stage = next((s for s in config.stages if s.config.model.n_layers == layers), config.stages[-1]).config
+        step = _last(records, "step") or 0
+        stage = next((s for s in config.stages if step <= s.end), config.stages[-1]).config
         figures["parameters"] = count_parameters(stage.model, stage.linear)["total"]
     return figures
 

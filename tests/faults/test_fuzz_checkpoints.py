@@ -28,7 +28,7 @@ from model.hf import load_folder
 from model.hf.tokenizer import read_facts
 from pretrain.checkpoint.manifest import BrokenCheckpoint, seal
 from pretrain.checkpoint.read import Checkpoint, load_model, read_state, tokenizer_of
-from pretrain.config.tables import as_toml
+from pretrain.config.literals import as_toml
 from pretrain.using.export import export
 
 MOST_SECONDS = 5.0

@@ -149,6 +149,43 @@ BAD_WITH_OTHER_TABLES = [
     ("density = 0.1", "", r'growth\.density has no effect with linear\.name = "dense", which has no density; '),
     ("density = 0.1", LOW_RANK, r'growth\.density has no effect with linear\.name = "low_rank"'),
     ("density = 0.1", BLOCK, r'growth\.density has no meaning with linear\.support = "block"'),
+    *(
+        (f"{key} = {value}", SPARSE, rf"growth\.{key} {value} does not divide model\.{key} {large}; ")
+        for key, value, large in (
+            ("dim", 48, 64),
+            ("dim", 128, 64),
+            ("ffn_dim", 100, 128),
+            ("n_heads", 3, 4),
+            ("n_kv_heads", 8, 4),
+        )
+    ),
+    (
+        "n_heads = 1\nn_kv_heads = 2",
+        SPARSE,
+        r"growth: the small model's 1 heads are no multiple of its 2 key and value heads; set growth\.n_kv_heads",
+    ),
+    ("share_spread = 1.0", "", r"growth\.share_spread has no effect where nothing grows in width; remove it, or set "),
+    ("dim = 64\nshare_spread = 0.0", "", r"growth\.share_spread has no effect where nothing grows in width"),
+    ("dim = 32\nshare_spread = -1.0", "", r"growth\.share_spread: "),
+    ("dim = 32", BLOCK, r'growth: linear\.support = "block" cannot grow in width'),
+    (
+        "dim = 32",
+        galore(8, "*.weight", 'weights = "int8"\n'),
+        r'optimizer\.weights = "int8" keeps codes, which have no copy in a wider model',
+    ),
+    ('dim = 32\noptimizer = "copy"', "", r'growth\.optimizer = "copy" copies moments of the same shape only; .*\.dim,'),
+    ("layers = [12]\ndim = 64", SPARSE, r"growth\.layers = \[12\]: from 12 layers to 12 nothing grows; "),
+    (
+        "layers = [12, 12]\nat = [0.1, 0.2]\ndim = 32",
+        "",
+        r"growth\.layers = \[12, 12\]: from 12 layers to 12 nothing grows; ",
+    ),
+    (
+        "dim = 4\nn_heads = 1",
+        LOW_RANK,
+        r"growth: the small model \(model\.n_layers = 3, model\.dim = 4 from growth\.dim, model\.n_heads = 1 from "
+        r"growth\.n_heads\): linear\.rank 8 exceeds",
+    ),
     ("rank = 9", SPARSE, r"growth\.rank 9 is more than linear\.rank 8; "),
     ("density = 0.31", SPARSE, r"growth\.density 0\.31 is more than linear\.density 0\.3; "),
     ("layers = [12]\nrank = 8", SPARSE, r"growth\.layers = \[12\]: from 12 layers to 12 nothing grows; "),
@@ -221,6 +258,10 @@ def test_a_key_without_the_switch_is_refused(override):
         ("rank = 8\ndensity = 0.3", SPARSE),
         ("density = 0.3", BLOCK),
         ("rank = 4", BLOCK),
+        ("dim = 64", BLOCK),
+        ("dim = 32\nshare_spread = 0.0", SPARSE),
+        ("layers = [12]\nffn_dim = 64", ""),
+        ("layers = [3, 12]\nat = [0.1, 0.2]\nn_heads = 2", LOW_RANK),
         ("rank = 4", LOW_RANK),
         ("layers = [12]\nrank = 4", SPARSE),
         ("layers = [3, 12]\nat = [0.1, 0.2]\ndensity = 0.1", SPARSE),

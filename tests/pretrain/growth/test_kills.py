@@ -146,6 +146,18 @@ def test_pauses(config, undisturbed, tmp_path_factory, tmp_path, pauses, optimiz
     assert ending(run) == ending(straight)
 
 
+@pytest.mark.slow
+@pytest.mark.fault("F27")
+@pytest.mark.parametrize("point", ["before_growth", "mid_file:6", "after_growth"])
+def test_a_kill_around_a_growth_in_width(config, tmp_path, point):
+    wider = ["--growth.dim=16", "--growth.n_heads=1"]
+    run = tmp_path / "run"
+    status, output = run_command("train", str(config), *GROWTH, *wider, f"--run.dir={run}", fault=point)
+    assert status == -signal.SIGKILL, output
+    train_here(config, *GROWTH, *wider, f"--run.dir={run}")
+    assert ending(run) == ending(grown_run(config, tmp_path / "undisturbed", *wider))
+
+
 STOPS = {f"micro_step:{2 * (GROWS - 1) + 1}": f"step-{GROWS - 1:08d}", "before_growth": GROWN, "after_growth": GROWN}
 """Where the signal comes, and the newest checkpoint then: a growth that has begun is made and committed."""
 

@@ -118,6 +118,23 @@ def test_function_preserving_keeps_the_loss(small, config, tmp_path, capsys):
     assert tensors(first(tmp_path / "same"))["model.layers.1.attention.q_proj.A"].shape == (12, 32)
 
 
+def test_a_wider_model_goes_on(small, config, tmp_path, capsys):
+    wider = ["--model.n_layers=1", "--model.dim=64", "--model.n_heads=4", "--model.ffn_dim=106"]
+    assert grow(small, config, tmp_path / "run", *wider) == 0
+    assert grow(small, config, tmp_path / "even", *wider, "--share-spread", "0") == 0
+    head, even = (tensors(first(tmp_path / name))["model.lm_head.weight"] for name in ("run", "even"))
+    assert torch.equal(even[:, ::2], even[:, 1::2])
+    assert not torch.equal(head[:, ::2], head[:, 1::2])
+    capsys.readouterr()
+    losses = []
+    for path in (small, tmp_path / "run"):
+        assert main(["eval", str(path), "--tokens", "512", "--json"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert tensors(first(tmp_path / "run"))["model.layers.0.attention.q_proj.B"].shape == (64, 8)
+    assert train_here(config, *TARGET, *wider, f"--run.dir={tmp_path}/run", "--train.max_steps=1") == 0
+
+
 @pytest.mark.parametrize(("mode", "updates"), [("copy", STEPS), ("copy_reset_step", 0)])
 def test_the_optimizer_goes_along(galore, config, tmp_path, mode, updates):
     run = tmp_path / "run"
@@ -164,11 +181,14 @@ REFUSED = {
         ["--growth.enabled=true", "--growth.factor=2", "--growth.at=0.5"],
         r"growth\.enabled = true lets .* = false$",
     ),
-    "other width": (["--model.dim=64"], r"growth adds layers .* model\.dim is 32 in the small model and 64"),
+    "wider heads": (["--model.dim=64"], r"adds heads and makes none wider, but they have 16 channels .* and 32 in"),
+    "no multiple": (["--model.ffn_dim=64"], r"model\.ffn_dim: 53 in the small model cannot grow to 64"),
+    "nothing is shared": (["--share-spread", "1"], r"--share-spread has no effect where nothing grows in width"),
+    "moments of other widths": (["--model.ffn_dim=106", "--optimizer", "copy"], r"--optimizer copy copies moments of"),
     "other linear": (["--linear.name=dense"], r"linear\.name 'sparse_low_rank' cannot become 'dense'"),
-    "other width and support": (
-        ["--linear.support=block", "--linear.density=0.5", "--model.ffn_dim=64"],
-        r"growth adds layers .* model\.ffn_dim is 53 in the small model and 64",
+    "other norm and support": (
+        ["--linear.support=block", "--linear.density=0.5", "--model.ffn_dim=64", "--model.norm_eps=1e-5"],
+        r"adds layers.* model\.norm_eps is 1e-06 in the small model and 1e-05",
     ),
     "less rank": (["--linear.rank=4"], r"linear\.rank 4 is less than the small model's 8; .* give 8 or more$"),
     "less density": (["--linear.density=0.05"], r"linear\.density 0\.05 is less than the small model's 0\.1"),

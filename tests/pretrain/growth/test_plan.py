@@ -8,6 +8,13 @@ from growth_tables import LOW_RANK, SPARSE, write
 
 from pretrain.cli import main
 
+NARROW = ["--growth.enabled=false", "--model.dim=32", "--model.n_heads=2", "--model.ffn_dim=64"]
+
+
+def json_of(capsys, *arguments: str) -> dict:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
 
 def test_plan_says_the_stages(tmp_path, capsys):
     path = write(tmp_path, "factor = [2, 2]\nat = [0.25, 12800]\nlr = 0.5", LOW_RANK)
@@ -39,6 +46,20 @@ def test_a_stage_is_told_with_what_grows(tmp_path, capsys):
     assert main(["plan", str(write(tmp_path, "layers = [1]\nrank = 4", SPARSE))]) == 0
     told = [line.partition(" to step")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("stage")]
     assert told == ["stage 1 of 2: 1 layer of rank 4", "stage 2 of 2: 12 layers of rank 8"]
+
+
+def test_a_narrow_stage_costs_what_its_model_does(tmp_path, capsys):
+    path = write(tmp_path, "layers = [12]\ndim = 32\nn_heads = 2\nffn_dim = 64")
+    small, alone = (json_of(capsys, "plan", str(path), *options) for options in ([], NARROW))
+    stage = small["stages"][0]
+    assert stage["flops"] / stage["steps"] == alone["flops"] / alone["steps"]
+    assert small["stages"][1]["flops"] / small["stages"][1]["steps"] > 2 * stage["flops"] / stage["steps"]
+    assert main(["plan", str(path)]) == 0
+    told = [line.partition(" to step")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("stage")]
+    assert told == [
+        "stage 1 of 2: 12 layers of dim 32 and ffn_dim 64 and n_heads 2",
+        "stage 2 of 2: 12 layers of dim 64 and ffn_dim 128 and n_heads 4",
+    ]
 
 
 def test_times_in_tokens_count_padding_and_say_so(tmp_path, capsys):

@@ -11,10 +11,11 @@ from support import train_here
 from model.config import ModelConfig
 from model.errors import UserError
 from model.linear import LINEARS
+from pretrain.config.growth_table import GrowthConfig
 from pretrain.config.schedule import WSD, Constant, Cosine, Linear, ScheduleConfig
 from pretrain.config.schema import Config
 from pretrain.config.stages import growth_time
-from pretrain.config.tables import GrowthConfig, TrainConfig
+from pretrain.config.tables import TrainConfig
 
 END = {"cosine": 0.1, "linear": 0.2, "constant": 1.0, "wsd": 0.05}
 SCHEDULES = {
@@ -130,6 +131,28 @@ def test_rank_and_density_grow_last():
         (4, 0.1),
         (8, 0.3),
     ]
+
+
+@pytest.mark.parametrize(
+    ("growth", "shapes"),
+    [  # dim, heads, key and value heads, their width, hidden units: from 64 channels in 4 heads and 128 units
+        ({"dim": 32, "n_heads": 2, "ffn_dim": 64}, (32, 2, 2, 16, 64)),
+        ({"dim": 32}, (32, 4, 4, 16, 128)),
+        ({"n_heads": 1}, (64, 1, 1, 16, 128)),
+        ({"n_kv_heads": 2}, (64, 4, 2, 16, 128)),
+        ({"ffn_dim": 128}, (64, 4, 4, 16, 128)),
+        ({"dim": 16, "n_heads": 2, "n_kv_heads": 1}, (16, 2, 1, 16, 128)),
+    ],
+)
+def test_widths_grow_last_and_heads_stay_as_wide(growth, shapes):
+    config = growing(at=(0.1, 0.5), factor=(2, 2), **growth)
+    models = [stage.config.model for stage in config.stages]
+    assert models[2] == config.model
+    for n_layers, model in zip((3, 6), models, strict=False):
+        found = (model.dim, model.n_heads, model.kv_heads, model.head_width, model.ffn_dim)
+        assert (model.n_layers, found) == (n_layers, shapes)
+        assert ModelConfig.model_validate(model.model_dump()) == model
+    assert config.stages[0].config.model.max_seq_len == config.model.max_seq_len
 
 
 @every_schedule
