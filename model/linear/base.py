@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear.choice import Choice
+from model.seeding import fill_uniform
 
 
 class BaseLinear(nn.Module, ABC):
@@ -19,6 +20,8 @@ class BaseLinear(nn.Module, ABC):
     """Own parameters whose gradient a matrix optimizer may project to low rank; factors are small already."""
     silent_at_zero: ClassVar[tuple[str, ...]]
     """Own parameters that make the map zero when they are, and then receive gradient at once if the others are not."""
+    not_a_matrix: ClassVar[str] = ""
+    """Why such linears have no dense weights, for messages (`require_matrices`); empty where they have."""
 
     def __init__(self, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__()
@@ -39,7 +42,7 @@ class BaseLinear(nn.Module, ABC):
 
     @abstractmethod
     def dense_weight(self) -> Tensor:
-        """Return the map as one fp32 matrix (out, in)."""
+        """Return the map as one fp32 matrix (out, in). TypeError where it is none (`not_a_matrix`)."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors that train, by own name."""
@@ -49,6 +52,16 @@ class BaseLinear(nn.Module, ABC):
     @abstractmethod
     def count_parameters(config: Any, in_features: int, out_features: int) -> int:
         """Count the parameters of such a linear."""
+
+    @staticmethod
+    def may_choose(config: Any) -> bool:
+        """Whether a Choice says how such a linear computes."""
+        return False
+
+    @staticmethod
+    def draw_rows(config: Any, rows: Tensor, out_features: int, seed: int, name: str) -> None:
+        """Fill rows (k, in) of such a linear's factor A as a fresh one has them, from (seed, name)."""
+        fill_uniform(rows, rows.shape[1] ** -0.5, seed, name)
 
     @classmethod
     def training_flops(

@@ -8,6 +8,7 @@ what only a machine, a corpus or a checkpoint can tell is checked where those ar
 from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
+from model.linear import LINEARS, require_matrices
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
 from pretrain.config.stages import GROWING, stage_configs
@@ -79,6 +80,8 @@ def _tables(config: Tables) -> Rows:
         "metrics.spectra_every does not work at parallel.zero_stage = 3, where no process has a whole weight; set "
         "it to 0",
     )
+    if config.metrics.spectra_every:
+        require_matrices(config.linear, "metrics.spectra_every", "set it to 0")
     yield (
         train.offload_activations and not train.checkpoint_every_layers,
         "train.offload_activations moves what recomputed blocks start from, and none is recomputed: set "
@@ -92,6 +95,11 @@ def _tables(config: Tables) -> Rows:
     yield (
         parallel.offload == "optimizer" and not parallel.zero_stage,
         'parallel.offload = "optimizer" needs ZeRO: set parallel.zero_stage = 1, 2 or 3, or parallel.offload = "none"',
+    )
+    yield (
+        config.model.tie_embeddings and optimizer.name == "scale",
+        'optimizer.name = "scale" steps embedding and head in two ways, and model.tie_embeddings = true makes them one '
+        "matrix; set it to false, or choose another optimizer",
     )
     if isinstance(optimizer, OwnConfig):
         yield from _own_optimizer(config, optimizer)
@@ -130,8 +138,9 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
         'optimizer.name = "adamw"',
     )
     yield (
-        optimizer.factor_lr_ratio != 1 and config.linear.name == "dense",
-        'optimizer.factor_lr_ratio has no effect with linear.name = "dense", which has no factors; remove it',
+        optimizer.factor_lr_ratio != 1 and not hasattr(config.linear, "rank"),
+        f'optimizer.factor_lr_ratio has no effect with linear.name = "{config.linear.name}", which has no factors; '
+        "remove it",
     )
     yield (
         per_layer and train.global_batch_size != train.micro_batch_size,
@@ -178,9 +187,9 @@ def _matrix(config: MatrixConfig) -> Rows:
         f'optimizer.moments = "adafactor" keeps no first moment, which {name} needs; choose fp32, bf16 or 8bit',
     )
     yield (
-        config.name == "muon" and config.moments in ("bf16", "adafactor"),
-        f'optimizer.moments = "{config.moments}" has no effect with {name}, whose momentum is fp32 and whose other '
-        "moments are fp32 or 8bit; choose one of these",
+        not rule.keeps_moments and config.moments in ("bf16", "adafactor"),
+        f'optimizer.moments = "{config.moments}" has no effect with {name}, which keeps none of its matrices and in '
+        "fp32 or 8bit those of other parameters; choose one of these",
     )
     yield (
         config.name == "frugal" and config.moments == "8bit" and config.eps_mode == "torch",
@@ -230,7 +239,7 @@ def _matrix(config: MatrixConfig) -> Rows:
 
 def _kernels(config: Tables) -> Rows:
     kernels, linear, zero_stage = config.kernels, config.linear, config.parallel.zero_stage
-    if linear.name != "sparse_low_rank" or linear.support != "element":
+    if not LINEARS[linear.name].may_choose(linear):
         for key in changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
             yield (
                 True,

@@ -59,7 +59,7 @@ class Growth:
         model = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
         int8 = self.target.optimizer.weights == "int8"
         shapes = shape_of_model(self.target.model, new, int8=int8).state_dict()
-        for item in fitting(grow_linears(model, old, new, self.target.run.seed), shapes):
+        for item in fitting(grow_linears(model, self.target.model, old, new, self.target.run.seed), shapes):
             yield item._replace(name=f"model.{item.name}")
         if self.optimizer == "reset":
             return

@@ -1,18 +1,16 @@
 """AdamW for whatever is not projected: embeddings, head, norms, factors and sparse values."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
 from kernels.rounding import round_to
 from pretrain.optim.config import OwnConfig
+from pretrain.optim.element import Element, State
 from pretrain.optim.moments import cautious
-
-State = dict[str, Tensor]
 
 SMALLEST_8BIT = 4096
 """Smaller tensors keep fp32 moments, as in bitsandbytes."""
@@ -21,32 +19,10 @@ EMBEDDINGS = ("tok_embeddings.weight", "lm_head.weight")
 """Whose moments are `embedding_moments`."""
 
 
-@dataclass
-class AdamWPart:
-    """A parameter that takes AdamW. `state` is filled on its owner alone."""
-
-    name: str
-    parameter: nn.Parameter
-    owner: int = 0
-    state: State = field(default_factory=dict)
-
-    @property
-    def rounds(self) -> bool:
-        """Whether it is kept in less than fp32."""
-        return self.parameter.dtype != torch.float32
-
-    @property
-    def gradient(self) -> Tensor:
-        """Summed over micro-steps, in the parameter's precision."""
-        assert self.parameter.grad is not None, f"{self.name} received no gradient"
-        return self.parameter.grad
-
-    def cost(self, config: OwnConfig) -> float:
-        """Cost of its steps to its owner."""
-        return float(self.parameter.numel())
+class AdamWPart(Element):
+    """A parameter that takes AdamW."""
 
     def step(self, config: OwnConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:
-        """One step in place; `number` counts from 1."""
         decay = 0.0 if self.name.endswith("norm.weight") else config.weight_decay
         rate = lr * config.lr_ratio(self.name)
         adamw_step(config, self.parameter, gradient, self.state, number, rate, decay, key)

@@ -1,11 +1,13 @@
 """What every member of LINEARS must do."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from model.errors import UserError
-from model.linear import LINEARS, LinearConfig, build_linear
+from model.linear import LINEARS, LinearConfig, build_linear, require_matrices
 
 IN, OUT = 23, 37
 # Every member with settings that fit the small matrices here; a new member needs its line.
@@ -13,6 +15,8 @@ CONFIGS = {
     "dense": {},
     "low_rank": {"rank": 5, "alpha": 10.0},
     "sparse_low_rank": {"rank": 5, "alpha": 10.0, "density": 0.1},
+    "sparse": {"density": 0.3},
+    "cola": {"rank": 5},
 }
 
 pytestmark = pytest.mark.parametrize("kind", list(LINEARS))
@@ -34,6 +38,10 @@ def make(kind, seed=0, name="layers.0.attention.q_proj", random_factors=True):
 
 def test_forward_is_the_map_of_dense_weight(kind):
     linear = make(kind)
+    if linear.not_a_matrix:
+        with pytest.raises(TypeError, match=r"layers\.0\.attention\.q_proj has no dense weight"):
+            linear.dense_weight()
+        return
     weight = linear.dense_weight()
     assert weight.shape == (OUT, IN)
     assert weight.dtype == torch.float32
@@ -97,6 +105,8 @@ def test_counts_its_parameters_and_flops(kind):
     config = config_of(kind)
     assert LINEARS[kind].count_parameters(config, IN, OUT) == sum(p.numel() for p in make(kind).parameters())
     assert LINEARS[kind].training_flops(config, IN, OUT, 100) > 6 * 100 * 5 * IN
+    with pytest.raises(UserError, match="no dense weights, since") if make(kind).not_a_matrix else nullcontext():
+        require_matrices(config, "export", "use another")
 
 
 def test_projectable_names_own_parameters(kind):
@@ -110,7 +120,7 @@ def test_silent_at_zero_makes_the_map_zero_but_not_dead(kind):
     with torch.no_grad():
         for name in linear.silent_at_zero:
             parameters[name].zero_()
-    assert not linear.dense_weight().any()
+    assert not linear(torch.eye(IN)).any()
     linear(torch.randn(4, IN, generator=torch.Generator().manual_seed(0))).sum().backward()
     assert all(parameters[name].grad.any() for name in linear.silent_at_zero)
 

@@ -9,11 +9,12 @@ import pytest
 from support import ROOT, edit_checkpoint, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
+from model.linear import LINEARS
 from pretrain.loop.state import SINCE_FORMAT_3, TrainState
 
 
 @pytest.mark.fault("F1")
-@pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])
+@pytest.mark.parametrize("linear", list(LINEARS))
 def test_two_resumes_equal_no_resume(tiny, tmp_path, linear):
     require_equal_runs(tiny, tmp_path, [f"--linear.name={linear}"], pauses=(6, 13, 20))
 
