@@ -11,7 +11,7 @@ import pytest
 from suites import write_suite
 from support import ROOT
 
-MEASURED = ("train_seconds", "tokens_per_second", "wall_seconds", "peak_resident_bytes", "folder")
+MEASURED = ("train_seconds", "tokens_per_second", "wall_seconds", "peak_resident_bytes", "folder", "commit")
 PICTURES = ("loss_tokens.png", "memory.png", "curves.png", "rates.png")
 
 
