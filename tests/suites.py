@@ -71,7 +71,8 @@ import json, math, pathlib, signal, sys, time, tomllib
 config = tomllib.loads(pathlib.Path(sys.argv[1]).read_text())
 run, steps = pathlib.Path(config["run"]["dir"]), config["schedule"]["total_steps"]
 lr, seed, thin = config["optimizer"]["lr"], config["run"]["seed"], config["linear"]["name"] == "low_rank"
-(run / "resolved.toml").write_text(pathlib.Path(sys.argv[1]).read_text())
+resolved = pathlib.Path(sys.argv[1]).read_text().replace('dtype = "auto"', 'dtype = "bf16"')
+(run / "resolved.toml").write_text(resolved)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 with open(run.parents[2] / "began", "a") as file:
     file.write(f"{run.parent.name}/{run.name}\\n")

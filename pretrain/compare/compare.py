@@ -18,6 +18,7 @@ from pretrain.compare.suite import Suite
 from pretrain.compare.write import write_comparison
 from pretrain.data.open import open_dataset, require_vocabulary
 from pretrain.machine.files import read_json, replace_text
+from pretrain.machine.output import Output
 from pretrain.machine.stop import KILLED
 
 
@@ -43,9 +44,9 @@ def compare(suite: Suite, options: Options) -> int:
         raise UserError(f"--only {options.only}: is none of the methods; there are {', '.join(methods)}")
     expected = forecast(progress)
     for line in expected.lines():
-        print(line, flush=True)
+        _say(line)
     if options.dry_run:
-        print("\n".join(expected.listing))
+        _say("\n".join(expected.listing))
         return 0
     _require_corpus(next(iter(methods.values())))
     folder = Path(suite.suite.dir)
@@ -61,9 +62,9 @@ def compare(suite: Suite, options: Options) -> int:
         status = _run_all(progress, expected, places(options.jobs, options.gpus))
         if status != KILLED:
             for path in write_comparison(progress, folder):
-                print(path, flush=True)
+                _say(path)
             for line in _remarks(progress):
-                print(line, flush=True)
+                _say(line)
     finally:
         lock.release()
     return status
@@ -79,12 +80,17 @@ def _run_all(progress: Progress, expected: Forecast, where: Sequence[dict[str, s
                 if outcome is not None:
                     progress.outcomes[ended.run.folder] = outcome
                     progress.tried.add(ended.run.folder)
-                    print(expected.line(progress, ended, outcome, pool.size), flush=True)
+                    _say(expected.line(progress, ended, outcome, pool.size))
             if pool.stopped:
                 return pool.stopped
             if runs := _missing(progress):
                 write_comparison(progress, Path(progress.suite.suite.dir))
     return 1 if _bad(progress) or progress.refused else 0
+
+
+def _say(line: object) -> None:
+    """Print a line; the runs go on where nobody reads it any more."""
+    print(line, file=Output(), flush=True)
 
 
 def _bad(progress: Progress) -> list[Run]:

@@ -11,16 +11,28 @@ import pytest
 from suites import write_suite
 from support import ROOT
 
-MEASURED = ("train_seconds", "tokens_per_second", "wall_seconds", "peak_resident_bytes", "folder")
+MEASURED = ("train_seconds", "tokens_per_second", "wall_seconds", "peak_resident_bytes", "folder", "commit")
+PICTURES = ("loss_tokens.png", "memory.png", "curves.png", "rates.png")
 
 
-def start(path, folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    environment["PYTHONPATH"] = str(ROOT)
+def start(path, *options):
+    extensions = str(path.parent / "extensions")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": extensions, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "pretrain", "compare", str(path)],
+        [sys.executable, "-m", "pretrain", "compare", str(path), *options],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def finish(process, status):
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == status, output
+
+
+def suite(folder, corpus):
+    """Two methods, two rates and two seeds of three steps."""
+    folder.mkdir()
+    return write_suite(folder, corpus, steps=3, equal='["tokens"]')
 
 
 def results(folder):
@@ -28,32 +40,32 @@ def results(folder):
     return [{key: value for key, value in one.items() if key not in MEASURED} for one in found]
 
 
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The folder of a comparison that nothing disturbs, of two runs at a time."""
+    folder = tmp_path_factory.mktemp("whole") / "whole"
+    finish(start(suite(folder, corpus), "--jobs", "2"), 0)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-def test_killed_midway_it_comes_to_the_same(tmp_path, corpus, number):
-    """Two methods, two rates and two seeds of three steps. A kill of the command itself stops its run, too."""
-    folders = [tmp_path / name for name in ("whole", "killed")]
-    for folder in folders:
-        folder.mkdir()
-    paths = [write_suite(folder, corpus, steps=3, equal='["tokens", "flops"]') for folder in folders]
-    whole = start(paths[0], tmp_path)
-    output, _ = whole.communicate(timeout=900)
-    assert whole.returncode == 0, output
-
-    killed = start(paths[1], tmp_path)
-    second = folders[1] / "suite" / "runs" / "dense+adamw" / "lr-0.002_seed-0"
+def test_stopped_midway_it_comes_to_the_same(tmp_path, corpus, whole, number):
+    """The second run ends with the command, also where that is killed: it would compute for nobody, and hold its lock
+    against the one that goes on.
+    """
+    folder = tmp_path / "other"
+    path = suite(folder, corpus)
+    first, second = (folder / "suite" / "runs" / "dense+adamw" / f"lr-{rate}_seed-0" for rate in (0.001, 0.002))
+    process = start(path)
     while not (second / "metrics.jsonl").exists():
-        assert killed.poll() is None, killed.communicate()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    killed.send_signal(number)
-    output, _ = killed.communicate(timeout=300)
-    assert killed.returncode == (143 if number == signal.SIGTERM else -number), output
-    again = start(paths[1], tmp_path)
-    output, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, output
-    assert "lr 0.001  seed 0" not in output.partition("[2 of")[0].partition("dense + adamw")[2]
-    assert results(folders[1]) == results(folders[0])
-    for name in ("loss_tokens.png", "loss_flops.png", "memory.png", "curves.png", "rates.png"):
-        assert (folders[1] / "suite" / name).read_bytes() == (folders[0] / "suite" / name).read_bytes()
-    logs = [(folder / "suite" / "runs" / "thin+adamw").glob("*/metrics.jsonl") for folder in folders]
-    assert len(list(logs[0])) == len(list(logs[1])) == 5
+    process.send_signal(number)
+    finish(process, 143 if number == signal.SIGTERM else -number)
+    ended = (first / "summary.json").stat().st_mtime_ns
+    finish(start(path), 0)
+    assert (first / "summary.json").stat().st_mtime_ns == ended
+    assert results(folder) == results(whole)
+    for name in PICTURES:
+        assert (folder / "suite" / name).read_bytes() == (whole / "suite" / name).read_bytes()
