@@ -1,6 +1,7 @@
 """What every linear offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -52,6 +53,11 @@ class BaseLinear(nn.Module, ABC):
     @abstractmethod
     def count_parameters(config: Any, in_features: int, out_features: int) -> int:
         """Count the parameters of such a linear."""
+
+    @staticmethod
+    def in_block(config: Any, shapes: Iterable[tuple[int, int]]) -> Any:
+        """Return `config` for the linears of a block whose projections have these shapes (in, out)."""
+        return config
 
     @staticmethod
     def may_choose(config: Any) -> bool:
