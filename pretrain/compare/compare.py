@@ -1,7 +1,7 @@
 """`sparlow compare`: from the first run to the last, whatever befalls one of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +18,7 @@ from pretrain.compare.suite import Suite
 from pretrain.compare.write import write_comparison
 from pretrain.data.open import open_dataset, require_vocabulary
 from pretrain.machine.files import read_json, replace_text
+from pretrain.machine.stop import KILLED
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ def compare(suite: Suite, options: Options) -> int:
     except UserError as error:
         raise UserError(str(error).replace("run.dir:", "suite.dir:")) from None
     try:
-        _missing(progress)  # what there is of another configuration is said before anything is written
         status = _run_all(progress, expected, places(options.jobs, options.gpus))
-        for path in write_comparison(progress, folder):
-            print(path, flush=True)
+        if status != KILLED:
+            for path in write_comparison(progress, folder):
+                print(path, flush=True)
+            for line in _remarks(progress):
+                print(line, flush=True)
     finally:
         lock.release()
     return status
@@ -68,8 +71,9 @@ def compare(suite: Suite, options: Options) -> int:
 
 def _run_all(progress: Progress, expected: Forecast, where: Sequence[dict[str, str]]) -> int:
     """Run stage after stage until nothing is wanted; the exit status."""
+    runs = _missing(progress)
     with Pool(where, _begins) as pool:
-        while runs := _missing(progress):
+        while runs:
             for ended in pool.run(runs):
                 outcome = _ends(ended, stopped=bool(pool.stopped))
                 if outcome is not None:
@@ -77,11 +81,27 @@ def _run_all(progress: Progress, expected: Forecast, where: Sequence[dict[str, s
                     progress.tried.add(ended.run.folder)
                     print(expected.line(progress, ended, outcome, pool.size), flush=True)
             if pool.stopped:
-                print("stopped; the same command goes on from here", flush=True)
                 return pool.stopped
-            write_comparison(progress, Path(progress.suite.suite.dir))
-    bad = [run for run in progress.named() if (o := progress.outcomes.get(run.folder)) and o.status != "done"]
-    return 1 if bad or progress.refused else 0
+            if runs := _missing(progress):
+                write_comparison(progress, Path(progress.suite.suite.dir))
+    return 1 if _bad(progress) or progress.refused else 0
+
+
+def _bad(progress: Progress) -> list[Run]:
+    """Runs that have failed or diverged, of the methods that this command runs."""
+    chosen = (run for run in progress.named() if run.method in progress.chosen)
+    return [run for run in chosen if (o := progress.outcomes.get(run.folder)) and o.status != "done"]
+
+
+def _remarks(progress: Progress) -> Iterator[str]:
+    """What to say at the end."""
+    if left := len(progress.wanted()):
+        yield f"stopped with {left} runs known to be left; the same command goes on from here"
+    if bad := len(_bad(progress)):
+        yield f"{bad} runs have failed or diverged; table.md says why"
+    baseline = progress.suite.suite.baseline
+    if "flops" in progress.suite.suite.equal and progress.best(progress.methods[baseline]) is None:
+        yield f"there are no runs at equal FLOPs without a run of {baseline}, the baseline"
 
 
 def _missing(progress: Progress) -> list[Run]:

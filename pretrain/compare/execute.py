@@ -44,6 +44,8 @@ class Ended:
     run: Run
     status: int
     seconds: float
+    said_from: int
+    """Where in its log it begins: what is before is of processes before it."""
 
     @property
     def reason(self) -> str:
@@ -53,7 +55,7 @@ class Ended:
             return f"killed (signal {-self.status})" + ("; is there too little memory?" if killed else "")
         if self.status in (STOPPED, KILLED):
             return "stopped by a signal; the same command goes on with it"
-        lines = [line for line in _tail(self.run.folder / LOG) if line.strip()]
+        lines = [line for line in _tail(self.run.folder / LOG, self.said_from) if line.strip()]
         said = [line.partition("sparlow train: ")[2] for line in lines if line.startswith("sparlow train: ")]
         return (said or lines or [f"exit status {self.status}"])[-1].strip()
 
@@ -63,6 +65,7 @@ class _Process:
     run: Run
     place: Place
     began: float
+    said_from: int
     popen: "subprocess.Popen[bytes]"
 
 
@@ -84,7 +87,7 @@ class Pool:
 
     def __enter__(self) -> "Pool":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 self._before[number] = signal.signal(number, self._heard)
         return self
 
@@ -105,7 +108,8 @@ class Pool:
             for process in ended:
                 self._running.remove(process)
                 self.free.append(process.place)
-                yield Ended(process.run, process.popen.returncode, time.monotonic() - process.began)
+                seconds = time.monotonic() - process.began
+                yield Ended(process.run, process.popen.returncode, seconds, process.said_from)
             if not ended:
                 time.sleep(POLL_S)
 
@@ -114,7 +118,9 @@ class Pool:
         (run.folder / CONFIG).write_text(to_toml(run.config), encoding="utf-8")
         self.begins(run)
         environment = {key: value for key, value in os.environ.items() if key != "SPARLOW_STOPPED"} | place
+        began = time.monotonic()
         with (run.folder / LOG).open("ab") as log:
+            said_from = log.tell()
             # A session of its own: what a terminal sends to all comes once, from here.
             popen = subprocess.Popen(
                 [*COMMAND, str(run.folder / CONFIG)],
@@ -125,7 +131,7 @@ class Pool:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
-        self._running.append(_Process(run, place, time.monotonic(), popen))
+        self._running.append(_Process(run, place, began, said_from, popen))
         if self.stopped:  # told while it was started
             popen.terminate()
 
@@ -147,10 +153,10 @@ def _end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _tail(path: Path, most: int = 8192) -> list[str]:
+def _tail(path: Path, begin: int, most: int = 8192) -> list[str]:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - most))
+            file.seek(max(begin, path.stat().st_size - most))
             return file.read().decode(errors="replace").splitlines()
     except OSError:
         return []

@@ -55,11 +55,11 @@ class Method:
     config: Config
     """The run at the first rate and seed; its `run.dir` is the folder of all of the method's runs."""
 
-    def run(self, rate: float, seed: int, steps: int | None = None) -> Run:
-        """The run at a rate and a seed, of the base's steps or of `steps`. UserError where these cannot be."""
+    def run(self, rate: float, seed: int, steps: int) -> Run:
+        """The run of `steps` at a rate and a seed. UserError where it cannot have so many."""
         config, name = self.config, f"lr-{rate!r}_seed-{seed}"
         budget: Budget = "tokens"
-        if steps is not None and steps != config.schedule.total_steps:
+        if steps != config.schedule.total_steps:
             budget, name = "flops", f"{name}_flops-{steps}"
             config = with_steps(config, steps)
             check(config)

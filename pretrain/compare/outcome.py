@@ -51,9 +51,10 @@ def read_outcome(run: Run) -> Outcome | None:
     summary, note = read_json(run.folder / "summary.json"), read_json(run.folder / NOTE)
     error = summary.get("error")
     if summary.get("step") == run.steps and not error:
-        if summary.get("val_loss") is None:
-            return Outcome("diverged", "its held-out loss is not finite at the last step", summary, note)
-        return Outcome("done", "", summary, note)
+        if summary.get("val_loss") is not None:
+            return Outcome("done", "", summary, note)
+        if note.get("status") == "ended":  # and not stopped within its last evaluation
+            return Outcome("diverged", "it has no finite held-out loss at its last step", summary, note)
     if error and any(key in error for key in GAVE_UP):
         return Outcome("diverged", str(error), summary, note)
     if note.get("status") == "failed":

@@ -37,14 +37,18 @@ class Standing:
         """Sample standard deviation over seeds; None of a single one."""
         return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
 
+    def percent_over(self, other: "Standing") -> float | None:
+        """The difference to the mean of `other`, over the seeds that both have; None without one."""
+        seeds = self.losses.keys() & other.losses.keys()
+        if not seeds:
+            return None
+        return 100 * (sum(self.losses[seed] for seed in seeds) / sum(other.losses[seed] for seed in seeds) - 1)
+
     @property
     def at_edge(self) -> bool:
         """Whether the best rate is the least or the largest of the list, so that a better one may lie beyond."""
-        return self.best is not None and len(self.method.rates) > 1 and self.best.rate in self._edges
-
-    @property
-    def _edges(self) -> tuple[float, float]:
-        return self.method.rates[0], self.method.rates[-1]
+        rates = self.method.rates
+        return self.best is not None and len(rates) > 1 and self.best.rate in (rates[0], rates[-1])
 
 
 class Progress:
@@ -59,6 +63,7 @@ class Progress:
         self.refused: dict[tuple[str, Budget], str] = {}
         """Sentences for methods that cannot have the steps of equal FLOPs."""
         self._steps: dict[str, int] = {}
+        self._runs: dict[tuple[str, float, int, int], Run] = {}
 
     def has_ended(self, run: Run) -> bool:
         """Whether this command has no more to do about a run: one that has failed is tried again by the next one."""
@@ -73,7 +78,15 @@ class Progress:
 
     def tuning(self, method: Method) -> list[Run]:
         """The runs that show its best rate."""
-        return [method.run(rate, self.suite.suite.seeds[0]) for rate in method.rates]
+        seed, steps = self.suite.suite.seeds[0], method.config.schedule.total_steps
+        return [self._run(method, rate, seed, steps) for rate in method.rates]
+
+    def _run(self, method: Method, rate: float, seed: int, steps: int) -> Run:
+        """The run, checked once: it is asked for again whenever another one has ended."""
+        key = (method.name, rate, seed, steps)
+        if key not in self._runs:
+            self._runs[key] = method.run(rate, seed, steps)
+        return self._runs[key]
 
     def best(self, method: Method) -> Run | None:
         """The tuning run with the least loss; None while some have not ended, and where none has a loss."""
@@ -110,7 +123,7 @@ class Progress:
         if best is None or steps is None:
             return []
         try:
-            return [method.run(best.rate, seed, steps) for seed in seeds]
+            return [self._run(method, best.rate, seed, steps) for seed in seeds]
         except UserError as error:
             self.refused[method.name, budget] = f"{steps} steps, equal in FLOPs: {error}"
             return []
@@ -121,10 +134,13 @@ class Progress:
         return Standing(method, self.best(method), tuple(runs), losses)
 
     def ranking(self, budget: Budget) -> list[Standing]:
-        """All methods by the mean of what is known of them, those without a loss last."""
+        """All methods by their means, those without a loss last. Further seeds count for those that they were for."""
         settings = self.suite.suite
-        seeds = [*settings.seeds, *settings.more_seeds]
-        found = [self.standing(method, budget, seeds) for method in self.methods.values()]
+        close = {method.name for method in self._close(budget)}
+        found = []
+        for method in self.methods.values():
+            more = settings.more_seeds if method.name in close else ()
+            found.append(self.standing(method, budget, [*settings.seeds, *more]))
         return sorted(found, key=lambda standing: standing.mean)
 
     def named(self) -> list[Run]:

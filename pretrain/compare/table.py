@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from pretrain.compare.progress import Progress, Standing
+from pretrain.compare.progress import Progress
 from pretrain.compare.suite import Budget
 
 COLUMNS = (
@@ -14,11 +14,24 @@ COLUMNS = (
     *("planned_bytes", "peak_memory_bytes", "flops", "flops_dense_equivalent", "tokens", "tokens_per_second"),
 )
 HEADER = ("method", "rate", "loss", "±", "seeds", "vs baseline", "linears", "memory", "FLOPs", "tokens/s")
-MEANS = (
-    *("bits_per_byte", "flops", "flops_dense_equivalent", "tokens_per_second", "peak_memory_bytes"),
-    *("parameters", "trainable_parameters", "linear_parameters", "planned_state_bytes", "planned_bytes"),
+LEGEND = (
+    "Loss: held-out, nats per token, mean and sample standard deviation (±) over seeds at the best rate."
+    "\nLinears: their parameters. Memory: weights, gradients and optimizer state, planned. FLOPs: training, of one run."
 )
-"""Figures of runs, averaged over the seeds that have a loss."""
+OF_THE_MODEL = (
+    *("parameters", "trainable_parameters", "linear_parameters"),
+    *("planned_state_bytes", "planned_bytes"),
+)
+"""Figures that all runs of a method share."""
+MEANS = {
+    "bits_per_byte": "bits_per_byte",
+    "peak_memory_bytes": "peak_memory_bytes",
+    "flops": "flops",
+    "flops_dense_equivalent": "flops_dense_equivalent",
+    "tokens": "tokens_seen",
+    "tokens_per_second": "tokens_per_second",
+}
+"""Columns that are means over the seeds that have a loss, and their keys in the records of runs."""
 
 Entries = dict[str, dict[str, Any]]
 """Records of runs, by their folders."""
@@ -28,38 +41,30 @@ def rows(progress: Progress, entries: Entries, budget: Budget) -> list[dict[str,
     """A row for each method that has a run, by loss, with the columns of the CSV."""
     ranking = progress.ranking(budget)
     name = progress.suite.suite.baseline
-    baseline = next((one.mean for one in ranking if one.method.name == name and one.losses), None)
+    baseline = next(one for one in ranking if one.method.name == name)
     found = []
     for standing in ranking:
-        runs = standing.runs or progress.tuning(standing.method)
+        runs = standing.runs if standing.losses else progress.tuning(standing.method)
         own = [entries[str(run.folder)] for run in runs if str(run.folder) in entries]
         if not own:
             continue
-        done = [one for one in own if one["status"] == "done" and standing.losses]
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
-        row |= {key: _mean([one[key] for one in done or own]) for key in MEANS}
-        row |= {
-            "equal": budget,
-            "method": standing.method.name,
-            "status": "done" if standing.losses else _status(standing, own),
-            "seeds": len(standing.losses),
-            "at_edge": standing.at_edge,
-        }
+        row |= {key: own[0][key] for key in OF_THE_MODEL}
+        row |= {"equal": budget, "method": standing.method.name, "seeds": len(standing.losses)}
+        row["status"] = "done" if standing.losses else "not finished" if standing.best else own[-1]["status"]
         if standing.losses and standing.best:
+            done = [one for one in own if one["status"] == "done"]
+            row |= {column: _mean([one[key] for one in done]) for column, key in MEANS.items()}
             row |= {
                 "best_rate": standing.best.rate,
+                "at_edge": standing.at_edge,
                 "steps": runs[0].steps,
                 "loss": standing.mean,
                 "spread": standing.spread,
-                "tokens": _mean([one["tokens_seen"] for one in done]),
-                "difference_percent": None if baseline is None else 100 * (standing.mean / baseline - 1),
+                "difference_percent": standing.percent_over(baseline),
             }
         found.append(row)
     return found
-
-
-def _status(standing: Standing, own: list[dict[str, Any]]) -> str:
-    return "running" if standing.best else own[-1]["status"]
 
 
 def _mean(values: list[Any]) -> float | None:
@@ -83,6 +88,7 @@ def as_markdown(progress: Progress, entries: Entries, found: dict[Budget, list[d
         lines += [_line(_cells(row, progress.suite.suite.baseline)) for row in table]
         blocks.append("\n".join(lines))
     notes = list(dict.fromkeys(_notes(progress, entries, found)))
+    blocks.append(LEGEND)
     if notes:
         blocks.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(blocks) + "\n"

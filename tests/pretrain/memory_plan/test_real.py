@@ -44,6 +44,7 @@ KINDS = {
     "fira": optimizer("fira", "rank=64"),
     "apollo": optimizer("apollo", "rank=64"),
     "muon": optimizer("muon"),
+    "normuon": optimizer("normuon", "moments=8bit"),
     "scale": optimizer("scale", "moments=8bit"),
     "scale, per layer": [*optimizer("scale", "weights=int8"), "--train.dtype=bf16", *PER_LAYER],
     "sinkgd, per layer": [*optimizer("sinkgd", "weights=int8"), "--train.dtype=bf16", *PER_LAYER],

@@ -27,6 +27,7 @@ DEFAULTS = {
     "gradnormlorp": (WHOLE, AFTER),
     "ldadam": (AFTER, AFTER),
     "muon": (AFTER, AFTER),
+    "normuon": (AFTER, AFTER),
     "online_subspace": (WHOLE, AFTER),
     "q_galore": (AFTER, AFTER),
     "sara": (WHOLE, AFTER),
@@ -36,7 +37,7 @@ DEFAULTS = {
 }
 """(eps, eps_mode) with moments that are whole or factored, and with those of 8 bits."""
 
-OTHERS = ("muon", "scale", "sinkgd")
+OTHERS = ("muon", "normuon", "scale", "sinkgd")
 """Whose matrices have no Adam."""
 
 QUANTISED = [
