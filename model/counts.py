@@ -50,14 +50,16 @@ def _linears(config: ModelConfig, linear: LinearConfig) -> Counter[tuple[LinearC
 def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int]:
     """`total` and `trainable` numbers of the model, and `dense_equivalent`, those of the same shape with dense linears.
 
-    A tied head counts once. Integers (supports) are not parameters.
+    A tied head counts once. Integers (supports) are not parameters; a frozen dense matrix counts in `total` alone.
     """
-    total = _parameters(config, linear)
-    return {"total": total, "trainable": total, "dense_equivalent": _parameters(config, Dense.Config())}
+    trained, kind = _parameters(config, linear), LINEARS[linear.name]
+    frozen = sum(number * kind.count_frozen(own, *shape) for (own, shape), number in _linears(config, linear).items())
+    dense = _parameters(config, Dense.Config())
+    return {"total": trained + frozen, "trainable": trained, "dense_equivalent": dense}
 
 
 def count_linear_parameters(config: ModelConfig, linear: LinearConfig) -> int:
-    """The parameters of the projections alone, in which methods differ."""
+    """The parameters of the projections alone that train, in which methods differ."""
     kind = LINEARS[linear.name]
     return sum(number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items())
 

@@ -53,10 +53,12 @@ def require_linears_growable(old: LinearConfig, new: LinearConfig) -> None:
     """UserError unless linears `old` can become `new` by more rank, more density or another alpha."""
     if old.name != new.name:
         raise UserError(f"growth: linear.name {old.name!r} cannot become {new.name!r}; keep it")
+    for key in LINEARS[old.name].fixed:
+        before, after = getattr(old, key), getattr(new, key)
+        if before != after:
+            raise UserError(f"growth: linear.{key} {before!r} cannot become {after!r}; keep it")
     if not hasattr(old, "support"):
         return
-    if old.support != new.support:
-        raise UserError(f"growth: linear.support {old.support!r} cannot become {new.support!r}; keep it")
     if old.support != "element" and old.density != new.density:
         raise UserError(f"growth: linear.density cannot grow with linear.support {old.support!r}; keep {old.density}")
 

@@ -10,8 +10,10 @@ from model.errors import UserError
 from model.linear.base import BaseLinear
 from model.linear.cola import CoLA
 from model.linear.dense import Dense
+from model.linear.lora import Lora
 from model.linear.low_rank import LowRank
 from model.linear.ranks import linear_at
+from model.linear.relora import ReLora
 from model.linear.sparse import Sparse
 from model.linear.sparse_low_rank import SparseLowRank
 
@@ -21,6 +23,8 @@ LINEARS: dict[str, type[Any]] = {
     "sparse_low_rank": SparseLowRank,
     "sparse": Sparse,
     "cola": CoLA,
+    "lora": Lora,
+    "relora": ReLora,
 }
 
 if TYPE_CHECKING:

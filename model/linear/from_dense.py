@@ -5,6 +5,8 @@ and Young, 1936), shared evenly: B = U sqrt(s / scale) and A = sqrt(s / scale) V
 factors have the same singular values. What is left, R = W - scale B A, is kept on the support of the sparse part, at
 random entries as SLTrain draws them or at those where |R| is largest: given the factors, nothing on that support is
 nearer to W.
+
+A linear with a frozen matrix takes W as that, exactly, and its factors begin as ever, with a product of zero.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from kernels.support import TileSupport
 from model.linear.base import BaseLinear
+from model.linear.lora import Lora
 from model.linear.low_rank import LowRank
 from model.linear.sparse_low_rank import SparseLowRank
 from model.linear.support.block import BlockSparse
@@ -42,10 +45,14 @@ class Approximation:
 
 @torch.no_grad()
 def approximate(linear: BaseLinear, weight: Tensor, seed: int, support: Support = "random") -> Approximation:
-    """Fill `linear`, of factors, sparse entries or both, to be near `weight` (out, in), whose numbers are finite.
+    """Fill `linear`, of any kind that has a dense weight of its own making, to be near `weight` (out, in).
 
-    A support of blocks is always drawn.
+    The numbers of `weight` are finite. A support of blocks is always drawn.
     """
+    if isinstance(linear, Lora):
+        linear.reset_parameters(seed)
+        linear.weight.copy_(weight)
+        return Approximation(len(linear.A), 0, 0.0, 0.0)
     rest = weight.to(torch.float32, copy=True)
     size = rest.norm().item() or 1.0  # all errors are 0 where W is
     rank = entries = 0

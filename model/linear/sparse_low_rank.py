@@ -38,6 +38,7 @@ class SparseLowRank(SupportedLinear):
         ggd:NU, as in ggd:0.8: as kaiming, all of a generalised Gaussian of shape NU (2: normal, 1: Laplace)."""
 
     silent_at_zero = ("B", "values")
+    fixed = ("support",)
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)

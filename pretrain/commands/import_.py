@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--linear",
         metavar="NAME",
         default="dense",
-        help="what the projections become: dense (default, the weights as they are), low_rank, sparse_low_rank, sparse",
+        help="what the projections become: dense (default, the weights as they are), low_rank, sparse_low_rank, sparse, "
+        "or lora and relora, which freeze them",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="linear.rank of the factors (default 128)")
     parser.add_argument(
@@ -96,6 +97,10 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
         if "rank" not in fields or args.rank is not None:
             other = "--rank" if args.rank is not None else f"--linear {args.linear}"
             raise UserError(f"--reduction gives each matrix a rank of its own, which {other} contradicts; drop one")
+        if args.linear in ("lora", "relora"):
+            raise UserError(
+                f"--reduction leaves singular values out, and --linear {args.linear} keeps them all; drop it"
+            )
         if not 0 <= args.reduction < 1:
             raise UserError(f"--reduction {args.reduction:g}: must be at least 0 and less than 1")
     if args.support and not issubclass(LINEARS[args.linear], SupportedLinear):

@@ -9,8 +9,10 @@ from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
 from model.linear import LINEARS, require_matrices
+from model.linear.merging import MergingLinear
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
+from pretrain.config.schedule import CosineRestarts, ScheduleConfig
 from pretrain.config.stages import GROWING, stage_configs
 from pretrain.config.tables import WARM_UP_STEPS, Tables, as_toml, changed, users
 from pretrain.optim.config import MatrixConfig, OwnConfig
@@ -65,6 +67,8 @@ def _tables(config: Tables) -> Rows:
         train.max_steps > config.schedule.total_steps,
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
+    yield from _restarts(config.schedule)
+    yield from _merging(config)
     end, last = WARM_UP_STEPS + train.profile, train.max_steps or config.schedule.total_steps
     yield (
         train.profile and end > last,
@@ -115,6 +119,47 @@ def _tables(config: Tables) -> Rows:
     yield (
         config.model.tie_embeddings and parallel.zero_stage == 3,
         "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie",
+    )
+
+
+def _restarts(schedule: ScheduleConfig) -> Rows:
+    if not isinstance(schedule, CosineRestarts):
+        return
+    every = schedule.restart_every
+    yield (
+        schedule.total_steps <= every or schedule.total_steps % every,
+        f"schedule.restart_every {every} is no part of schedule.total_steps {schedule.total_steps}; give a divisor of "
+        "it that is less",
+    )
+    yield (
+        schedule.warmup_steps > every,
+        f"schedule.warmup_fraction {schedule.warmup_fraction:g} is {schedule.warmup_steps} steps, more than "
+        f"schedule.restart_every {every}; lower the former or raise the latter",
+    )
+    yield (
+        schedule.restart_warmup_steps >= every,
+        f"schedule.restart_warmup_steps {schedule.restart_warmup_steps} must be less than schedule.restart_every "
+        f"{every}",
+    )
+
+
+def _merging(config: Tables) -> Rows:
+    """What linears that change themselves between updates ask of those who train them."""
+    linear, optimizer = config.linear, config.optimizer
+    if not issubclass(LINEARS[linear.name], MergingLinear):
+        return
+    merges = f'linear.name = "{linear.name}" changes weights and moments between updates'
+    yield (
+        config.parallel.zero_stage,
+        f"{merges}, of which ZeRO keeps flat parts at parallel.zero_stage = {config.parallel.zero_stage}; set it to 0",
+    )
+    yield (
+        isinstance(optimizer, MatrixConfig),
+        f'{merges}, which optimizer.name = "{optimizer.name}" does not follow; set "adamw" or "adamw8bit"',
+    )
+    yield (
+        linear.name == "relora" and linear.reset == "zero" and changed(linear, ("reset_ratio",)),
+        'linear.reset_ratio has no effect with linear.reset = "zero", which keeps nothing; remove it',
     )
 
 

@@ -9,6 +9,7 @@ from model.errors import UserError
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import LAYER
+from model.linear import LINEARS, LinearConfig
 from model.linear.ranks import deciding, same_linears
 from pretrain.config.stages import (
     GROWING,
@@ -44,6 +45,11 @@ def growth_switch(config: Tables) -> Rows:
         ("warmup_fraction", growth.schedule == "reset", 'growth.schedule = "continue"'),
     ):
         yield not used and changed(growth, (key,)), f"growth.{key} has no effect with {where}; remove one of them"
+    yield (
+        config.schedule.name == "cosine_restarts" and growth.schedule == "reset",
+        'schedule.name = "cosine_restarts" counts its restarts from the first step of the run: set growth.schedule = '
+        '"continue", or another schedule',
+    )
     product, n_layers = growth.total_factor, config.model.n_layers
     yield (
         not growth.layers and len(growth.factors) > 1 and n_layers % product,
@@ -103,6 +109,7 @@ def growth_rows(config: Tables) -> Rows:
     yield from _times(config, len(layers) - 1)
     for plan in plans:
         require_no_zeroed_codes(config, plan)
+        require_silenceable(grown, plan)
 
 
 def _times(config: Tables, growths: int) -> Rows:
@@ -139,6 +146,15 @@ def require_no_zeroed_codes(config: Tables, plan: GrowthPlan) -> None:
         raise UserError(
             'growth.operator = "zero" and growth.function_preserving start layers at zero, which optimizer.weights = '
             '"int8" cannot; set another operator and function_preserving = false, or other weights'
+        )
+
+
+def require_silenceable(linear: LinearConfig, plan: GrowthPlan) -> None:
+    """UserError for layers that start silent where the linears have no zero map from which they could learn."""
+    if plan.silent and not LINEARS[linear.name].silent_at_zero:
+        raise UserError(
+            'growth.operator = "zero" and growth.function_preserving start layers at zero, from where linear.name = '
+            f'"{linear.name}" would never move; set another operator and function_preserving = false, or other linears'
         )
 
 

@@ -12,7 +12,7 @@ from model.growth.plan import GrowthOptions, GrowthPlan, require_growable
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes
+from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes, require_silenceable
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
 from pretrain.data.open import open_dataset
@@ -56,6 +56,7 @@ def _grow(
     small = checkpoint.stage.config
     plan = _plan(small, config, source, operator, options)
     require_no_zeroed_codes(config, plan)
+    require_silenceable(config.linear, plan)
     before, after = small.optimizer.weights, config.optimizer.weights
     if before != after and "int8" in (before, after):
         raise UserError(

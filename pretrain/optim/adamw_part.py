@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
+from kernels.adam8bit.reference import dequantise, quantise
 from kernels.rounding import round_to
+from model.linear.merging import Reset
 from pretrain.optim.config import OwnConfig
 from pretrain.optim.element import Element, State
 from pretrain.optim.moments import cautious
@@ -32,6 +34,19 @@ class AdamWPart(Element):
         like = torch.empty(self.parameter.shape, dtype=self.parameter.dtype, device=device)
         wide = self.name in EMBEDDINGS and config.embedding_moments == "fp32"
         return init_adamw(config.model_copy(update={"moments": "fp32"}) if wide else config, like)
+
+    def reset_moments(self, reset: Reset) -> None:
+        """Put what `reset` makes of each moment, in fp32, in its place; 8-bit ones are rounded to nearest."""
+        for key, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+            kept = self.state[key]
+            if kept.dtype != torch.uint8:
+                kept.copy_(reset(kept))
+                continue
+            absmax = self.state[f"{key}_absmax"]
+            changed = reset(dequantise(kept, absmax, signed).view(kept.shape))
+            codes, scales = quantise(changed.flatten(), signed)
+            kept.copy_(codes.view(kept.shape))
+            absmax.copy_(scales)
 
 
 def init_adamw(config: OwnConfig, parameter: Tensor) -> State:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from model.linear.merging import Reset
 from model.seeding import derive_seed
 from pretrain.optim.adamw_part import AdamWPart
 from pretrain.optim.config import OwnConfig
@@ -127,6 +128,13 @@ class OwnOptimizer(torch.optim.Optimizer):
         for element in self.elements:
             like = element.state or element.fresh_state(self.config, torch.device("meta"))
             yield from entries(element.name, element.owner, like, element.state)
+
+    def reset_moments(self, name: str, reset: Reset) -> None:
+        """Let `reset` change both moments of a parameter that is not apart; on its owner alone."""
+        (element,) = (element for element in self.elements if element.name == name)
+        assert isinstance(element, AdamWPart), f"{name} has no moments of AdamW's"
+        if element.owner == self.exchange.rank:
+            element.reset_moments(reset)
 
     def full_gradient_bytes(self) -> int:
         """Bytes of all gradients, as they are made."""

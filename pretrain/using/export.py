@@ -65,7 +65,7 @@ def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, ch
         report: dict[str, Any] = {
             "out": out,
             "parameters": counts["dense_equivalent"],
-            "trained_parameters": counts["total"],
+            "trained_parameters": counts["trainable"],
             "checked": check,
         }
         weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]

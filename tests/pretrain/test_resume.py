@@ -34,6 +34,16 @@ def test_two_resumes_equal_no_resume_when_sharded(tiny, tmp_path, stage, dtype):
 
 
 @pytest.mark.fault("F1")
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(3, "bf16"), *(pytest.param(*slow, marks=pytest.mark.slow) for slow in ((1, "bf16"), (2, "fp32")))],
+)
+def test_two_resumes_equal_no_resume_with_matrices_that_do_not_train(tiny, tmp_path, stage, dtype):
+    options = ["--linear.name=lora", f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}"]
+    require_equal_runs(tiny, tmp_path, options, pauses=(2, 4))
+
+
+@pytest.mark.fault("F1")
 def test_two_resumes_equal_no_resume_with_bf16_weights(tiny, tmp_path):
     options = ["--train.dtype=bf16", "--optimizer.weights=bf16", "--train.checkpoint_every_layers=1"]
     require_equal_runs(tiny, tmp_path, options, pauses=(3, 6, 9))

@@ -279,6 +279,20 @@ def test_ranks_by_welores_rule_reach_the_checkpoint_and_the_users_file(hf, corpu
     assert train_here(out / "train.toml", *options, *small, start=Start(str(out))) == 0
 
 
+@pytest.mark.parametrize("kind", ["lora", "relora"])
+def test_a_frozen_matrix_is_what_was_imported(hf, tmp_path, capsys, kind):
+    capsys.readouterr()
+    checkpoint = imported(hf, tmp_path / "in", "--linear", kind, "--rank", "4", "--json")
+    told, model = json.loads(capsys.readouterr().out)["matrices"], load_model(checkpoint, torch.device("cpu"))
+    assert {found["error"] for found in told.values()} == {0.0}
+    weights = load_file(hf / "model.safetensors")
+    for name in told:
+        assert torch.equal(model.get_submodule(name).dense_weight(), weights[theirs(name)].float()), name
+    assert "--linear lora keeps them all" in refused(
+        capsys, hf, tmp_path / "b", "--linear", "lora", "--reduction", "0.5"
+    )
+
+
 def test_more_is_left_out_than_was_asked_for_where_factors_would_be_larger_than_the_matrix(hf, tmp_path, capsys):
     imported(hf, tmp_path / "in", "--linear", "low_rank", "--reduction", "0.05")
     assert re.search(r"--reduction 0\.05: [3-5]\d% of all singular values are left out", "".join(capsys.readouterr()))
