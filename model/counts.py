@@ -34,10 +34,16 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {f"layers.{layer}.{name}": shape for layer in range(config.n_layers) for name, shape in block}
 
 
+def in_block(config: ModelConfig, linear: LinearConfig) -> LinearConfig:
+    """`linear` with what the shapes of all seven projections of a block decide."""
+    return LINEARS[linear.name].in_block(linear, projection_shapes(config).values())
+
+
 @lru_cache(maxsize=16)
 def _linears(config: ModelConfig, linear: LinearConfig) -> Counter[tuple[LinearConfig, tuple[int, int]]]:
     """The configuration and the shape (in, out) of linears, and how many there are of each. Kept, as a run asks for it
     in every step."""
+    linear = in_block(config, linear)
     return Counter((linear_at(linear, name), shape) for name, shape in linear_shapes(config).items())
 
 

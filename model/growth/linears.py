@@ -9,14 +9,13 @@ from torch import Tensor
 
 from kernels.support import TileSupport
 from model.config import ModelConfig
-from model.counts import linear_shapes
+from model.counts import in_block, linear_shapes
 from model.errors import UserError
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor
 from model.linear import LINEARS, LinearConfig
 from model.linear.low_rank import require_rank_fits
 from model.linear.ranks import deciding, linear_at
-from model.linear.support import SUPPORTS
 from model.linear.support.element import draw_positions
 
 LINEAR = re.compile(r"(layers\.\d+\.(?:attention|feed_forward)\.\w+_proj)\.")
@@ -33,7 +32,7 @@ def grow_linears(
     UserError where the change is no growth.
     """
     require_linears_growable(old, new)
-    shapes = linear_shapes(model)
+    old, new, shapes = in_block(model, old), in_block(model, new), linear_shapes(model)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None or (old == new and not getattr(new, "ranks", ())):
             yield from group
@@ -113,9 +112,9 @@ def grow_linear(
         # A linear without alpha does not scale its product.
         ratio = (old.alpha * new.rank) / (old.rank * new.alpha) if hasattr(new, "alpha") else 1.0
         grown["A"], grown["B"] = grow_rank(state["A"], state["B"], new, ratio, seed, name)
-    if "values" in state and old.density != new.density:
+    size = LINEARS[new.name].count_entries(new, n_in, n_out) if "values" in state else 0
+    if "values" in state and size != state["values"].numel():
         support = TileSupport(state["support.loc"], state["support.tile_ptr"], (n_out, n_in))
-        size = SUPPORTS[new.support].count(new.density, n_in, n_out)
         support, grown["values"] = grow_density(support, state["values"], size, seed, f"{name}.support")
         grown["support.loc"], grown["support.tile_ptr"] = support.loc, support.tile_ptr
     return grown

@@ -1,6 +1,7 @@
 """What every linear offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -60,6 +61,11 @@ class BaseLinear(nn.Module, ABC):
     def count_frozen(config: Any, in_features: int, out_features: int) -> int:
         """Count the numbers of such a linear that do not train: entries of its dense buffers."""
         return 0
+
+    @staticmethod
+    def in_block(config: Any, shapes: Iterable[tuple[int, int]]) -> Any:
+        """Return `config` for the linears of a block whose projections have these shapes (in, out)."""
+        return config
 
     @staticmethod
     def may_choose(config: Any) -> bool:

@@ -3,6 +3,7 @@
 Static sparse training at random (arXiv 2202.02643), as a baseline of its own.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -23,21 +24,38 @@ class Sparse(SupportedLinear):
 
         name: Literal["sparse"] = "sparse"
         density: float = Field(0.3, gt=0, lt=1)
-        """Part of each projection's entries that exist."""
-
+        """Part of the entries of a block's projections that exist."""
+        densities: Literal["uniform", "erdos_renyi"] = "uniform"
+        """How they are shared out. uniform: the same part of each projection. erdos_renyi: parts in proportion to
+        (in + out) / (in out), at most 1, so that narrow projections keep more (arXiv 1707.04780)."""
         init: Annotated[str, among("uniform")] = "uniform"
         """How the values start, W with model.init_std: uniform, or as ggd:NU, like ggd:0.8, a generalised Gaussian of
         shape NU (2: normal, 1: Laplace)."""
 
         support: ClassVar[str] = "element"
 
+        def density_of(self, in_features: int, out_features: int) -> float:
+            """Return the part of the entries of a projection of this shape that exist."""
+            if self.densities != "uniform":
+                raise TypeError("the projections beside it decide the density of this one; see in_block")
+            return self.density
+
+    class Shared(Config):
+        """A Config in a block, whose shapes have decided `unit`."""
+
+        unit: float
+        """Entries for every row and every column of a projection."""
+
+        def density_of(self, in_features: int, out_features: int) -> float:
+            return min(1.0, self.unit * (in_features + out_features) / (in_features * out_features))
+
     rank = 0
     silent_at_zero = ("values",)
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
-        self.config = config
-        self.support = ElementSparse(config.density, in_features, out_features, f"{name}.support")
+        self.config, density = config, config.density_of(in_features, out_features)
+        self.support = ElementSparse(density, in_features, out_features, f"{name}.support")
         self.values = nn.Parameter(torch.empty(self.support.values_shape))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,5 +77,30 @@ class Sparse(SupportedLinear):
         return self.support.add_to(zeros, self.values)
 
     @staticmethod
-    def count_parameters(config: Config, in_features: int, out_features: int) -> int:
-        return ElementSparse.count(config.density, in_features, out_features)
+    def in_block(config: Config, shapes: Iterable[tuple[int, int]]) -> Config:
+        """Return `config`, or for erdos_renyi a Shared one with which the block has `density` of its entries."""
+        if config.densities == "uniform":
+            return config
+        return Sparse.Shared(**dict(config), unit=erdos_renyi_unit(config.density, shapes))
+
+    @staticmethod
+    def count_entries(config: Config, in_features: int, out_features: int) -> int:
+        return ElementSparse.count(config.density_of(in_features, out_features), in_features, out_features)
+
+    count_parameters = count_entries
+
+
+def erdos_renyi_unit(density: float, shapes: Iterable[tuple[int, int]]) -> float:
+    """Return the c with which matrices (in, out) of min(in out, c (in + out)) entries have the part `density` of all.
+
+    Those that get more entries than they have become full, and leave the others the rest.
+    """
+    open_shapes = list(shapes)
+    entries = density * sum(n_in * n_out for n_in, n_out in open_shapes)
+    while True:
+        unit = entries / sum(n_in + n_out for n_in, n_out in open_shapes)
+        full = [(n_in, n_out) for n_in, n_out in open_shapes if unit * (n_in + n_out) >= n_in * n_out]
+        if not full:
+            return unit
+        entries -= sum(n_in * n_out for n_in, n_out in full)
+        open_shapes = [shape for shape in open_shapes if shape not in full]

@@ -69,5 +69,5 @@ class SparseLowRank(SupportedLinear):
 
     @staticmethod
     def count_parameters(config: Config, in_features: int, out_features: int) -> int:
-        entries = SUPPORTS[config.support].count(config.density, in_features, out_features)
+        entries = SparseLowRank.count_entries(config, in_features, out_features)
         return config.rank * (out_features + in_features) + entries

@@ -24,6 +24,11 @@ class SupportedLinear(BaseLinear):
     def may_choose(config: Any) -> bool:
         return bool(SUPPORTS[config.support].MAY_BUILD)
 
+    @staticmethod
+    def count_entries(config: Any, in_features: int, out_features: int) -> int:
+        """Count the values on the support."""
+        return int(SUPPORTS[config.support].count(config.density, in_features, out_features))
+
     @classmethod
     def training_flops(
         cls,
