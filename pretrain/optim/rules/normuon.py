@@ -25,7 +25,6 @@ class NorMuon(Muon):
     class Config(Muon.Config):
         """NorMuon (arXiv 2510.05491) for the targets, AdamW for the rest, with one learning rate, as `muon`."""
 
-        quantised = ()
         name: Literal["normuon"] = "normuon"  # type: ignore[assignment]
         moments: Literal["fp32", "bf16", "8bit"] = "fp32"
         """How the momentum is kept; with "8bit", AdamW's moments too. The second moments, one to a row, are fp32."""
