@@ -10,6 +10,7 @@ from model.linear.base import BaseLinear
 from model.linear.dense import Dense
 from model.linear.lora import Lora
 from model.linear.low_rank import LowRank
+from model.linear.poet import Poet
 from model.linear.ranks import linear_at
 from model.linear.relora import ReLora
 from model.linear.sparse_low_rank import SparseLowRank
@@ -20,6 +21,7 @@ LINEARS: dict[str, type[Any]] = {
     "sparse_low_rank": SparseLowRank,
     "lora": Lora,
     "relora": ReLora,
+    "poet": Poet,
 }
 
 if TYPE_CHECKING:
