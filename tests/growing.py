@@ -15,7 +15,7 @@ from model.linear.support import SUPPORTS
 from model.linear.support.base import check_supports
 from model.transformer import Transformer
 
-SETTINGS = {"rank": 8, "alpha": 12.0, "density": 0.34}
+SETTINGS = {"rank": 8, "alpha": 12.0, "density": 0.34, "block": 16}
 
 
 def _linears():
@@ -29,6 +29,9 @@ def _linears():
 
 LINEAR_CONFIGS = dict(_linears())
 """Every member of LINEARS, with every support where it has one."""
+
+SILENCEABLE = {name: linear for name, linear in LINEAR_CONFIGS.items() if LINEARS[linear.name].silent_at_zero}
+"""Those that can start as the zero map."""
 
 
 def shape(n_layers: int, **changes) -> ModelConfig:

@@ -37,8 +37,9 @@ def grow_tensors(
     `names` are those of the small model's state_dict, supports included, or of its optimizer's state
     (<parameter>.<state>), and `read` returns one of the tensors. Each is read once: those of one linear are held until
     all copies of it are made, and let go before the next; so they follow each other, copy by copy. UserError when the
-    state has not the layers that the plan grows.
+    state has not the layers that the plan grows, or the linears cannot start as silent as it asks.
     """
+    require_silenceable(linear, plan)
     blocks: dict[int, list[str]] = {}
     rest = []
     for name in names:
@@ -67,6 +68,15 @@ def grow_tensors(
                     else:
                         yield GrownTensor(name, tensor)
             del held, tensor  # before the next ones are read
+
+
+def require_silenceable(linear: LinearConfig, plan: GrowthPlan) -> None:
+    """UserError for layers that start silent where the linears have no zero map from which they could learn."""
+    if plan.silent and not LINEARS[linear.name].silent_at_zero:
+        raise UserError(
+            'growth.operator = "zero" and growth.function_preserving start layers at zero, from where linear.name = '
+            f'"{linear.name}" would never move; set another operator and function_preserving = false, or other linears'
+        )
 
 
 def fitting(tensors: Iterable[GrownTensor], state: dict[str, Tensor]) -> Iterator[GrownTensor]:

@@ -12,6 +12,7 @@ from model.linear.cola import CoLA
 from model.linear.dense import Dense
 from model.linear.lora import Lora
 from model.linear.low_rank import LowRank
+from model.linear.poet import Poet
 from model.linear.ranks import linear_at
 from model.linear.relora import ReLora
 from model.linear.sparse import Sparse
@@ -25,6 +26,7 @@ LINEARS: dict[str, type[Any]] = {
     "cola": CoLA,
     "lora": Lora,
     "relora": ReLora,
+    "poet": Poet,
 }
 
 if TYPE_CHECKING:

@@ -2,13 +2,27 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from model.linear.base import BaseLinear
 
-Reset = Callable[[Tensor], Tensor]
-"""What a moment of a parameter, in fp32 and of its shape, becomes; its argument is left as it is."""
+Moment = Literal["exp_avg", "exp_avg_sq"]
+"""Adam's mean of gradients, and of their squares."""
+
+Reset = Callable[[Moment, Tensor], Tensor]
+"""What a moment of a parameter, in fp32 and of its shape, becomes; the tensor is left as it is."""
+
+
+def begin_again(moment: Moment, values: Tensor) -> Tensor:
+    """No mean, and the same mean square for all entries: what Adam knows of a parameter that is now about other things.
+
+    Zero squares would be as wrong as old ones: bias is corrected by the count of all updates, so the first steps after
+    it would be several times too long.
+    """
+    return torch.zeros_like(values) if moment == "exp_avg" else values.mean().expand_as(values).clone()
 
 
 class MergingLinear(BaseLinear):

@@ -1,6 +1,5 @@
 """The LoRA linear whose product is merged into the frozen matrix again and again (ReLoRA, arXiv 2307.05695)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -9,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from model.linear.lora import Lora
-from model.linear.merging import MergingLinear, Reset
+from model.linear.merging import MergingLinear, Moment, Reset
 from model.linear.ranks import RankTable
 from model.schema import Frozen
 from model.seeding import fill_uniform, generator
@@ -57,21 +56,22 @@ class ReLora(Lora, MergingLinear):
         return {own: self._reset_of(seed, f"{self.name}.{own}", index) for own in ("A", "B")}
 
     def _reset_of(self, seed: int, name: str, index: int) -> Reset:
-        resets: dict[str, Callable[[], Reset]] = {
-            "zero": lambda: torch.zeros_like,
-            "random": lambda: partial(_drop_drawn, self.reset_ratio, seed, f"{name}.merge_{index}"),
-            "magnitude": lambda: partial(_drop_small, self.reset_ratio),
-        }
-        return resets[self.reset]()
+        if self.reset == "random":
+            return partial(_drop_drawn, self.reset_ratio, seed, f"{name}.merge_{index}")
+        return partial(_drop_small, self.reset_ratio) if self.reset == "magnitude" else _drop_all
 
 
-def _drop_drawn(ratio: float, seed: int, name: str, moment: Tensor) -> Tensor:
-    drawn = torch.rand(moment.shape, generator=generator(seed, "reset", name))
-    return moment * (drawn >= ratio).to(moment.device)
+def _drop_all(moment: Moment, values: Tensor) -> Tensor:
+    return torch.zeros_like(values)
 
 
-def _drop_small(ratio: float, moment: Tensor) -> Tensor:
+def _drop_drawn(ratio: float, seed: int, name: str, moment: Moment, values: Tensor) -> Tensor:
+    drawn = torch.rand(values.shape, generator=generator(seed, "reset", name))
+    return values * (drawn >= ratio).to(values.device)
+
+
+def _drop_small(ratio: float, moment: Moment, values: Tensor) -> Tensor:
     """Zero `ratio` of the entries, and those that are as small as the largest of these."""
-    size = moment.abs()
-    largest = size.flatten().kthvalue(max(1, round(ratio * moment.numel()))).values
-    return moment * (size > largest)
+    size = values.abs()
+    largest = size.flatten().kthvalue(max(1, round(ratio * values.numel()))).values
+    return values * (size > largest)

@@ -9,9 +9,8 @@ from model.errors import UserError
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthPlan
 from model.growth.shapes import WIDTHS, same_widths, width_of
-from model.growth.tensors import LAYER
+from model.growth.tensors import LAYER, require_silenceable
 from model.growth.width import require_linears_widen
-from model.linear import LINEARS, LinearConfig
 from model.linear.ranks import deciding, same_linears
 from pretrain.config.literals import as_toml
 from pretrain.config.stages import (
@@ -176,15 +175,6 @@ def require_no_zeroed_codes(config: Tables, plan: GrowthPlan) -> None:
         raise UserError(
             'growth.operator = "zero" and growth.function_preserving start layers at zero, which optimizer.weights = '
             '"int8" cannot; set another operator and function_preserving = false, or other weights'
-        )
-
-
-def require_silenceable(linear: LinearConfig, plan: GrowthPlan) -> None:
-    """UserError for layers that start silent where the linears have no zero map from which they could learn."""
-    if plan.silent and not LINEARS[linear.name].silent_at_zero:
-        raise UserError(
-            'growth.operator = "zero" and growth.function_preserving start layers at zero, from where linear.name = '
-            f'"{linear.name}" would never move; set another operator and function_preserving = false, or other linears'
         )
 
 

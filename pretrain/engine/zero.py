@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.linear.merging import Reset
+from model.linear.merging import Moment, Reset
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
@@ -18,7 +18,7 @@ from pretrain.engine.norm_watch import NormWatch
 from pretrain.machine.distributed import World, import_deepspeed, sum_over_ranks
 from pretrain.optim.own_optimizer import norms_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 
 class ZeroEngine(Engine):
@@ -104,7 +104,7 @@ class ZeroEngine(Engine):
         """At stage 0, where every rank has all of them; at others nothing merges (pretrain.config.checks)."""
         state = self.optimizer.state[self.model.get_parameter(name)]
         for key in MOMENTS:
-            state[key].copy_(reset(state[key].float()))
+            state[key].copy_(reset(key, state[key].float()))
 
     def _weights(self) -> NamedTensors:
         for name, parameter in self.model.named_parameters():

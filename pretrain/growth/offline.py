@@ -10,11 +10,12 @@ from model.growth import plan_growth
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthOptions, GrowthPlan
 from model.growth.shapes import require_growable, same_widths
+from model.growth.tensors import require_silenceable
 from model.growth.width import SHARE_SPREAD, require_linears_widen
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes, require_silenceable
+from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
 from pretrain.data.open import open_dataset

@@ -142,7 +142,7 @@ class _Step:
                     continue
                 state = optimizer.state[self.model.get_parameter(name)]
                 for key in MOMENTS:
-                    state[key].copy_(reset(state[key].float()))
+                    state[key].copy_(reset(key, state[key].float()))
 
     def _pinned(self) -> int:
         """Bytes of host memory for the sums and activations there."""

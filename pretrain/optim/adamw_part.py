@@ -9,7 +9,7 @@ from torch.optim.adamw import adamw
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
 from kernels.adam8bit.reference import dequantise, quantise
 from kernels.rounding import round_to
-from model.linear.merging import Reset
+from model.linear.merging import Moment, Reset
 from pretrain.optim.config import OwnConfig
 from pretrain.optim.element import Element, State
 from pretrain.optim.moments import cautious
@@ -37,13 +37,14 @@ class AdamWPart(Element):
 
     def reset_moments(self, reset: Reset) -> None:
         """Put what `reset` makes of each moment, in fp32, in its place; 8-bit ones are rounded to nearest."""
-        for key, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+        moments: tuple[tuple[Moment, bool], ...] = (("exp_avg", True), ("exp_avg_sq", False))
+        for key, signed in moments:
             kept = self.state[key]
             if kept.dtype != torch.uint8:
-                kept.copy_(reset(kept))
+                kept.copy_(reset(key, kept))
                 continue
             absmax = self.state[f"{key}_absmax"]
-            changed = reset(dequantise(kept, absmax, signed).view(kept.shape))
+            changed = reset(key, dequantise(kept, absmax, signed).view(kept.shape))
             codes, scales = quantise(changed.flatten(), signed)
             kept.copy_(codes.view(kept.shape))
             absmax.copy_(scales)

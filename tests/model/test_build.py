@@ -2,6 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
+from linears import small_config
 from torch import Tensor
 
 from model.build import build_model, initialise, support_checksum
@@ -10,6 +11,7 @@ from model.linear import LINEARS, Dense, SparseLowRank
 from model.seeding import generator
 
 CONFIG = ModelConfig(dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=37, vocab_size=50)
+EVEN = CONFIG.model_copy(update={"ffn_dim": 40})
 SPARSE = SparseLowRank.Config(rank=4, density=0.1)
 
 
@@ -17,15 +19,10 @@ def build(linear=SPARSE, config=CONFIG, seed=0, param_dtype=torch.float32):
     return build_model(config, linear, seed=seed, device="cpu", param_dtype=param_dtype, compute_dtype=torch.float32)
 
 
-def small(kind):
-    fields = LINEARS[kind].Config.model_fields
-    return LINEARS[kind].Config(**{k: v for k, v in {"rank": 4, "density": 0.1}.items() if k in fields})
-
-
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", list(LINEARS))
 def test_every_parameter_and_buffer_is_initialised_exactly_once(kind, tied, monkeypatch):
-    model = build(small(kind), CONFIG.model_copy(update={"tie_embeddings": tied}))
+    model = build(small_config(kind), EVEN.model_copy(update={"tie_embeddings": tied}))
     names = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
     assert len(names) == len(model.state_dict())
     for tensor in model.state_dict().values():
@@ -106,7 +103,7 @@ def test_a_module_that_cannot_initialise_its_own_tensors_is_noticed():
 @pytest.mark.parametrize("kind", list(LINEARS))
 def test_every_parameter_of_a_fresh_model_moves_within_three_steps(kind):
     """Where too many factors start at zero, none ever receives a gradient."""
-    model = build(small(kind))
+    model = build(small_config(kind), EVEN)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))

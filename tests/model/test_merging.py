@@ -1,11 +1,13 @@
 """What every linear that changes itself between updates must do."""
 
+from typing import get_args
+
 import pytest
 import torch
 from linears import config_of, inputs, make
 
 from model.linear import LINEARS
-from model.linear.merging import MergingLinear
+from model.linear.merging import MergingLinear, Moment
 
 KINDS = [name for name, kind in LINEARS.items() if issubclass(kind, MergingLinear)]
 
@@ -42,8 +44,8 @@ def test_what_is_drawn_comes_from_seed_name_and_index_alone(kind):
         linear = make(kind, name=name)
         linear.load_state_dict(make(kind).state_dict())  # initial values go by the name too
         resets = linear.merge(seed, index)
-        moments = {own: reset(torch.ones(linear.shapes()[own])) for own, reset in resets.items()}
-        return state(linear) | {f"moment of {own}": moment for own, moment in moments.items()}
+        ones = {own: torch.ones(linear.shapes()[own]) for own in resets}
+        return state(linear) | {f"moment of {own}": resets[own]("exp_avg", values) for own, values in ones.items()}
 
     first = merged()
     torch.rand(3)
@@ -66,15 +68,15 @@ def test_resets_are_of_own_parameters_and_leave_their_argument(kind):
     resets = linear.merge(0, 3)
     assert resets
     for own, reset in resets.items():
-        moment = torch.randn(linear.shapes()[own], generator=torch.Generator().manual_seed(0))
-        before = moment.clone()
-        after = reset(moment)
-        assert torch.equal(moment, before)
-        assert after.shape == moment.shape
-        assert after.isfinite().all()
-        assert (after == 0).any()
-        kept = after != 0
-        assert torch.equal(after[kept], moment[kept])
+        for moment in get_args(Moment):
+            values = torch.randn(linear.shapes()[own], generator=torch.Generator().manual_seed(0)).square()
+            before = values.clone()
+            after = reset(moment, values)
+            assert torch.equal(values, before)
+            assert after.shape == values.shape
+            assert after.isfinite().all()
+            assert (after != before).any()
+            assert (after >= 0).all()
 
 
 def test_the_period_is_a_key(kind):

@@ -35,18 +35,18 @@ def test_a_merge_adds_the_product_and_begins_again():
 def test_the_smallest_of_a_moment_are_dropped(ratio):
     reset = make(reset_ratio=ratio).merge(0, 1)["A"]
     before = moment()
-    after, kept = reset(before), round((1 - ratio) * 160)
+    after, kept = reset("exp_avg", before), round((1 - ratio) * 160)
     assert int((after != 0).sum()) == min(kept, 159)
     assert before[after == 0].abs().max() < after[after != 0].abs().min()
 
 
 def test_drawn_entries_are_the_same_of_both_moments():
     resets = make(reset="random", reset_ratio=0.7).merge(0, 1)
-    one, other = resets["A"](moment()), resets["A"](moment(seed=3))
+    one, other = resets["A"]("exp_avg", moment()), resets["A"]("exp_avg_sq", moment(seed=3))
     assert torch.equal(one == 0, other == 0)
     assert 0.6 < (one == 0).float().mean() < 0.8
-    assert not torch.equal((one == 0)[:, :30].T, resets["B"](moment((30, 4))) == 0)
+    assert not torch.equal((one == 0)[:, :30].T, resets["B"]("exp_avg", moment((30, 4))) == 0)
 
 
 def test_all_are_dropped():
-    assert not make(reset="zero").merge(0, 1)["B"](moment((30, 4))).any()
+    assert not make(reset="zero").merge(0, 1)["B"]("exp_avg", moment((30, 4))).any()

@@ -15,6 +15,7 @@ from pretrain.loop.build import build
 from pretrain.machine import distributed
 
 RELORA = ["--linear.name=relora", "--linear.rank=8"]
+POET = ["--linear.name=poet", "--linear.block=16", "--model.ffn_dim=48"]
 EIGHT_BITS = ["--optimizer.name=adamw8bit", "--model.dim=64", "--linear.rank=64", "--model.ffn_dim=64"]
 """Factors with as many elements as it takes to be kept in 8 bits."""
 OPTIMIZERS = {"adamw": [], "adamw8bit": EIGHT_BITS}
@@ -96,9 +97,17 @@ def test_inside_of_the_backward_pass_as_after_it(tiny):
 
 
 @pytest.mark.fault("F1")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_that_pauses_around_a_merge_is_one_that_does_not(tiny, tmp_path, optimizer):
-    options = [*RELORA, *OPTIMIZERS[optimizer], "--linear.merge_every=3", "--linear.reset=random"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*RELORA, "--linear.reset=random"],
+        [*RELORA, *EIGHT_BITS],
+        [*POET, "--train.dtype=bf16", "--optimizer.weights=bf16"],
+    ],
+    ids=["relora", "relora, 8 bits", "poet, bf16"],
+)
+def test_a_run_that_pauses_around_a_merge_is_one_that_does_not(tiny, tmp_path, options):
+    options = [*options, "--linear.merge_every=3"]
     straight, paused = tmp_path / "straight", tmp_path / "paused"
     train_here(tiny, *options, f"--run.dir={straight}", "--train.max_steps=7")
     for pause in (2, 3, 4, 7):
@@ -124,6 +133,13 @@ def test_a_run_that_grows_goes_on_merging(tiny, tmp_path):
             ["--optimizer.name=galore_adamw", '--optimizer.targets=["*.A"]'],
             r'linear\.name = "relora" .*"galore_adamw" does not follow; set "adamw"',
         ),
+        ([*POET, "--model.ffn_dim=53"], r"linear\.block 16 does not divide .*divisor of 1$"),
+        ([*POET, "--optimizer.name=adamw8bit", "--optimizer.factor_lr_ratio=2.0"], r'"poet", which has no factors'),
+        (
+            [*POET, "--growth.enabled=true", "--growth.factor=2", "--growth.function_preserving=true"],
+            r'linear\.name = "poet" would never move',
+        ),
+        ([*POET, "--growth.enabled=true", "--growth.factor=2", "--growth.rank=2"], r"growth\.rank has no effect"),
         (["--linear.reset=zero", "--linear.reset_ratio=0.5"], r"linear\.reset_ratio has no effect"),
         (["--optimizer.name=q_galore", "--optimizer.weights=int8"], r'optimizer\.weights = "int8"|does not follow'),
         (
@@ -153,4 +169,4 @@ def test_a_run_that_grows_goes_on_merging(tiny, tmp_path):
 )
 def test_what_does_not_go_together(tiny, options, expected):
     with pytest.raises(UserError, match=expected):
-        load_config(tiny, [*RELORA, *options])
+        load_config(tiny, options if POET[0] in options else [*RELORA, *options])

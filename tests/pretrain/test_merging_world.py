@@ -7,7 +7,10 @@ from processes import train_world
 from support import logged, train_here, write_tiny
 
 STEPS = 16
-LINEARS = {"relora": ["--linear.name=relora", "--linear.rank=8", "--linear.merge_every=5"]}
+LINEARS = {
+    "relora": ["--linear.name=relora", "--linear.rank=8", "--linear.merge_every=5"],
+    "poet": ["--linear.name=poet", "--linear.block=16", "--linear.merge_every=5"],
+}
 OPTIMIZERS = ["adamw", "adamw8bit"]
 KINDS = {f"{linear}-{name}": (linear, name) for linear in LINEARS for name in OPTIMIZERS}
 
