@@ -6,7 +6,7 @@ factors have the same singular values. What is left, R = W - scale B A, is kept 
 random entries as SLTrain draws them or at those where |R| is largest: given the factors, nothing on that support is
 nearer to W.
 
-A linear with a frozen matrix takes W as that, exactly, and its factors begin as ever, with a product of zero.
+A linear with a frozen matrix takes W as that, less the product with which its factors begin, which is mostly zero.
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,7 @@ def approximate(linear: BaseLinear, weight: Tensor, seed: int, support: Support 
     The numbers of `weight` are finite. A support of blocks is always drawn.
     """
     if isinstance(linear, Lora):
-        linear.reset_parameters(seed)
-        linear.weight.copy_(weight)
+        linear.take(weight, seed)
         return Approximation(len(linear.A), 0, 0.0, 0.0)
     rest = weight.to(torch.float32, copy=True)
     size = rest.norm().item() or 1.0  # all errors are 0 where W is

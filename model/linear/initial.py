@@ -87,6 +87,8 @@ class Factors:
     """Full name of the linear."""
     beside: bool
     """Whether something else carries the map, so that the product may start at zero."""
+    dense: Tensor | None = None
+    """The matrix (out, in), on the CPU, that spectral factors are near to; None: that of a fresh dense linear."""
 
     @property
     def bound(self) -> float:
@@ -114,11 +116,16 @@ def kaiming(factors: Factors, init: str, seed: int) -> None:
 
 
 def spectral(factors: Factors, init: str, seed: int) -> None:
-    """The factors of even share of what, of this rank, is nearest to the matrix of a fresh dense linear of the name."""
-    dense = torch.empty(len(factors.B), factors.A.shape[1])
-    fill_normal(dense, factors.init_std, seed, f"{factors.name}.weight")
+    """The factors of even share of what, of this rank, is nearest to the dense matrix: PiSSA's (arXiv 2404.02948).
+
+    Where none is given, to that with which a dense linear of the name starts.
+    """
+    dense = factors.dense
+    if dense is None:
+        dense = torch.empty(len(factors.B), factors.A.shape[1])
+        fill_normal(dense, factors.init_std, seed, f"{factors.name}.weight")
     random = generator(seed, "init", f"{factors.name}.weight.svd")
-    A, B = balanced_factors(dense, len(factors.A), factors.scale, random)
+    A, B = balanced_factors(dense.float(), len(factors.A), factors.scale, random)
     factors.A.copy_(A)
     factors.B.copy_(B)
 

@@ -1,6 +1,6 @@
 """A frozen dense matrix and a low-rank change of it that trains (LoRA, arXiv 2106.09685)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from model.linear.base import BaseLinear
-from model.linear.low_rank import require_rank_fits
+from model.linear.initial import Factors, among, draw_factors, draw_normal
+from model.linear.low_rank import LowRank, require_rank_fits
 from model.linear.ranks import RankTable
 from model.schema import Frozen
-from model.seeding import fill_normal, fill_uniform
 
 
 class Lora(BaseLinear):
@@ -31,6 +31,10 @@ class Lora(BaseLinear):
         """Ranks of linears by patterns of their names, in place of `rank`; the last pattern that matches decides."""
         alpha: float = Field(32.0, gt=0)
         """Numerator of the scale alpha / rank of the product."""
+        init: Annotated[str, among("kaiming", "spectral", "orthogonal")] = "kaiming"
+        """How the factors start; W0 gives up their product. kaiming: A uniform in +-1/sqrt(in), B zero. spectral: the
+        largest singular values of W0 train (PiSSA). orthogonal: neither is zero, but their product. ggd:NU, as in
+        ggd:0.8: as kaiming, and W0, of a generalised Gaussian of shape NU (2: normal, 1: Laplace)."""
 
     silent_at_zero = ("weight", "B")
 
@@ -39,7 +43,7 @@ class Lora(BaseLinear):
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)
-        self.scale = config.alpha / config.rank
+        self.config, self.scale = config, config.alpha / config.rank
         self.register_buffer("weight", torch.empty(out_features, in_features))
         self.A = nn.Parameter(torch.empty(config.rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, config.rank))
@@ -51,10 +55,23 @@ class Lora(BaseLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw W0 as a dense linear draws its weight, and A uniform in +-1/sqrt(in); B is zero."""
-        fill_normal(self.weight, self.init_std, seed, f"{self.name}.weight")
-        fill_uniform(self.A, self.in_features**-0.5, seed, f"{self.name}.A")
-        self.B.zero_()
+        """Draw W0 as a dense linear draws its weight, and the factors as `init` says."""
+        draw_normal(self.config.init, self.weight, self.init_std, seed, f"{self.name}.weight")
+        self._begin(seed, None)
+
+    @torch.no_grad()
+    def take(self, weight: Tensor, seed: int) -> None:
+        """Begin with the map `weight` (out, in), the factors as `init` says."""
+        self.weight.copy_(weight)
+        self._begin(seed, weight)
+
+    def _begin(self, seed: int, dense: Tensor | None) -> None:
+        factors = Factors(self.A, self.B, self.scale, self.init_std, self.name, beside=True, dense=dense)
+        draw_factors(self.config.init, factors, seed)
+        if self.config.init == "spectral":
+            self.weight.copy_(self.weight.float() - self.scale * (self.B.float() @ self.A.float()))
+
+    draw_rows = staticmethod(LowRank.draw_rows)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

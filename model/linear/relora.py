@@ -1,12 +1,13 @@
 """The LoRA linear whose product is merged into the frozen matrix again and again (ReLoRA, arXiv 2307.05695)."""
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from model.linear.initial import among
 from model.linear.lora import Lora
 from model.linear.merging import MergingLinear, Moment, Reset
 from model.linear.ranks import RankTable
@@ -32,6 +33,8 @@ class ReLora(Lora, MergingLinear):
         """Ranks of linears by patterns of their names, in place of `rank`; the last pattern that matches decides."""
         alpha: float = Field(32.0, gt=0)
         """Numerator of the scale alpha / rank of the product."""
+        init: Annotated[str, among("kaiming", "spectral", "orthogonal")] = "kaiming"
+        """How the factors start, as for lora; after a merge, A is uniform in +-1/sqrt(in) and B zero."""
         merge_every: int = Field(1000, ge=1)
         """Applied updates from one merge to the next."""
         reset: Literal["magnitude", "random", "zero"] = "magnitude"

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in place of --rank: linear.ranks by WeLore's rule, leaving out the part P of all singular values",
     )
     parser.add_argument("--alpha", type=float, metavar="X", help="linear.alpha of the factors (default 32)")
+    parser.add_argument(
+        "--init", metavar="NAME", help="linear.init of factors beside frozen weights (default kaiming; spectral: PiSSA)"
+    )
     parser.add_argument("--density", type=float, metavar="D", help="linear.density of the sparse part (default 0.03)")
     parser.add_argument(
         "--support",
@@ -79,6 +82,7 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
     """The keys of [linear]; UserError for an option that the kind of linear does not take."""
     from model.errors import UserError
     from model.linear import LINEARS, require_matrices
+    from model.linear.lora import Lora
     from model.linear.supported import SupportedLinear
 
     others = ", ".join(name for name, kind in LINEARS.items() if not kind.not_a_matrix)
@@ -93,11 +97,15 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{key} has no effect with --linear {args.linear}; leave it out")
         if value is not None:
             table[key] = value
+    if args.init is not None:
+        if not issubclass(LINEARS[args.linear], Lora):
+            raise UserError(f"--init has no effect with --linear {args.linear}, whose values follow from the weights")
+        table["init"] = args.init
     if args.reduction is not None:
         if "rank" not in fields or args.rank is not None:
             other = "--rank" if args.rank is not None else f"--linear {args.linear}"
             raise UserError(f"--reduction gives each matrix a rank of its own, which {other} contradicts; drop one")
-        if args.linear in ("lora", "relora"):
+        if issubclass(LINEARS[args.linear], Lora):
             raise UserError(
                 f"--reduction leaves singular values out, and --linear {args.linear} keeps them all; drop it"
             )

@@ -8,7 +8,7 @@ from growing import never_moved, shape
 from pydantic import ValidationError
 
 from model.build import build_model
-from model.linear import LINEARS, Dense, LowRank, Sparse, SparseLowRank, build_linear
+from model.linear import LINEARS, Dense, Lora, LowRank, ReLora, Sparse, SparseLowRank, build_linear
 from model.linear.initial import fill_generalised
 from model.linear.int8 import Int8Linear
 from model.seeding import generator
@@ -19,6 +19,8 @@ INITS = {
     LowRank: ["kaiming", "spectral", "ggd:0.8"],
     SparseLowRank: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
     Sparse: ["uniform", "ggd:0.8"],
+    Lora: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
+    ReLora: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
 }
 SETTINGS = {"rank": 12, "alpha": 6.0, "density": 0.1}
 every = pytest.mark.parametrize(
@@ -72,34 +74,40 @@ def drawn(size, name, law, *numbers):
 def test_without_the_key_nothing_has_changed():
     """Bit for bit what was drawn before there was one."""
     bound = 200**-0.5
-    low_rank, sparse = fresh(LowRank), fresh(SparseLowRank)
-    for linear in (low_rank, sparse):
+    low_rank, sparse, lora = fresh(LowRank), fresh(SparseLowRank), fresh(Lora)
+    for linear in (low_rank, sparse, lora):
         assert torch.equal(linear.A, drawn((12, 200), "A", "uniform_", -bound, bound))
     std = STD / (0.5 * bound * (12 / 3) ** 0.5)
     assert torch.equal(low_rank.B, drawn((300, 12), "B", "normal_", 0.0, std))
     assert not sparse.B.any()
     assert torch.equal(sparse.values, drawn((6000,), "values", "uniform_", -bound, bound))
     assert torch.equal(fresh(Dense).weight, drawn((300, 200), "weight", "normal_", 0.0, STD))
+    assert torch.equal(lora.weight, fresh(Dense).weight)
+    assert not lora.B.any()
 
 
 def test_spectral_factors_are_the_truncated_svd_of_the_dense_linear_of_that_name():
     """scale B A = U_r s_r V_r^T in float64, shared evenly; of full rank it is the dense linear itself."""
     dense = fresh(Dense).dense_weight().double()
     U, s, Vh = torch.linalg.svd(dense, full_matrices=False)
-    for kind in (LowRank, SparseLowRank):
+    for kind in (LowRank, Lora, SparseLowRank):
         linear = fresh(kind, "spectral")
         A, B = linear.A.detach().double(), linear.B.detach().double()
         torch.testing.assert_close(0.5 * B @ A, (U[:, :12] * s[:12]) @ Vh[:12], rtol=0, atol=1e-6)
         for factor in (A, B):
             torch.testing.assert_close(torch.linalg.svdvals(factor), (s[:12] / 0.5).sqrt(), rtol=1e-5, atol=0)
     assert torch.equal(linear.values, fresh(SparseLowRank).values)
+    lora = fresh(Lora, "spectral")
+    torch.testing.assert_close(lora.dense_weight().double(), dense, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.linalg.svdvals(lora.weight.double())[:188], s[12:], rtol=1e-4, atol=1e-6)
     whole = fresh(LowRank, "spectral", rank=200).dense_weight()
     torch.testing.assert_close(whole.double(), dense, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [12, 13, 64])
-def test_orthogonal_factors_are_not_zero_and_their_product_is(rank):
-    linear = fresh(SparseLowRank, "orthogonal", rank=rank, n_in=500, n_out=700)
+@pytest.mark.parametrize("kind", [SparseLowRank, Lora])
+def test_orthogonal_factors_are_not_zero_and_their_product_is(kind, rank):
+    linear = fresh(kind, "orthogonal", rank=rank, n_in=500, n_out=700)
     A, B = linear.A.detach().double(), linear.B.detach().double()
     scale, std_of_A = 6.0 / rank, (3 * 500) ** -0.5
     assert A.square().mean().sqrt().item() == pytest.approx(std_of_A, rel=0.05)
@@ -109,7 +117,9 @@ def test_orthogonal_factors_are_not_zero_and_their_product_is(rank):
     assert sum(int(torch.linalg.matrix_rank(factor, rtol=1e-5)) for factor in (A, B)) == rank
     linear(torch.randn(64, 500, generator=torch.Generator().manual_seed(0))).square().sum().backward()
     assert all(parameter.grad.any() for parameter in linear.parameters())
-    assert torch.equal(linear.values, fresh(SparseLowRank, n_in=500, n_out=700).values)
+    for rest in {"values", "weight"} & linear.state_dict().keys():
+        usual = fresh(kind, n_in=500, n_out=700).state_dict()[rest]
+        torch.testing.assert_close(linear.state_dict()[rest], usual, rtol=0, atol=1e-7)
 
 
 def test_orthogonal_of_rank_one_is_kaiming():
@@ -156,7 +166,7 @@ def test_generalised_gaussians_have_the_standard_deviations_of_the_default():
     for kind in INITS:
         usual, found = fresh(kind, **size), fresh(kind, "ggd:1", **size)
         for name, parameter in found.named_parameters():
-            if name == "B" and kind is SparseLowRank:
+            if name == "B" and kind is not LowRank:
                 assert not parameter.any()
                 continue
             std, kurtosis = moments(parameter)

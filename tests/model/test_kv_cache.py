@@ -6,7 +6,7 @@ import torch
 from model.build import build_model
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from model.linear import Dense, LowRank, SparseLowRank
+from model.linear import CoLA, Dense, LowRank, Sparse, SparseLowRank
 from model.linear.int8 import Int8Linear
 
 SHAPE = ModelConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=50, max_seq_len=24)
@@ -18,6 +18,8 @@ LINEARS = {
     "low_rank": (LowRank.Config(rank=4, alpha=4.0), False),
     "element": (SparseLowRank.Config(rank=4, alpha=4.0, density=0.1), False),
     "block": (BLOCK, False),
+    "sparse": (Sparse.Config(density=0.3), False),
+    "cola": (CoLA.Config(rank=4), False),
 }
 
 

@@ -8,7 +8,7 @@ from support import train_here
 from kernels.sparse_low_rank_linear import Choice
 from model.build import build_model
 from model.config import ModelConfig
-from model.linear import Dense, LowRank, SparseLowRank
+from model.linear import CoLA, Dense, LowRank, Sparse, SparseLowRank
 from model.seeding import generator
 from model.transformer import Transformer
 from pretrain.bench.sample import continue_by_whole_texts
@@ -53,6 +53,8 @@ LINEARS = {
     "low_rank": LowRank.Config(rank=4),
     "element": SPARSE,
     "block": SparseLowRank.Config(rank=4, density=0.5, support="block"),
+    "sparse": Sparse.Config(density=0.3),
+    "cola": CoLA.Config(rank=4),
 }
 
 

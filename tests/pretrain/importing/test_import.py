@@ -232,6 +232,11 @@ def test_wrong_arguments_are_refused(hf, tmp_path, capsys):
     for options, sentence in (
         (["--rank", "4"], "--rank has no effect with --linear dense"),
         (["--support", "magnitude"], "--support has no effect with --linear dense"),
+        (["--linear", "low_rank", "--init", "spectral"], "--init has no effect with --linear low_rank"),
+        (
+            ["--linear", "lora", "--init", "svd"],
+            "linear.init: expected 'kaiming', 'spectral', 'orthogonal' or 'ggd:NU'",
+        ),
         (["--linear", "sparse", "--support", "block"], "--support block does not go with --linear sparse"),
         (["--linear", "sparse", "--reduction", "0.5"], "which --linear sparse contradicts"),
         (["--linear", "low_rank", "--density", "0.1"], "--density has no effect with --linear low_rank"),
@@ -288,6 +293,16 @@ def test_a_frozen_matrix_is_what_was_imported(hf, tmp_path, capsys, kind):
     weights = load_file(hf / "model.safetensors")
     for name in told:
         assert torch.equal(model.get_submodule(name).dense_weight(), weights[theirs(name)].float()), name
+    spectral = imported(hf, tmp_path / "pissa", "--linear", kind, "--rank", "4", "--init", "spectral")
+    model = load_model(spectral, torch.device("cpu"))
+    for name in told:
+        linear, weight = model.get_submodule(name), weights[theirs(name)].float()
+        torch.testing.assert_close(linear.dense_weight(), weight, rtol=0, atol=1e-6)
+        largest = torch.linalg.svdvals(weight.double())[:4]
+        product = torch.linalg.svdvals(linear.scale * linear.B.detach().double() @ linear.A.detach().double())[:4]
+        torch.testing.assert_close(product, largest, rtol=1e-4, atol=1e-6)
+    assert tomllib.loads((tmp_path / "pissa" / "train.toml").read_text())["linear"]["init"] == "spectral"
+    assert "init" not in tomllib.loads((tmp_path / "in" / "train.toml").read_text())["linear"]
     assert "--linear lora keeps them all" in refused(
         capsys, hf, tmp_path / "b", "--linear", "lora", "--reduction", "0.5"
     )

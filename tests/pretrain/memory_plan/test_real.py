@@ -35,6 +35,8 @@ KINDS = {
     "sparse": SPARSE,
     "sparse, ranks of their own": [*SPARSE, "--linear.ranks.layers.2.*=64", "--linear.ranks.*.down_proj=7"],
     "sparse, kept": [*SPARSE, "--kernels.keep_weight=step", "--kernels.sum_gradients=dense"],
+    "support alone": ["--linear.name=sparse", "--linear.density=0.3"],
+    "cola": ["--linear.name=cola", "--linear.rank=32"],
     "lora": ["--linear.name=lora", "--linear.rank=32"],
     "relora": ["--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
     "relora, 8 bits": [*optimizer("adamw8bit"), "--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
