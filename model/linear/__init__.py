@@ -14,6 +14,7 @@ from model.linear.poet import Poet
 from model.linear.ranks import linear_at
 from model.linear.relora import ReLora
 from model.linear.sparse_low_rank import SparseLowRank
+from model.linear.sst import Sst
 
 LINEARS: dict[str, type[Any]] = {
     "dense": Dense,
@@ -22,6 +23,7 @@ LINEARS: dict[str, type[Any]] = {
     "lora": Lora,
     "relora": ReLora,
     "poet": Poet,
+    "sst": Sst,
 }
 
 if TYPE_CHECKING:

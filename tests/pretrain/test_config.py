@@ -48,7 +48,7 @@ def test_defaults_then_file_then_command_line(tmp_path):
         ("[linear]\nname = 'dense'\nrank = 4", r"linear\.rank: not a key of linear 'dense'"),
         ("[linear]\nrank = 4", r"linear\.rank: not a key of linear 'dense'"),
         ("[optimizer]\nmomentum = 0.9", r"optimizer\.momentum: not a key of optimizer 'adamw'; it is for muon$"),
-        ("[linear]\nrank = 4", r"not a key of linear 'dense'; it is for low_rank, sparse_low_rank, lora, relora$"),
+        ("[linear]\nrank = 4", r"not a key of linear 'dense'; it is for low_rank, sparse_low_rank, lora, relora, sst$"),
         ("[kernels]\npath = 'csr'\n[train]\ndtype = 'bf16'\n" + SPARSE, r'kernels\.path = "csr" works on .* fp32'),
         ("[optimizer]\nlr = -1.0", r"optimizer\.lr: .*greater than 0, got -1\.0"),
         ("[optimizer]\nlr = nan", r"optimizer\.lr: .*finite number"),

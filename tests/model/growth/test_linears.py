@@ -12,7 +12,7 @@ from model.growth.tensors import GrownTensor, grow_tensors
 from model.linear.base import BaseLinear
 from model.linear.support.element import ElementSparse
 
-FACTORED = {name: linear for name, linear in LINEAR_CONFIGS.items() if hasattr(linear, "rank")}
+FACTORED = {name: linear for name, linear in LINEAR_CONFIGS.items() if hasattr(linear, "alpha")}
 factored = pytest.mark.parametrize("old", FACTORED.values(), ids=FACTORED)
 ELEMENT = LINEAR_CONFIGS["sparse_low_rank-element"]
 
