@@ -17,6 +17,7 @@ CONFIGS = {
     "lora": {"rank": 5, "alpha": 10.0},
     "relora": {"rank": 5, "alpha": 10.0},
     "poet": {"block": 12, "scale": 0.02},
+    "sst": {"rank": 5, "resample_every": 3},
 }
 """Every member with settings that fit the small matrices here; a new member needs its line."""
 

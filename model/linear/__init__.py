@@ -17,6 +17,7 @@ from model.linear.ranks import linear_at
 from model.linear.relora import ReLora
 from model.linear.sparse import Sparse
 from model.linear.sparse_low_rank import SparseLowRank
+from model.linear.sst import Sst
 
 LINEARS: dict[str, type[Any]] = {
     "dense": Dense,
@@ -27,6 +28,7 @@ LINEARS: dict[str, type[Any]] = {
     "lora": Lora,
     "relora": ReLora,
     "poet": Poet,
+    "sst": Sst,
 }
 
 if TYPE_CHECKING:

@@ -35,11 +35,14 @@ class MergingLinear(BaseLinear):
 
     merge_every: int
     """Applied updates from one merge to the next."""
+    busiest: int = 1
+    """Number of a merge that takes most memory."""
 
     @abstractmethod
     def merge(self, seed: int, index: int) -> dict[str, Reset]:
         """Change parameters and buffers in place, the map unchanged up to rounding; return what becomes of moments.
 
-        By own parameter's name; moments of others stay. `index` counts the merges from 1; what is drawn comes from
+        By own parameter's name; moments of others stay. One that resets none has changed each number by itself, so that
+        ranks that agreed do so still. `index` counts the merges from 1; what is drawn comes from
         (seed, the linear's name, index).
         """

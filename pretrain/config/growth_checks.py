@@ -95,7 +95,7 @@ def growth_rows(config: Tables) -> Rows:
         )
     linear, names = small_linear(config), linear_shapes(config.model)
     yield (
-        growth.rank and all(deciding(grown.ranks, name) for name in names),
+        growth.rank and all(deciding(getattr(grown, "ranks", ()), name) for name in names),
         f"growth.rank {growth.rank} has no effect where linear.ranks decides every rank; remove it",
     )
     yield (

@@ -29,7 +29,8 @@ def merge_due(linears: Iterable[MergingLinear], updates: int, seed: int, world: 
         if updates % linear.merge_every:
             continue
         resets = linear.merge(seed, updates // linear.merge_every)
-        take_from_first((tensor.detach() for tensor in linear.state_dict().values()), world)
+        if resets:
+            take_from_first((tensor.detach() for tensor in linear.state_dict().values()), world)
         yield from ((f"{linear.name}.{own}", reset) for own, reset in resets.items())
 
 

@@ -135,7 +135,7 @@ class _Step:
     def _merge(self, optimizer: torch.optim.Optimizer) -> None:
         """As the engine does after the update in which all are due (`Engine.update`)."""
         for linear in merging_linears(self.model):
-            for own, reset in linear.merge(0, 1).items():
+            for own, reset in linear.merge(0, linear.busiest).items():
                 name = f"{linear.name}.{own}"
                 if isinstance(optimizer, OwnOptimizer):
                     optimizer.reset_moments(name, reset)

@@ -4,12 +4,28 @@ from typing import get_args
 
 import pytest
 import torch
-from linears import config_of, inputs, make
+from linears import inputs, make
 
 from model.linear import LINEARS
 from model.linear.merging import MergingLinear, Moment
 
 KINDS = [name for name, kind in LINEARS.items() if issubclass(kind, MergingLinear)]
+
+INDEX = {"sst": 3}
+"""Of a merge that does more than tidy up."""
+
+
+def ready(kind, **settings):
+    """One whose parameters a training could have left."""
+    linear = make(kind, **settings)
+    if kind == "sst":
+        linear.merge(0, 1)
+    return linear
+
+
+def merge(linear, kind, seed=0, index=0):
+    return linear.merge(seed, (index + 1) * INDEX.get(kind, 1))
+
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -23,49 +39,49 @@ def same(one, other):
 
 
 def test_a_merge_leaves_the_map(kind):
-    linear = make(kind)
+    linear = ready(kind)
     shapes, before = linear.shapes(), linear.dense_weight().clone()
     held = state(linear)
-    linear.merge(0, 1)
+    merge(linear, kind)
     assert linear.shapes() == shapes
     assert not same(state(linear), held)
     torch.testing.assert_close(linear.dense_weight(), before, rtol=1e-5, atol=2e-5)
 
 
 def test_a_merge_in_bf16_rounds_the_map_once(kind):
-    linear = make(kind).to(torch.bfloat16)
+    linear = ready(kind).to(torch.bfloat16)
     before = linear.dense_weight().clone()
-    linear.merge(0, 1)
+    merge(linear, kind)
     assert (linear.dense_weight() - before).norm() < 0.01 * before.norm()
 
 
 def test_what_is_drawn_comes_from_seed_name_and_index_alone(kind):
-    def merged(seed=0, index=1, name="layers.0.attention.q_proj"):
-        linear = make(kind, name=name)
-        linear.load_state_dict(make(kind).state_dict())  # initial values go by the name too
-        resets = linear.merge(seed, index)
+    def merged(seed=0, index=0, name="layers.0.attention.q_proj"):
+        linear = ready(kind, name=name)
+        linear.load_state_dict(ready(kind).state_dict())  # initial values go by the name too
+        resets = merge(linear, kind, seed, index)
         ones = {own: torch.ones(linear.shapes()[own]) for own in resets}
         return state(linear) | {f"moment of {own}": resets[own]("exp_avg", values) for own, values in ones.items()}
 
     first = merged()
     torch.rand(3)
     assert same(first, merged())
-    for other in (merged(seed=1), merged(index=2), merged(name="layers.1.attention.q_proj")):
+    for other in (merged(seed=1), merged(index=1), merged(name="layers.1.attention.q_proj")):
         assert not same(first, other)
 
 
 def test_it_learns_at_once_after_a_merge(kind):
     """No two factors of zero wait for each other: what a merge has made zero receives gradient in the next step."""
-    linear = make(kind)
-    linear.merge(0, 1)
+    linear = ready(kind)
+    merge(linear, kind)
     linear(inputs(kind, 4)).sum().backward()
     assert any(p.grad.any() for p in linear.parameters())
     assert all(p.grad.any() for p in linear.parameters() if not p.any())
 
 
 def test_resets_are_of_own_parameters_and_leave_their_argument(kind):
-    linear = make(kind)
-    resets = linear.merge(0, 3)
+    linear = ready(kind)
+    resets = merge(linear, kind, index=2)
     assert resets
     for own, reset in resets.items():
         for moment in get_args(Moment):
@@ -77,9 +93,3 @@ def test_resets_are_of_own_parameters_and_leave_their_argument(kind):
             assert after.isfinite().all()
             assert (after != before).any()
             assert (after >= 0).all()
-
-
-def test_the_period_is_a_key(kind):
-    (key,) = [key for key in ("merge_every", "resample_every") if key in LINEARS[kind].Config.model_fields]
-    linear = make(kind)
-    assert linear.merge_every == getattr(config_of(kind), key)

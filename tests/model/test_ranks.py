@@ -16,7 +16,7 @@ from model.linear import LowRank, SparseLowRank
 from model.linear.base import BaseLinear
 from model.linear.ranks import linear_at, rank_of, require_patterns_used, require_ranks_fit
 
-FACTORED = {name: linear for name, linear in LINEAR_CONFIGS.items() if hasattr(linear, "rank")}
+FACTORED = {name: linear for name, linear in LINEAR_CONFIGS.items() if hasattr(linear, "ranks")}
 factored = pytest.mark.parametrize("linear", FACTORED.values(), ids=FACTORED)
 MIXED = (("layers.*.attention.?_proj", 4), ("layers.1.*", 12), ("*.down_proj", 5))
 

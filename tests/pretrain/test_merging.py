@@ -16,6 +16,7 @@ from pretrain.machine import distributed
 
 RELORA = ["--linear.name=relora", "--linear.rank=8"]
 POET = ["--linear.name=poet", "--linear.block=16", "--model.ffn_dim=48"]
+SST = ["--linear.name=sst", "--linear.rank=8", "--linear.resample_every=3"]
 EIGHT_BITS = ["--optimizer.name=adamw8bit", "--model.dim=64", "--linear.rank=64", "--model.ffn_dim=64"]
 """Factors with as many elements as it takes to be kept in 8 bits."""
 OPTIMIZERS = {"adamw": [], "adamw8bit": EIGHT_BITS}
@@ -103,11 +104,12 @@ def test_inside_of_the_backward_pass_as_after_it(tiny):
         [*RELORA, "--linear.reset=random"],
         [*RELORA, *EIGHT_BITS],
         [*POET, "--train.dtype=bf16", "--optimizer.weights=bf16"],
+        SST,
     ],
-    ids=["relora", "relora, 8 bits", "poet, bf16"],
+    ids=["relora", "relora, 8 bits", "poet, bf16", "sst"],
 )
 def test_a_run_that_pauses_around_a_merge_is_one_that_does_not(tiny, tmp_path, options):
-    options = [*options, "--linear.merge_every=3"]
+    options = [*options, *(["--linear.merge_every=3"] if options is not SST else [])]
     straight, paused = tmp_path / "straight", tmp_path / "paused"
     train_here(tiny, *options, f"--run.dir={straight}", "--train.max_steps=7")
     for pause in (2, 3, 4, 7):
@@ -140,6 +142,10 @@ def test_a_run_that_grows_goes_on_merging(tiny, tmp_path):
             r'linear\.name = "poet" would never move',
         ),
         ([*POET, "--growth.enabled=true", "--growth.factor=2", "--growth.rank=2"], r"growth\.rank has no effect"),
+        (
+            [*SST, "--growth.enabled=true", "--growth.factor=2", "--growth.rank=4"],
+            r"growth: linear\.rank 4 cannot become 8; keep it",
+        ),
         (["--linear.reset=zero", "--linear.reset_ratio=0.5"], r"linear\.reset_ratio has no effect"),
         (["--optimizer.name=q_galore", "--optimizer.weights=int8"], r'optimizer\.weights = "int8"|does not follow'),
         (
@@ -168,5 +174,6 @@ def test_a_run_that_grows_goes_on_merging(tiny, tmp_path):
     ],
 )
 def test_what_does_not_go_together(tiny, options, expected):
+    named = any(option.startswith("--linear.name") for option in options)
     with pytest.raises(UserError, match=expected):
-        load_config(tiny, options if POET[0] in options else [*RELORA, *options])
+        load_config(tiny, options if named else [*RELORA, *options])

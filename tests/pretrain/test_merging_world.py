@@ -10,6 +10,7 @@ STEPS = 16
 LINEARS = {
     "relora": ["--linear.name=relora", "--linear.rank=8", "--linear.merge_every=5"],
     "poet": ["--linear.name=poet", "--linear.block=16", "--linear.merge_every=5"],
+    "sst": ["--linear.name=sst", "--linear.rank=16", "--linear.resample_every=5"],
 }
 OPTIMIZERS = ["adamw", "adamw8bit"]
 KINDS = {f"{linear}-{name}": (linear, name) for linear in LINEARS for name in OPTIMIZERS}

@@ -13,7 +13,7 @@ from model.linear import build_linear
 from model.linear.base import BaseLinear
 from model.linear.support.element import ElementSparse
 
-FACTORED = {name: linear for name, linear in LINEAR_CONFIGS.items() if hasattr(linear, "rank")}
+FACTORED = {name: linear for name, linear in LINEAR_CONFIGS.items() if hasattr(linear, "alpha")}
 factored = pytest.mark.parametrize("old", FACTORED.values(), ids=FACTORED)
 SPARSE = {name: linear for name, linear in LINEAR_CONFIGS.items() if getattr(linear, "support", "") == "element"}
 sparse = pytest.mark.parametrize("old", SPARSE.values(), ids=SPARSE)

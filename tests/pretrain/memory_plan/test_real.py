@@ -41,6 +41,7 @@ KINDS = {
     "relora": ["--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
     "relora, 8 bits": [*optimizer("adamw8bit"), "--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
     "poet": ["--linear.name=poet", "--linear.block=16", "--linear.merge_every=1"],
+    "sst": ["--linear.name=sst", "--linear.rank=32", "--linear.resample_every=1"],
     "8 bits": optimizer("adamw8bit"),
     "8 bits, per layer": [*optimizer("adamw8bit", "weights=bf16_stochastic"), "--train.dtype=bf16", *PER_LAYER],
     "galore": optimizer("galore_adamw", "rank=64"),
