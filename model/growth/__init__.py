@@ -1,7 +1,7 @@
 """Growth of a trained model into a larger one (G_stack, arXiv 2405.15319). An operator is one line here.
 
-Depth: an operator makes a plan, `grow_tensors` applies it to a state tensor by tensor. Width (`grow_width`), and rank
-and density of the linears (`grow_linears`), go on the same stream. `grow_after` says when.
+Depth: an operator makes a plan, `grow_tensors` applies it to a state tensor by tensor. Width (`Widening`), and rank and
+density of the linears (`grow_linears`), go on the same stream. `grow_after` says when.
 """
 
 from model.errors import UserError

@@ -110,7 +110,7 @@ class Shares:
         return self.of_copies(copies, -2, name).flatten(-3)
 
 
-def grow_width(
+def copy_width(
     tensors: Iterable[GrownTensor],
     small: ModelConfig,
     large: ModelConfig,
@@ -188,6 +188,11 @@ def _copy_entries(
     rows, columns = outputs.places[flat // inputs.before], inputs.places[flat % inputs.before]  # (nnz, times)
     places = rows[:, :, None] * inputs.after + columns[:, None, :]  # (nnz, copies of the row, copies of the column)
     copied = shares.of_copies(values[:, None, None].expand(places.shape), 2, name)
-    wide, order = places.flatten().sort()
-    grown = TileSupport.from_flat(wide, (outputs.after, inputs.after))
-    return grown, copied.flatten()[order][torch.searchsorted(wide, grown.flat().long())]
+    return in_tile_order(places.flatten(), copied.flatten(), (outputs.after, inputs.after))
+
+
+def in_tile_order(places: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[TileSupport, Tensor]:
+    """The support of flat positions in any order, and their values in its order."""
+    flat, order = places.sort()
+    support = TileSupport.from_flat(flat, shape)
+    return support, values[order][torch.searchsorted(flat, support.flat().long())]

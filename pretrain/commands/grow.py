@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--optimizer", choices=("reset", "copy", "copy_reset_step"), default="reset", help="its state (default reset)"
     )
     parser.add_argument(
+        "--width", choices=("copy", "zero"), default="copy", help="how a wider model comes about (default copy)"
+    )
+    parser.add_argument(
         "--share-spread",
         type=_spread,
         metavar="X",
@@ -34,14 +37,20 @@ def run(args: argparse.Namespace) -> int:
     import json
     import shlex
 
+    from model.errors import UserError
     from model.growth.plan import GrowthOptions
+    from model.growth.widening import Widening
+    from model.growth.width import SHARE_SPREAD
     from pretrain.config import load_config
     from pretrain.config.stages import counted
     from pretrain.growth.offline import grow_offline
 
     config = load_config(args.config, args.overrides)
     options = GrowthOptions(args.order, args.source_layers, args.function_preserving)
-    grown = grow_offline(args.checkpoint, config, args.operator, options, args.optimizer, args.share_spread)
+    if args.width == "zero" and args.share_spread is not None:
+        raise UserError("--share-spread has no effect with --width zero, which copies nothing; leave one of them out")
+    widening = Widening(args.width, SHARE_SPREAD if args.share_spread is None else args.share_spread)
+    grown = grow_offline(args.checkpoint, config, args.operator, options, args.optimizer, widening)
     if args.json:
         rows = {name: vars(row) for name, row in grown.table.rows.items()}
         figures = {"checkpoint": str(grown.folder), "layers": grown.layers, "continues_data": grown.continues_data}

@@ -8,7 +8,7 @@ from model.counts import linear_shapes, projection_shapes
 from model.errors import UserError
 from model.growth.linears import linears_alike, require_linears_growable, require_ranks_growable
 from model.growth.plan import GrowthPlan
-from model.growth.shapes import WIDTHS, same_widths, width_of
+from model.growth.shapes import WIDTHS, require_widths_grow, same_widths
 from model.growth.tensors import LAYER, require_silenceable
 from model.growth.width import require_linears_widen
 from model.linear.ranks import deciding, same_linears
@@ -53,14 +53,8 @@ def growth_switch(config: Tables) -> Rows:
         'schedule.name = "cosine_restarts" counts its restarts from the first step of the run: set growth.schedule = '
         '"continue", or another schedule',
     )
-    for key in WIDTHS:
-        small, large = getattr(growth, key), width_of(config.model, key)
-        yield (
-            small and large % small,
-            f"growth.{key} {small} does not divide model.{key} {large}; growth copies all of them equally often, so "
-            "set a divisor",
-        )
     small_shape = small_model(config)
+    require_widths_grow(small_shape, config.model, growth.width)
     yield (
         small_shape.n_heads % small_shape.kv_heads,
         f"growth: the small model's {small_shape.n_heads} heads are no multiple of its {small_shape.kv_heads} key and "
@@ -105,10 +99,15 @@ def growth_rows(config: Tables) -> Rows:
     )
     require_linears_growable(linear, grown)
     wider = not same_widths(small_model(config), config.model)
+    for key in changed(growth, ("width", "share_spread")):
+        yield (
+            not wider,
+            f"growth.{key} has no effect where nothing grows in width; remove it, or set "
+            f"{' or '.join(f'growth.{key}' for key in WIDTHS)}",
+        )
     yield (
-        not wider and changed(growth, ("share_spread",)),
-        f"growth.share_spread has no effect where nothing grows in width; remove it, or set "
-        f"{' or '.join(f'growth.{key}' for key in WIDTHS)}",
+        growth.width == "zero" and changed(growth, ("share_spread",)),
+        'growth.share_spread has no effect with growth.width = "zero", which copies nothing; remove one of them',
     )
     yield (
         wider and config.optimizer.weights == "int8",

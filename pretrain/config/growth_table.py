@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from model.growth import GROWTH
 from model.growth.plan import GrowthOptions
+from model.growth.widening import Widening, Width
 from model.growth.width import SHARE_SPREAD
 from model.schema import Frozen
 from pretrain.config.literals import as_toml
@@ -22,15 +23,17 @@ class GrowthConfig(Frozen):
     layers: tuple[int, ...] = ()
     """Layers before each growth, in place of factor, for orders that do not multiply them (solar, gradual, midas)."""
     dim: int = Field(0, ge=0)
-    """model.dim before the last growth, of which it is a multiple; 0 means the same as after it."""
+    """model.dim before the last growth; 0 means the same as after it."""
     ffn_dim: int = Field(0, ge=0)
-    """model.ffn_dim before the last growth, of which it is a multiple; 0 means the same as after it."""
+    """model.ffn_dim before the last growth; 0 means the same as after it."""
     n_heads: int = Field(0, ge=0)
-    """model.n_heads before the last growth, of which it is a multiple; 0 means the same. A head stays as wide."""
+    """model.n_heads before the last growth; 0 means the same as after it. A head stays as wide."""
     n_kv_heads: int = Field(0, ge=0)
     """model.n_kv_heads before the last growth; 0 means as [model] says: the same number, or as many as n_heads."""
+    width: Width = "copy"
+    """Growth in width: by copies of all, a whole number of each; or by random heads and units with outputs of zero."""
     share_spread: float = Field(SHARE_SPREAD, ge=0, le=100)
-    """Growth in width: how unevenly copies share a weight, in parts of an even share; 0.0: they stay equal for ever."""
+    """For width = "copy": how unevenly copies share a weight, in parts of an even share; 0.0: they stay equal."""
     rank: int = Field(0, ge=0)
     """linear.rank before the last growth; 0 means the same as after it."""
     density: float = Field(0.0, ge=0, lt=1)
@@ -57,6 +60,10 @@ class GrowthConfig(Frozen):
     """Warm-up after growth with schedule = "reset", as a part of the steps that are left."""
     lr: float = Field(0.0, ge=0)
     """Peak learning rate before the last growth; 0.0 means optimizer.lr."""
+
+    @property
+    def widening(self) -> Widening:
+        return Widening(self.width, self.share_spread)
 
     @property
     def options(self) -> GrowthOptions:

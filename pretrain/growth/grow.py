@@ -11,7 +11,7 @@ from model.errors import RunFailed
 from model.growth.linears import grow_linears
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor, fitting, grow_tensors
-from model.growth.width import SHARE_SPREAD, grow_width
+from model.growth.widening import Widening
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, open_folder
 from pretrain.checkpoint.save import WholeTensors, save_checkpoint
@@ -40,7 +40,7 @@ class Growth:
     target: Config
     """Whose model, linears and seed the grown model has."""
     optimizer: OptimizerState
-    share_spread: float = SHARE_SPREAD
+    widening: Widening
 
     def state(self, state: TrainState, **changes: object) -> TrainState:
         """`state`, that of the small model, as the grown one goes on from it, with `changes`."""
@@ -60,7 +60,7 @@ class Growth:
             names[prefix].append(name.removeprefix(prefix))
         seed, small, large = self.target.run.seed, source.stage.config.model, self.target.model
         deep = grow_tensors(names["model."], lambda name: source.read(f"model.{name}"), self.plan, old)
-        wide = grow_width(deep, small, large, old, seed, self.share_spread)
+        wide = self.widening.grow(deep, small, large, old, seed)
         int8 = self.target.optimizer.weights == "int8"
         shapes = shape_of_model(large, new, int8=int8).state_dict()
         for item in fitting(grow_linears(wide, large, old, new, seed), shapes):
@@ -87,7 +87,7 @@ def _grow(run: Run) -> None:
     after = config.stages[state.stage + 1]
     assert after.plan is not None
     source = open_folder(store.folder / step_folder(state.step))
-    growth = Growth(source, after.plan, after.config, config.growth.optimizer, config.growth.share_spread)
+    growth = Growth(source, after.plan, after.config, config.growth.optimizer, config.growth.widening)
     small, large = (model_size(stage.config, config) for stage in (run.stage, after))
     run.console.say(f"step {state.step}: growing {small} to {large} ({config.growth.operator})")
     fault_point("before_growth")

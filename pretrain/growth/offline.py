@@ -1,5 +1,6 @@
 """`sparlow grow`: a new run that begins with the grown model of another run's checkpoint."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from model.growth.linears import linears_alike, require_linears_growable, requir
 from model.growth.plan import GrowthOptions, GrowthPlan
 from model.growth.shapes import require_growable, same_widths
 from model.growth.tensors import require_silenceable
-from model.growth.width import SHARE_SPREAD, require_linears_widen
+from model.growth.widening import Widening, Width
+from model.growth.width import require_linears_widen
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
@@ -21,6 +23,8 @@ from pretrain.config.stages import counted
 from pretrain.data.open import open_dataset
 from pretrain.growth.describe import GrowthTable
 from pretrain.growth.grow import Growth, OptimizerState, write_grown
+
+COPIES = Widening()
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ def grow_offline(
     operator: str,
     options: GrowthOptions,
     optimizer: OptimizerState,
-    share_spread: float | None = None,
+    widening: Widening = COPIES,
 ) -> Grown:
     """Grow the checkpoint `source` into `config`'s model, as the first checkpoint of the run that `config` describes.
 
     `sparlow train` with the same configuration goes on from it: steps and schedule begin anew, while the tokens and
     FLOPs of the source are counted on. UserError, with nothing written, where the one is no growth of the other.
     """
-    given = (operator, options, optimizer, share_spread)
+    given = (operator, options, optimizer, widening)
     return on_newest(source, lambda checkpoint: _grow(checkpoint, source, config, *given))
 
 
@@ -60,15 +64,15 @@ def _grow(
     operator: str,
     options: GrowthOptions,
     optimizer: OptimizerState,
-    share_spread: float | None,
+    widening: Widening,
 ) -> Grown:
     config = _with_dtype_of(checkpoint, config)
     small = checkpoint.stage.config
-    plan = _plan(small, config, source, operator, options)
+    plan = _plan(small, config, source, operator, options, widening.how)
     require_no_zeroed_codes(config, plan)
     require_silenceable(config.linear, plan)
-    if share_spread is not None and same_widths(small.model, config.model):
-        raise UserError("--share-spread has no effect where nothing grows in width; leave it out")
+    if widening != COPIES and same_widths(small.model, config.model):
+        raise UserError("--width and --share-spread have no effect where nothing grows in width; leave them out")
     before, after = small.optimizer.weights, config.optimizer.weights
     if before != after and "int8" in (before, after):
         raise UserError(
@@ -87,7 +91,7 @@ def _grow(
         if store.folders():
             raise UserError(f"run.dir: {config.run.dir} holds checkpoints already; choose another")
         store.newest_good(print)  # there is none, and there was none
-        growth = Growth(checkpoint, plan, config, optimizer, SHARE_SPREAD if share_spread is None else share_spread)
+        growth = Growth(checkpoint, plan, config, optimizer, widening)
         counts = ("step", "stage", "stage_start", "skipped_steps", "consecutive_skips", "spikes")
         zero: dict[str, Any] = dict.fromkeys(counts, 0) | {"skips": {}, "rewinds": []}
         if not same_data:
@@ -108,14 +112,21 @@ def _with_dtype_of(checkpoint: Checkpoint, config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 
-def _plan(small: Config, config: Config, source: str | Path, operator: str, options: GrowthOptions) -> GrowthPlan:
+def _plan(
+    small: Config, config: Config, source: str | Path, operator: str, options: GrowthOptions, width: Width
+) -> GrowthPlan:
     """How the layers of `small` become those of `config`; UserError where one is no growth of the other."""
     if config.growth.enabled:
         raise UserError(
             "growth.enabled = true lets `sparlow train` grow the model by itself; for `sparlow grow` give the grown "
             "model's configuration with growth.enabled = false"
         )
-    require_growable(small.model, config.model)
+    try:
+        require_growable(small.model, config.model, width)
+    except UserError as error:
+        # What [growth] says of the small model, the checkpoint does here.
+        text = str(error).replace('growth.width = "', '--width "')
+        raise UserError(re.sub(r"growth\.(\w+) (\d+)", r"the small model's \1 \2", text)) from None
     require_linears_growable(small.linear, config.linear)
     tables = any(getattr(linear, "ranks", ()) for linear in (small.linear, config.linear))
     for key in ("density",) if tables else ("rank", "density"):

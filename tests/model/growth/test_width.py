@@ -11,7 +11,7 @@ from model.growth import GrowthOptions, plan_growth
 from model.growth.linears import grow_linears
 from model.growth.shapes import require_growable
 from model.growth.tensors import GrownTensor, grow_tensors
-from model.growth.width import AXES, SHARE_SPREAD, grow_width, require_linears_widen
+from model.growth.width import AXES, SHARE_SPREAD, copy_width, require_linears_widen
 from model.linear.base import BaseLinear
 
 BLOCK = LINEAR_CONFIGS["sparse_low_rank-block"]
@@ -38,7 +38,7 @@ def state_of(model):
 
 def grow(small, linear, seed=0, spread=SHARE_SPREAD, **changes):
     large = empty(linear, len(small.layers), head_dim=16, **changes)
-    copy_into(large, grow_width(state_of(small), small.config, large.config, linear, seed, spread))
+    copy_into(large, copy_width(state_of(small), small.config, large.config, linear, seed, spread))
     return large
 
 
@@ -147,7 +147,7 @@ def test_depth_width_rank_and_density_in_one_stream():
     small, large = trained(old, 2), empty(new, 4, **ALL)
     state, plan = small.state_dict(), plan_growth("stack", 2, 4, GrowthOptions(function_preserving=True))
     deep = grow_tensors(state, state.__getitem__, plan, old)
-    copy_into(large, grow_linears(grow_width(deep, small.config, large.config, old, 0), old, new, 0))
+    copy_into(large, grow_linears(copy_width(deep, small.config, large.config, old, 0), old, new, 0))
     torch.testing.assert_close(logits(large), logits(small), rtol=1e-5, atol=1e-5)
     assert not large.layers[2].attention.o_proj.dense_weight().any()
     shares = [large.layers[i].feed_forward.up_proj.A[0] for i in (0, 2)]
@@ -166,7 +166,7 @@ def test_shares_come_from_seed_and_name():
 def test_stored_bf16_weights_keep_the_function_to_their_rounding():
     small = trained(LINEARS["dense"], 2, param_dtype=torch.bfloat16)
     large = empty(LINEARS["dense"], 2, torch.bfloat16, **ALL)
-    copy_into(large, grow_width(state_of(small), small.config, large.config, LINEARS["dense"], 0))
+    copy_into(large, copy_width(state_of(small), small.config, large.config, LINEARS["dense"], 0))
     before = logits(small)
     assert (logits(large) - before).abs().max() < 2**-6 * before.abs().max()
 
@@ -174,7 +174,7 @@ def test_stored_bf16_weights_keep_the_function_to_their_rounding():
 def test_what_is_new_is_counted():
     plan, state = plan_growth("zero", 2, 4), trained(ELEMENT, 2).state_dict()
     deep = grow_tensors(state, state.__getitem__, plan, ELEMENT)
-    items = {item.name: item for item in grow_width(deep, shape(2), shape(4, **ALL), ELEMENT, 0)}
+    items = {item.name: item for item in copy_width(deep, shape(2), shape(4, **ALL), ELEMENT, 0)}
     copied, silent = items["layers.0.attention.o_proj.B"], items["layers.1.attention.o_proj.B"]
     assert (copied.zeroed, copied.drawn) == (0, 0)
     assert silent.zeroed == silent.tensor.nbytes == 4 * 128 * 8
@@ -188,22 +188,22 @@ def test_memory_peaks_at_little_more_than_the_grown_model(linear):
         large = empty(linear, 12, **ALL)
         memory.forget()  # of building: what is measured is growth
         deep = grow_tensors(state, lambda name: state[name].clone(), plan, linear)
-        copy_into(large, grow_width(deep, small.config, large.config, linear, 0))
+        copy_into(large, copy_width(deep, small.config, large.config, linear, 0))
     assert memory.peak < 0.5 * sum(tensor.nbytes for tensor in large.state_dict().values())
 
 
 def test_the_same_widths_pass_unchanged():
     state = state_of(trained(ELEMENT, 2))
-    assert all(out is item for out, item in zip(grow_width(state, shape(2), shape(2), ELEMENT, 0), state, strict=True))
+    assert all(out is item for out, item in zip(copy_width(state, shape(2), shape(2), ELEMENT, 0), state, strict=True))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 96}, r"model\.dim: 64 in the small model cannot grow to 96; .* give a multiple of 64"),
-        ({"dim": 32, "n_heads": 2}, r"model\.dim: 64 .* cannot grow to 32"),
-        ({"ffn_dim": 100}, r"model\.ffn_dim: 96 .* a multiple of 96"),
-        ({"n_kv_heads": 1}, r"model\.n_kv_heads: 2 .* cannot grow to 1"),
+        ({"dim": 96}, r"growth\.dim 64 does not divide model\.dim 96; .* so set a divisor$"),
+        ({"dim": 32, "n_heads": 2}, r"growth\.dim 64 is more than model\.dim 32; growth only adds"),
+        ({"ffn_dim": 100}, r"growth\.ffn_dim 96 does not divide model\.ffn_dim 100; .*, or growth\.width = \"zero\"$"),
+        ({"n_kv_heads": 1}, r"growth\.n_kv_heads 2 is more than model\.n_kv_heads 1"),
         ({"dim": 128}, r"16 channels in the small model and 32 in the grown one; .* model\.head_dim = 16"),
         ({"norm_eps": 1e-5}, r"growth adds layers, channels and heads .* model\.norm_eps is 1e-06 .* and 1e-05"),
         ({"tie_embeddings": True}, r"model\.tie_embeddings is False in the small model and True"),
@@ -220,7 +220,7 @@ def test_what_has_no_wider_copy_is_refused():
         require_linears_widen(shape(2), shape(2, **ALL), BLOCK, BLOCK)
     state = [GrownTensor("layers.0.attention.q_proj.codes", torch.zeros(64, 64, dtype=torch.uint8))]
     with pytest.raises(UserError, match=r"layers\.0\.attention\.q_proj\.codes has no copy in a wider model"):
-        list(grow_width(state, shape(2), shape(2, **ALL), LINEARS["dense"], 0))
+        list(copy_width(state, shape(2), shape(2, **ALL), LINEARS["dense"], 0))
 
 
 def test_every_linear_of_a_block_has_axes():

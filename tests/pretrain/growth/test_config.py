@@ -153,12 +153,26 @@ BAD_WITH_OTHER_TABLES = [
         (f"{key} = {value}", SPARSE, rf"growth\.{key} {value} does not divide model\.{key} {large}; ")
         for key, value, large in (
             ("dim", 48, 64),
-            ("dim", 128, 64),
             ("ffn_dim", 100, 128),
             ("n_heads", 3, 4),
-            ("n_kv_heads", 8, 4),
         )
     ),
+    ("dim = 128", "", r"growth\.dim 128 is more than model\.dim 64; growth only adds, so give less$"),
+    ("n_kv_heads = 8", "", r"growth\.n_kv_heads 8 is more than model\.n_kv_heads 4; "),
+    (
+        'dim = 32\nwidth = "zero"',
+        "",
+        r'growth\.dim 32 cannot grow with growth\.width = "zero": zeros among',
+    ),
+    ('n_kv_heads = 2\nwidth = "zero"', "", r"growth\.n_kv_heads 2 of growth\.n_heads 4 is not the proportion of model"),
+    ('width = "zero"', "", r"growth\.width has no effect where nothing grows in width; "),
+    ('width = "wide"', "", r"growth\.width: .*'copy' or 'zero', got 'wide'"),
+    (
+        'ffn_dim = 64\nwidth = "zero"\nshare_spread = 1.0',
+        "",
+        r"growth\.share_spread has no effect with growth\.width",
+    ),
+    ('ffn_dim = 64\nwidth = "zero"', BLOCK, r'growth: linear\.support = "block" cannot grow in width'),
     (
         "n_heads = 1\nn_kv_heads = 2",
         SPARSE,
@@ -261,6 +275,7 @@ def test_a_key_without_the_switch_is_refused(override):
         ("dim = 64", BLOCK),
         ("dim = 32\nshare_spread = 0.0", SPARSE),
         ("layers = [12]\nffn_dim = 64", ""),
+        ('layers = [12]\nffn_dim = 100\nn_heads = 3\nwidth = "zero"', SPARSE),
         ("layers = [3, 12]\nat = [0.1, 0.2]\nn_heads = 2", LOW_RANK),
         ("rank = 4", LOW_RANK),
         ("layers = [12]\nrank = 4", SPARSE),

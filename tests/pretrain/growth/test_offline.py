@@ -102,11 +102,15 @@ def test_the_run_goes_on_and_counts_the_small_one(small, config, tmp_path, capsy
     assert stages == came_to["stages"]
 
 
+def loss_of(path, capsys) -> float:
+    capsys.readouterr()
+    assert main(["eval", str(path), "--tokens", "512", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["loss"]
+
+
 def test_function_preserving_keeps_the_loss(small, config, tmp_path, capsys):
     def loss(path) -> float:
-        capsys.readouterr()
-        assert main(["eval", str(path), "--tokens", "512", "--json"]) == 0
-        return json.loads(capsys.readouterr().out)["loss"]
+        return loss_of(path, capsys)
 
     wider = ["--linear.rank=12", "--linear.density=0.2"]
     assert grow(small, config, tmp_path / "same", "--operator=zero", "--order", "stack", *wider) == 0
@@ -125,13 +129,13 @@ def test_a_wider_model_goes_on(small, config, tmp_path, capsys):
     head, even = (tensors(first(tmp_path / name))["model.lm_head.weight"] for name in ("run", "even"))
     assert torch.equal(even[:, ::2], even[:, 1::2])
     assert not torch.equal(head[:, ::2], head[:, 1::2])
-    capsys.readouterr()
-    losses = []
-    for path in (small, tmp_path / "run"):
-        assert main(["eval", str(path), "--tokens", "512", "--json"]) == 0
-        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    losses = [loss_of(path, capsys) for path in (small, tmp_path / "run")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert tensors(first(tmp_path / "run"))["model.layers.0.attention.q_proj.B"].shape == (64, 8)
+    silent = ["--model.n_layers=1", "--model.n_heads=3", "--model.head_dim=16", "--model.ffn_dim=64", "--width", "zero"]
+    assert grow(small, config, tmp_path / "silent", *silent) == 0
+    losses.append(loss_of(tmp_path / "silent", capsys))
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
     assert train_here(config, *TARGET, *wider, f"--run.dir={tmp_path}/run", "--train.max_steps=1") == 0
 
 
@@ -182,8 +186,19 @@ REFUSED = {
         r"growth\.enabled = true lets .* = false$",
     ),
     "wider heads": (["--model.dim=64"], r"adds heads and makes none wider, but they have 16 channels .* and 32 in"),
-    "no multiple": (["--model.ffn_dim=64"], r"model\.ffn_dim: 53 in the small model cannot grow to 64"),
-    "nothing is shared": (["--share-spread", "1"], r"--share-spread has no effect where nothing grows in width"),
+    "no multiple": (
+        ["--model.ffn_dim=64"],
+        r"the small model's ffn_dim 53 does not divide model\.ffn_dim 64; .* --width \"zero\"$",
+    ),
+    "nothing is shared": (["--share-spread", "1"], r"--share-spread have no effect where nothing grows in width"),
+    "silent channels": (
+        ["--model.dim=64", "--model.head_dim=16", "--width", "zero"],
+        r"the small model's dim 32 cannot grow with --width \"zero\": zeros among",
+    ),
+    "shares of nothing": (
+        ["--width", "zero", "--share-spread", "1"],
+        r"--share-spread has no effect with --width zero",
+    ),
     "moments of other widths": (["--model.ffn_dim=106", "--optimizer", "copy"], r"--optimizer copy copies moments of"),
     "other linear": (["--linear.name=dense"], r"linear\.name 'sparse_low_rank' cannot become 'dense'"),
     "other norm and support": (
