@@ -34,27 +34,38 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {f"layers.{layer}.{name}": shape for layer in range(config.n_layers) for name, shape in block}
 
 
+def in_block(config: ModelConfig, linear: LinearConfig) -> LinearConfig:
+    """`linear` with what the shapes of all seven projections of a block decide."""
+    return LINEARS[linear.name].in_block(linear, projection_shapes(config).values())
+
+
 @lru_cache(maxsize=16)
 def _linears(config: ModelConfig, linear: LinearConfig) -> Counter[tuple[LinearConfig, tuple[int, int]]]:
     """The configuration and the shape (in, out) of linears, and how many there are of each. Kept, as a run asks for it
     in every step."""
+    linear = in_block(config, linear)
     return Counter((linear_at(linear, name), shape) for name, shape in linear_shapes(config).items())
 
 
 def count_parameters(config: ModelConfig, linear: LinearConfig) -> dict[str, int]:
     """`total` and `trainable` numbers of the model, and `dense_equivalent`, those of the same shape with dense linears.
 
-    A tied head counts once. Integers (supports) are not parameters.
+    A tied head counts once. Integers (supports) are not parameters; a frozen dense matrix counts in `total` alone.
     """
-    total = _parameters(config, linear)
-    return {"total": total, "trainable": total, "dense_equivalent": _parameters(config, Dense.Config())}
+    trained, kind = _parameters(config, linear), LINEARS[linear.name]
+    frozen = sum(number * kind.count_frozen(own, *shape) for (own, shape), number in _linears(config, linear).items())
+    dense = _parameters(config, Dense.Config())
+    return {"total": trained + frozen, "trainable": trained, "dense_equivalent": dense}
+
+
+def count_linear_parameters(config: ModelConfig, linear: LinearConfig) -> int:
+    """The parameters of the projections alone that train, in which methods differ."""
+    kind = LINEARS[linear.name]
+    return sum(number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items())
 
 
 def _parameters(config: ModelConfig, linear: LinearConfig) -> int:
-    kind = LINEARS[linear.name]
-    linears = sum(
-        number * kind.count_parameters(own, *shape) for (own, shape), number in _linears(config, linear).items()
-    )
+    linears = count_linear_parameters(config, linear)
     embeddings = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
     return embeddings + linears + config.n_layers * 2 * config.dim + config.dim
 

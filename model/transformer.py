@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import attention
 from model.config import ModelConfig
+from model.counts import in_block
 from model.embedding import Embedding, OutputHead
 from model.kv_cache import BlockCache, KVCache
 from model.linear import LinearConfig, build_linear
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
         self.offload = Offload() if offload else None
         self._tables: Tensor | None = None
         self.tok_embeddings = Embedding(config.vocab_size, config.dim, "tok_embeddings", config.init_std)
+        linear = in_block(config, linear)
         self.layers = nn.ModuleList(TransformerBlock(config, linear, f"layers.{i}") for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = OutputHead(config.vocab_size, config.dim, "lm_head", config.init_std, config.tie_embeddings)

@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": "text from a checkpoint",
     "export": "checkpoint -> Hugging Face LLaMA folder",
     "spectrum": "singular values of a checkpoint's matrices, and the ranks they suggest",
+    "compare": "methods against each other: equal tuning, equal tokens or FLOPs, several seeds",
     "report": "a picture and a table of one run or several",
     "bench": "time this code against a peer in one run, as ratios",
     "doctor": "versions and devices: what works here, and the fix for what does not",

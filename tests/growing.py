@@ -10,6 +10,7 @@ from model.build import build_model, shape_of_model
 from model.config import ModelConfig
 from model.growth.tensors import GrownTensor, fitting
 from model.linear import LINEARS
+from model.linear.base import BaseLinear
 from model.linear.support import SUPPORTS
 from model.linear.support.base import check_supports
 from model.transformer import Transformer
@@ -78,6 +79,12 @@ def tokens(seed: int = 1) -> torch.Tensor:
 @torch.no_grad()
 def logits(model: Transformer) -> torch.Tensor:
     return model(tokens()[:, :-1])
+
+
+@torch.no_grad()
+def outputs(linear: BaseLinear) -> torch.Tensor:
+    """What a linear makes of the unit vectors [out, in]: its matrix, where it has one."""
+    return linear(torch.eye(linear.in_features)).t()
 
 
 def never_moved(model: Transformer, steps: int = 2) -> dict[str, float]:

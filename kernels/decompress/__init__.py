@@ -18,9 +18,9 @@ def decompress(
 ) -> Tensor:
     """W (out, in) = scale B A + S, S holding `values` (nnz,) at `support`.
 
-    A (rank, in), B (out, rank) and values in one dtype. `fused`, where Triton runs: one kernel that writes W once;
-    else a matmul by the vendor's library and a kernel that adds S. Not differentiable. ValueError when the dtypes
-    differ, or the shapes do not fit the support.
+    A (rank, in), B (out, rank) and values in one dtype; rank 0 leaves S alone. `fused`, where Triton runs: one kernel
+    that writes W once; else a matmul by the vendor's library and a kernel that adds S. Not differentiable. ValueError
+    when the dtypes differ, or the shapes do not fit the support.
     """
     support.check_factors(A, B, values)
     if not A.dtype == B.dtype == values.dtype:

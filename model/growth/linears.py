@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from kernels.support import TileSupport
+from model.config import ModelConfig
+from model.counts import in_block, linear_shapes
 from model.errors import UserError
 from model.growth.plan import GrowthPlan
 from model.growth.tensors import GrownTensor
-from model.linear import LinearConfig
+from model.linear import LINEARS, LinearConfig
 from model.linear.low_rank import require_rank_fits
 from model.linear.ranks import deciding, linear_at
-from model.linear.support import SUPPORTS
 from model.linear.support.element import draw_positions
-from model.seeding import fill_uniform
 
 LINEAR = re.compile(r"(layers\.\d+\.(?:attention|feed_forward)\.\w+_proj)\.")
 
@@ -24,21 +24,22 @@ State = dict[str, Tensor]
 
 
 def grow_linears(
-    tensors: Iterable[GrownTensor], old: LinearConfig, new: LinearConfig, seed: int
+    tensors: Iterable[GrownTensor], model: ModelConfig, old: LinearConfig, new: LinearConfig, seed: int
 ) -> Iterator[GrownTensor]:
-    """Turn the state of a model with linears `old` into that of one with `new`, the function unchanged.
+    """Turn the state of a model with linears `old` into that of `model` with `new`, the function unchanged.
 
     `tensors` as `grow_tensors` gives them: those of one linear follow each other. One linear is in memory at a time.
     UserError where the change is no growth.
     """
     require_linears_growable(old, new)
+    old, new, shapes = in_block(model, old), in_block(model, new), linear_shapes(model)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None or (old == new and not getattr(new, "ranks", ())):
             yield from group
             continue
         items = {item.name.removeprefix(f"{name}."): item for item in group}
         state = {part: item.tensor for part, item in items.items()}
-        for part, tensor in grow_linear(state, old, new, seed, name).items():
+        for part, tensor in grow_linear(state, shapes[name], old, new, seed, name).items():
             more, before = tensor.nbytes - state[part].nbytes, items[part]
             # New rows of A and new positions are drawn; new columns of B and new values are zero.
             if part == "A" or part.startswith("support."):
@@ -52,10 +53,12 @@ def require_linears_growable(old: LinearConfig, new: LinearConfig) -> None:
     """UserError unless linears `old` can become `new` by more rank, more density or another alpha."""
     if old.name != new.name:
         raise UserError(f"growth: linear.name {old.name!r} cannot become {new.name!r}; keep it")
-    if old.name != "sparse_low_rank":
+    for key in LINEARS[old.name].fixed:
+        before, after = getattr(old, key), getattr(new, key)
+        if before != after:
+            raise UserError(f"growth: linear.{key} {before!r} cannot become {after!r}; keep it")
+    if not hasattr(old, "support"):
         return
-    if old.support != new.support:
-        raise UserError(f"growth: linear.support {old.support!r} cannot become {new.support!r}; keep it")
     if old.support != "element" and old.density != new.density:
         raise UserError(f"growth: linear.density cannot grow with linear.support {old.support!r}; keep {old.density}")
 
@@ -91,43 +94,45 @@ def _key(linear: LinearConfig, name: str) -> str:
     return f"linear.ranks {found[0]!r}" if found else "linear.rank"
 
 
-def grow_linear(state: State, old: LinearConfig, new: LinearConfig, seed: int, name: str) -> State:
-    """Grow the state of one linear, `name` its full name; what is drawn comes from (seed, name).
+def grow_linear(
+    state: State, shape: tuple[int, int], old: LinearConfig, new: LinearConfig, seed: int, name: str
+) -> State:
+    """Grow the state of one linear of `shape` (in, out), `name` its full name; what is drawn is from (seed, name).
 
     The rank that it has, that of the linear which it is a copy of, is the one of its factors.
     """
-    if "A" not in state:
-        return state
-    A, B = state["A"], state["B"]
-    old, new = old.model_copy(update={"rank": len(A), "ranks": ()}), linear_at(new, name)
+    (n_in, n_out), new = shape, linear_at(new, name)
+    if "A" in state:
+        old = old.model_copy(update={"rank": len(state["A"]), "ranks": ()})
     if old == new:
         return state
-    n_in, n_out = A.shape[1], B.shape[0]
-    require_rank_fits(new.rank, n_in, n_out, name)
-    ratio = (old.alpha * new.rank) / (old.rank * new.alpha)
     grown = dict(state)
-    grown["A"], grown["B"] = grow_rank(A, B, new.rank, ratio, seed, name)
-    if "values" in state and old.density != new.density:
+    if "A" in state:
+        require_rank_fits(new.rank, n_in, n_out, name)
+        # A linear without alpha does not scale its product.
+        ratio = (old.alpha * new.rank) / (old.rank * new.alpha) if hasattr(new, "alpha") else 1.0
+        grown["A"], grown["B"] = grow_rank(state["A"], state["B"], new, ratio, seed, name)
+    size = LINEARS[new.name].count_entries(new, n_in, n_out) if "values" in state else 0
+    if "values" in state and size != state["values"].numel():
         support = TileSupport(state["support.loc"], state["support.tile_ptr"], (n_out, n_in))
-        size = SUPPORTS[new.support].count(new.density, n_in, n_out)
         support, grown["values"] = grow_density(support, state["values"], size, seed, f"{name}.support")
         grown["support.loc"], grown["support.tile_ptr"] = support.loc, support.tile_ptr
     return grown
 
 
-def grow_rank(A: Tensor, B: Tensor, rank: int, ratio: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """Return A (rank, in) and B (out, rank) with ratio * B_old A_old = B A, of the rank given.
+def grow_rank(A: Tensor, B: Tensor, new: LinearConfig, ratio: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """Return A (rank, in) and B (out, rank) with ratio * B_old A_old = B A, of the rank of the linear `new`.
 
-    B gets columns of zeros, A gets rows as a fresh linear has them: uniform in +-1/sqrt(in), from (seed, name). The new
-    columns of B receive gradient in the first step, the new rows of A from the second. `ratio` = old scale / new scale
-    goes into B: exact where it is a power of two, else to half a unit in the last place of each entry of B.
-    UserError when the rank would shrink.
+    B gets columns of zeros, A gets rows as a fresh linear has them, drawn from (seed, name). The new columns of B
+    receive gradient in the first step, the new rows of A from the second. `ratio` = old scale / new scale goes into B:
+    exact where it is a power of two, else to half a unit in the last place of each entry of B. UserError when the rank
+    would shrink.
     """
-    old, n_in = A.shape
+    (old, n_in), rank = A.shape, new.rank
     if rank < old:
         raise UserError(f"growth: linear.rank {old} cannot grow to {rank}, which is less")
     rows = A.new_empty(rank - old, n_in)
-    fill_uniform(rows, n_in**-0.5, seed, f"{name}.A.from_{old}")
+    LINEARS[new.name].draw_rows(new, rows, B.shape[0], seed, f"{name}.A.from_{old}")
     scaled = B if ratio == 1 else (B.double() * ratio).to(B.dtype)
     return torch.cat([A, rows]), torch.cat([scaled, B.new_zeros(B.shape[0], rank - old)], dim=1)
 

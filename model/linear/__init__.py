@@ -6,16 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from model.errors import UserError
 from model.linear.base import BaseLinear
+from model.linear.cola import CoLA
 from model.linear.dense import Dense
+from model.linear.lora import Lora
 from model.linear.low_rank import LowRank
 from model.linear.ranks import linear_at
+from model.linear.relora import ReLora
+from model.linear.sparse import Sparse
 from model.linear.sparse_low_rank import SparseLowRank
 
 LINEARS: dict[str, type[Any]] = {
     "dense": Dense,
     "low_rank": LowRank,
     "sparse_low_rank": SparseLowRank,
+    "sparse": Sparse,
+    "cola": CoLA,
+    "lora": Lora,
+    "relora": ReLora,
 }
 
 if TYPE_CHECKING:
@@ -32,3 +41,11 @@ def build_linear(
     UserError when the configuration does not fit the shape.
     """
     return LINEARS[config.name](linear_at(config, name), in_features, out_features, name, init_std)
+
+
+def require_matrices(config: LinearConfig, what: str, fix: str) -> None:
+    """UserError, which names `what` needs the dense weights of such linears and the `fix`, where they have none."""
+    if reason := LINEARS[config.name].not_a_matrix:
+        raise UserError(
+            f'{what}: linears with linear.name = "{config.name}" have no dense weights, since {reason}; {fix}'
+        )

@@ -1,11 +1,13 @@
 """What every linear offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from kernels.sparse_low_rank_linear.choice import Choice
+from model.seeding import fill_uniform
 
 
 class BaseLinear(nn.Module, ABC):
@@ -18,7 +20,12 @@ class BaseLinear(nn.Module, ABC):
     projectable: ClassVar[tuple[str, ...]] = ()
     """Own parameters whose gradient a matrix optimizer may project to low rank; factors are small already."""
     silent_at_zero: ClassVar[tuple[str, ...]]
-    """Own parameters that make the map zero when they are, and then receive gradient at once if the others are not."""
+    """Own tensors that make the map zero when they are; those that train receive gradient at once if others are not
+    zero. Empty where there are none such."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Keys of the configuration by which shapes go and that growth cannot change."""
+    not_a_matrix: ClassVar[str] = ""
+    """Why such linears have no dense weights, for messages (`require_matrices`); empty where they have."""
 
     def __init__(self, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__()
@@ -39,7 +46,7 @@ class BaseLinear(nn.Module, ABC):
 
     @abstractmethod
     def dense_weight(self) -> Tensor:
-        """Return the map as one fp32 matrix (out, in)."""
+        """Return the map as one fp32 matrix (out, in). TypeError where it is none (`not_a_matrix`)."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors that train, by own name."""
@@ -48,7 +55,27 @@ class BaseLinear(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def count_parameters(config: Any, in_features: int, out_features: int) -> int:
-        """Count the parameters of such a linear."""
+        """Count the numbers of such a linear that train."""
+
+    @staticmethod
+    def count_frozen(config: Any, in_features: int, out_features: int) -> int:
+        """Count the numbers of such a linear that do not train: entries of its dense buffers."""
+        return 0
+
+    @staticmethod
+    def in_block(config: Any, shapes: Iterable[tuple[int, int]]) -> Any:
+        """Return `config` for the linears of a block whose projections have these shapes (in, out)."""
+        return config
+
+    @staticmethod
+    def may_choose(config: Any) -> bool:
+        """Whether a Choice says how such a linear computes."""
+        return False
+
+    @staticmethod
+    def draw_rows(config: Any, rows: Tensor, out_features: int, seed: int, name: str) -> None:
+        """Fill rows (k, in) of such a linear's factor A as a fresh one has them, from (seed, name)."""
+        fill_uniform(rows, rows.shape[1] ** -0.5, seed, name)
 
     @classmethod
     def training_flops(
@@ -62,10 +89,13 @@ class BaseLinear(nn.Module, ABC):
     ) -> int:
         """FLOPs of `micro_steps` forward and backward passes over `tokens` tokens each; a multiply-add is two.
 
-        Each parameter is multiplied with for the output and the input's gradient, and has a gradient of its own.
+        Each number is multiplied with for the output and the input's gradient; one that trains has its own gradient,
+        so a frozen one costs two thirds of that.
         `choice` is how the linear computes where there is something to choose; None is a Choice's default.
         """
-        return 6 * micro_steps * tokens * cls.count_parameters(config, in_features, out_features)
+        trained = cls.count_parameters(config, in_features, out_features)
+        frozen = cls.count_frozen(config, in_features, out_features)
+        return micro_steps * tokens * (6 * trained + 4 * frozen)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}"

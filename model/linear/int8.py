@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from kernels.quant import Quantized, dequantize, quantize
 from model.linear.base import BaseLinear
 from model.linear.dense import Dense
-from model.seeding import fill_normal
+from model.linear.initial import draw_normal
 
 GROUP = 256
 """Elements of a row that share a scale and a zero point."""
@@ -38,6 +38,7 @@ class Int8Linear(BaseLinear):
 
     def __init__(self, config: Dense.Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
+        self.config = config
         empty = Quantized.empty((out_features, in_features), 8, GROUP, torch.empty(0).device)
         self.register_buffer("codes", empty.codes)
         self.register_buffer("scales", empty.scales)
@@ -68,7 +69,7 @@ class Int8Linear(BaseLinear):
 
     def reset_parameters(self, seed: int) -> None:
         weight = torch.empty(self.out_features, self.in_features, device=self.codes.device)
-        fill_normal(weight, self.init_std, seed, f"{self.name}.weight")
+        draw_normal(self.config.init, weight, self.init_std, seed, f"{self.name}.weight")
         self.store(weight)
 
     def dense_weight(self) -> Tensor:
@@ -122,7 +123,7 @@ def to_int8(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Dense):
-                linear = Int8Linear(Dense.Config(), child.in_features, child.out_features, child.name, child.init_std)
+                linear = Int8Linear(child.config, child.in_features, child.out_features, child.name, child.init_std)
                 setattr(module, name, linear)
     linears = [module for module in model.modules() if isinstance(module, Int8Linear)]
     largest = max((linear.scratch_numel for linear in linears), default=0)

@@ -1,6 +1,6 @@
 """A product of two thin matrices: the plain low-rank baseline of the papers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from model.errors import UserError
 from model.linear.base import BaseLinear
+from model.linear.initial import Factors, among, draw_factors, draw_uniform
 from model.linear.ranks import RankTable
 from model.schema import Frozen
-from model.seeding import fill_normal, fill_uniform
 
 
 def require_rank_fits(rank: int, in_features: int, out_features: int, name: str) -> None:
@@ -36,13 +36,17 @@ class LowRank(BaseLinear):
         """Ranks of linears by patterns of their names, in place of `rank`; the last pattern that matches decides."""
         alpha: float = Field(32.0, gt=0)
         """Numerator of the scale alpha / rank of the product."""
+        init: Annotated[str, among("kaiming", "spectral")] = "kaiming"
+        """How the factors start. kaiming: A uniform in +-1/sqrt(in), B normal, the product with model.init_std.
+        spectral: the product nearest to a fresh dense matrix. ggd:NU, as in ggd:0.8: like kaiming, with a generalised
+        Gaussian of shape NU (2: normal, 1: Laplace)."""
 
     silent_at_zero = ("B",)
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)
-        self.scale = config.alpha / config.rank
+        self.config, self.scale = config, config.alpha / config.rank
         self.A = nn.Parameter(torch.empty(config.rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, config.rank))
 
@@ -54,15 +58,14 @@ class LowRank(BaseLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw A uniform in +-1/sqrt(in), B normal, so that the product's entries have standard deviation init_std.
+        """Draw the factors as `init` says; unlike beside a sparse part, B is not zero."""
+        factors = Factors(self.A, self.B, self.scale, self.init_std, self.name, beside=False)
+        draw_factors(self.config.init, factors, seed)
 
-        B cannot start at zero, as beside a sparse part: with every projection the zero map, attention and feed-forward
-        put out zeros, and no factor would ever receive a gradient.
-        """
-        bound = self.in_features**-0.5
-        fill_uniform(self.A, bound, seed, f"{self.name}.A")
-        rank = self.A.shape[0]
-        fill_normal(self.B, self.init_std / (self.scale * bound * (rank / 3) ** 0.5), seed, f"{self.name}.B")
+    @staticmethod
+    def draw_rows(config: Config, rows: Tensor, out_features: int, seed: int, name: str) -> None:
+        """Draw them as kaiming or a generalised Gaussian has them, whatever the others were drawn as."""
+        draw_uniform(config.init, rows, rows.shape[1] ** -0.5, seed, name)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

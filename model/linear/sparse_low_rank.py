@@ -1,21 +1,20 @@
 """The SLTrain linear: a low-rank product plus a sparse matrix with a fixed random support (arXiv 2406.02214)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kernels.sparse_low_rank_linear.choice import Choice
-from model.linear.base import BaseLinear
-from model.linear.low_rank import require_rank_fits
+from model.linear.initial import Factors, among, draw_factors, draw_uniform
+from model.linear.low_rank import LowRank, require_rank_fits
 from model.linear.ranks import RankTable
 from model.linear.support import SUPPORTS
+from model.linear.supported import SupportedLinear
 from model.schema import Frozen
-from model.seeding import fill_uniform
 
 
-class SparseLowRank(BaseLinear):
+class SparseLowRank(SupportedLinear):
     """y = x W^T with W = scale B A + S: A (rank, in), B (out, rank), S trained on its support, scale = alpha / rank."""
 
     class Config(Frozen):
@@ -33,13 +32,18 @@ class SparseLowRank(BaseLinear):
         support: Literal["element", "block"] = "element"
         """How the sparse entries are drawn. element: every set of single entries is equally likely, as in the paper.
         block: square blocks of 16 to 128, evenly spread: another method, and faster than dense linears on a GPU."""
+        init: Annotated[str, among("kaiming", "spectral", "orthogonal")] = "kaiming"
+        """How it starts; sparse values are uniform in +-1/sqrt(in). kaiming: A too, B zero, as in the paper. spectral:
+        factors of the product nearest to a fresh dense matrix. orthogonal: neither factor zero, but their product.
+        ggd:NU, as in ggd:0.8: as kaiming, all of a generalised Gaussian of shape NU (2: normal, 1: Laplace)."""
 
     silent_at_zero = ("B", "values")
+    fixed = ("support",)
 
     def __init__(self, config: Config, in_features: int, out_features: int, name: str, init_std: float):
         super().__init__(in_features, out_features, name, init_std)
         require_rank_fits(config.rank, in_features, out_features, name)
-        self.config = config
+        self.config, self.rank = config, config.rank
         self.scale = config.alpha / config.rank
         self.support = SUPPORTS[config.support](config.density, in_features, out_features, f"{name}.support")
         self.A = nn.Parameter(torch.empty(config.rank, in_features))
@@ -51,12 +55,13 @@ class SparseLowRank(BaseLinear):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draw A and values uniform in +-1/sqrt(in) and a fresh support; B is zero."""
+        """Draw a fresh support, its values and the factors as `init` says."""
         self.support.reset_parameters(seed)
-        bound = self.in_features**-0.5
-        fill_uniform(self.A, bound, seed, f"{self.name}.A")
-        self.B.zero_()
-        fill_uniform(self.values, bound, seed, f"{self.name}.values")
+        factors = Factors(self.A, self.B, self.scale, self.init_std, self.name, beside=True)
+        draw_factors(self.config.init, factors, seed)
+        draw_uniform(self.config.init, self.values, factors.bound, seed, f"{self.name}.values")
+
+    draw_rows = staticmethod(LowRank.draw_rows)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
@@ -64,27 +69,5 @@ class SparseLowRank(BaseLinear):
 
     @staticmethod
     def count_parameters(config: Config, in_features: int, out_features: int) -> int:
-        entries = SUPPORTS[config.support].count(config.density, in_features, out_features)
+        entries = SparseLowRank.count_entries(config, in_features, out_features)
         return config.rank * (out_features + in_features) + entries
-
-    @classmethod
-    def training_flops(
-        cls,
-        config: Config,
-        in_features: int,
-        out_features: int,
-        tokens: int,
-        choice: Choice | None = None,
-        micro_steps: int = 1,
-    ) -> int:
-        """Count what the choice computes: the path through the factors and S, or the dense matmuls and what W costs.
-
-        That is building W as often as its keep asks, and reducing its gradient to both factors' as often as it is not
-        summed. Recomputed activations count nothing, so neither does a W that is built again for them.
-        """
-        how, numel = choice or Choice(), out_features * in_features
-        if not SUPPORTS[config.support].MAY_BUILD or how.path == "csr":
-            return super().training_flops(config, in_features, out_features, tokens, choice, micro_steps)
-        built = {"none": 2 * micro_steps, "layer": micro_steps, "step": 1}[how.keep]
-        reduced = 1 if how.accumulate else micro_steps
-        return 6 * micro_steps * tokens * numel + (2 * built + 4 * reduced) * numel * config.rank

@@ -11,9 +11,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="new run folder, for train --from DIR")
     parser.add_argument(
         "--linear",
-        choices=("dense", "low_rank", "sparse_low_rank"),
+        metavar="NAME",
         default="dense",
-        help="what the projections become (default dense: the weights as they are)",
+        help="what the projections become: dense (default, the weights as they are), low_rank, sparse_low_rank, "
+        "sparse, or lora and relora, which freeze them",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="linear.rank of the factors (default 128)")
     parser.add_argument(
@@ -77,8 +78,13 @@ def run(args: argparse.Namespace) -> int:
 def _linear(args: argparse.Namespace) -> dict[str, Any]:
     """The keys of [linear]; UserError for an option that the kind of linear does not take."""
     from model.errors import UserError
-    from model.linear import LINEARS
+    from model.linear import LINEARS, require_matrices
+    from model.linear.supported import SupportedLinear
 
+    others = ", ".join(name for name, kind in LINEARS.items() if not kind.not_a_matrix)
+    if args.linear not in LINEARS:
+        raise UserError(f"--linear {args.linear!r} is none of {others}")
+    require_matrices(LINEARS[args.linear].Config(), f"--linear {args.linear}", f"choose one of {others}")
     fields = LINEARS[args.linear].Config.model_fields
     table: dict[str, Any] = {"name": args.linear}
     for key in ("rank", "alpha", "density"):
@@ -88,13 +94,19 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
         if value is not None:
             table[key] = value
     if args.reduction is not None:
-        if args.linear == "dense" or args.rank is not None:
-            other = "--rank" if args.rank is not None else "--linear dense"
+        if "rank" not in fields or args.rank is not None:
+            other = "--rank" if args.rank is not None else f"--linear {args.linear}"
             raise UserError(f"--reduction gives each matrix a rank of its own, which {other} contradicts; drop one")
+        if args.linear in ("lora", "relora"):
+            raise UserError(
+                f"--reduction leaves singular values out, and --linear {args.linear} keeps them all; drop it"
+            )
         if not 0 <= args.reduction < 1:
             raise UserError(f"--reduction {args.reduction:g}: must be at least 0 and less than 1")
-    if args.support and args.linear != "sparse_low_rank":
+    if args.support and not issubclass(LINEARS[args.linear], SupportedLinear):
         raise UserError(f"--support has no effect with --linear {args.linear}; leave it out")
+    if args.support == "block" and "support" not in fields:
+        raise UserError(f"--support block does not go with --linear {args.linear}; choose random or magnitude")
     if args.support == "block":
         table["support"] = "block"
     return table

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help=".txt .md .py .parquet .arrow files, .jsonl .json .csv .tsv [.gz|.zst] files, or folders of them",
+        help=".txt .md .rst .py .parquet .arrow files, .jsonl .json .csv .tsv [.gz|.zst] files, or folders of them",
     )
     source.add_argument(
         "--hf", action=_Once, metavar="ID", help="a data set of the Hugging Face hub, or a local file or folder of one"

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from model.errors import UserError
+    from model.linear import require_matrices
     from pretrain.checkpoint.folders import STEP_FOLDER
     from pretrain.checkpoint.read import Checkpoint, best_device, on_newest, open_checkpoint
     from pretrain.data.dataset import Batch
@@ -60,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         if args.out is None and run is None:
             raise UserError(f"{args.checkpoint}: lies in no run's folder; say where to write with --out DIR")
         other = open_checkpoint(args.against) if args.against is not None else None
+        for one, key in ((checkpoint, "spectrum"), (other, "--against")):
+            if one is not None:
+                require_matrices(one.stage.config.linear, key, "give a checkpoint of other linears")
         out = Path(args.out) if args.out is not None else (run or Path()) / "spectrum"
         batch = held_out(checkpoint, args.gradients, args.data) if args.gradients is not None else None
         make_folder(out)

@@ -9,9 +9,12 @@ from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
 from model.growth.shapes import WIDTHS
+from model.linear import LINEARS, require_matrices
+from model.linear.merging import MergingLinear
 from model.linear.ranks import require_patterns_used, require_ranks_fit
 from pretrain.config.growth_checks import Rows, growth_rows, growth_switch
 from pretrain.config.literals import as_toml
+from pretrain.config.schedule import CosineRestarts, ScheduleConfig
 from pretrain.config.stages import GROWING, stage_configs
 from pretrain.config.tables import WARM_UP_STEPS, Tables, changed, users
 from pretrain.optim.config import MatrixConfig, OwnConfig
@@ -66,6 +69,8 @@ def _tables(config: Tables) -> Rows:
         train.max_steps > config.schedule.total_steps,
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
+    yield from _restarts(config.schedule)
+    yield from _merging(config)
     end, last = WARM_UP_STEPS + train.profile, train.max_steps or config.schedule.total_steps
     yield (
         train.profile and end > last,
@@ -81,6 +86,8 @@ def _tables(config: Tables) -> Rows:
         "metrics.spectra_every does not work at parallel.zero_stage = 3, where no process has a whole weight; set "
         "it to 0",
     )
+    if config.metrics.spectra_every:
+        require_matrices(config.linear, "metrics.spectra_every", "set it to 0")
     yield (
         train.offload_activations and not train.checkpoint_every_layers,
         "train.offload_activations moves what recomputed blocks start from, and none is recomputed: set "
@@ -94,6 +101,11 @@ def _tables(config: Tables) -> Rows:
     yield (
         parallel.offload == "optimizer" and not parallel.zero_stage,
         'parallel.offload = "optimizer" needs ZeRO: set parallel.zero_stage = 1, 2 or 3, or parallel.offload = "none"',
+    )
+    yield (
+        config.model.tie_embeddings and optimizer.name == "scale",
+        'optimizer.name = "scale" steps embedding and head in two ways, and model.tie_embeddings = true makes them one '
+        "matrix; set it to false, or choose another optimizer",
     )
     if isinstance(optimizer, OwnConfig):
         yield from _own_optimizer(config, optimizer)
@@ -109,6 +121,47 @@ def _tables(config: Tables) -> Rows:
     yield (
         config.model.tie_embeddings and parallel.zero_stage == 3,
         "model.tie_embeddings = true does not work at parallel.zero_stage = 3; use stage 2 or untie",
+    )
+
+
+def _restarts(schedule: ScheduleConfig) -> Rows:
+    if not isinstance(schedule, CosineRestarts):
+        return
+    every = schedule.restart_every
+    yield (
+        schedule.total_steps <= every or schedule.total_steps % every,
+        f"schedule.restart_every {every} is no part of schedule.total_steps {schedule.total_steps}; give a divisor of "
+        "it that is less",
+    )
+    yield (
+        schedule.warmup_steps > every,
+        f"schedule.warmup_fraction {schedule.warmup_fraction:g} is {schedule.warmup_steps} steps, more than "
+        f"schedule.restart_every {every}; lower the former or raise the latter",
+    )
+    yield (
+        schedule.restart_warmup_steps >= every,
+        f"schedule.restart_warmup_steps {schedule.restart_warmup_steps} must be less than schedule.restart_every "
+        f"{every}",
+    )
+
+
+def _merging(config: Tables) -> Rows:
+    """What linears that change themselves between updates ask of those who train them."""
+    linear, optimizer = config.linear, config.optimizer
+    if not issubclass(LINEARS[linear.name], MergingLinear):
+        return
+    merges = f'linear.name = "{linear.name}" changes weights and moments between updates'
+    yield (
+        config.parallel.zero_stage,
+        f"{merges}, of which ZeRO keeps flat parts at parallel.zero_stage = {config.parallel.zero_stage}; set it to 0",
+    )
+    yield (
+        isinstance(optimizer, MatrixConfig),
+        f'{merges}, which optimizer.name = "{optimizer.name}" does not follow; set "adamw" or "adamw8bit"',
+    )
+    yield (
+        linear.name == "relora" and linear.reset == "zero" and changed(linear, ("reset_ratio",)),
+        'linear.reset_ratio has no effect with linear.reset = "zero", which keeps nothing; remove it',
     )
 
 
@@ -132,8 +185,9 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
         'optimizer.name = "adamw"',
     )
     yield (
-        optimizer.factor_lr_ratio != 1 and config.linear.name == "dense",
-        'optimizer.factor_lr_ratio has no effect with linear.name = "dense", which has no factors; remove it',
+        optimizer.factor_lr_ratio != 1 and not hasattr(config.linear, "rank"),
+        f'optimizer.factor_lr_ratio has no effect with linear.name = "{config.linear.name}", which has no factors; '
+        "remove it",
     )
     yield (
         per_layer and train.global_batch_size != train.micro_batch_size,
@@ -180,9 +234,9 @@ def _matrix(config: MatrixConfig) -> Rows:
         f'optimizer.moments = "adafactor" keeps no first moment, which {name} needs; choose fp32, bf16 or 8bit',
     )
     yield (
-        config.name == "muon" and config.moments in ("bf16", "adafactor"),
-        f'optimizer.moments = "{config.moments}" has no effect with {name}, whose momentum is fp32 and whose other '
-        "moments are fp32 or 8bit; choose one of these",
+        not rule.keeps_moments and config.moments in ("bf16", "adafactor"),
+        f'optimizer.moments = "{config.moments}" has no effect with {name}, which keeps none of its matrices and in '
+        "fp32 or 8bit those of other parameters; choose one of these",
     )
     yield (
         config.name == "frugal" and config.moments == "8bit" and config.eps_mode == "torch",
@@ -232,7 +286,7 @@ def _matrix(config: MatrixConfig) -> Rows:
 
 def _kernels(config: Tables) -> Rows:
     kernels, linear, zero_stage = config.kernels, config.linear, config.parallel.zero_stage
-    if linear.name != "sparse_low_rank" or linear.support != "element":
+    if not LINEARS[linear.name].may_choose(linear):
         for key in changed(kernels, ("path", "keep_weight", "sum_gradients", "cache_budget")):
             yield (
                 True,

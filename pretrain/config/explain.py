@@ -80,22 +80,22 @@ def _wrong_source(path: list[Any], item: Any) -> str:
     """The sentence for a corpus of a mixture."""
     key = shown(".".join(map(str, path)))
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(str(path[-1]), MixtureSource.model_fields)}"
+        return f"{key}: unknown key{nearest(str(path[-1]), MixtureSource.model_fields)}"
     return f"{key}: {expected(item)}, got {shown(_as_given(item['input']))}; for example mixture = {MIXTURE}"
 
 
 def _unknown_key(key: str, path: list[Any], raw: dict[str, Any]) -> str:
     section, unknown = str(path[0]), str(path[-1])
     if len(path) == 1:
-        return f"{key}: unknown table{_nearest(unknown, Tables.model_fields)}"
+        return f"{key}: unknown table{nearest(unknown, Tables.model_fields)}"
     owner = table_type(section, raw.get(section, {}))
     name, others = raw.get(section, {}).get("name"), users(section, unknown)
     whose = f"not a key of {section} {name!r}" if name or others else "unknown key"
-    fix = f"; it is for {', '.join(others)}" if others else _nearest(unknown, owner.model_fields if owner else {})
+    fix = f"; it is for {', '.join(others)}" if others else nearest(unknown, owner.model_fields if owner else {})
     return f"{key}: {whose}{fix}"
 
 
-def _nearest(word: str, allowed: Iterable[str]) -> str:
+def nearest(word: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     close = difflib.get_close_matches(word, names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; it knows {', '.join(names)}"

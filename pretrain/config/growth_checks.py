@@ -11,6 +11,7 @@ from model.growth.plan import GrowthPlan
 from model.growth.shapes import WIDTHS, require_widths_grow, same_widths
 from model.growth.tensors import LAYER
 from model.growth.width import require_linears_widen
+from model.linear import LINEARS, LinearConfig
 from model.linear.ranks import deciding, same_linears
 from pretrain.config.literals import as_toml
 from pretrain.config.stages import (
@@ -48,6 +49,11 @@ def growth_switch(config: Tables) -> Rows:
         ("warmup_fraction", growth.schedule == "reset", 'growth.schedule = "continue"'),
     ):
         yield not used and changed(growth, (key,)), f"growth.{key} has no effect with {where}; remove one of them"
+    yield (
+        config.schedule.name == "cosine_restarts" and growth.schedule == "reset",
+        'schedule.name = "cosine_restarts" counts its restarts from the first step of the run: set growth.schedule = '
+        '"continue", or another schedule',
+    )
     small_shape = small_model(config)
     require_widths_grow(small_shape, config.model, growth.width)
     yield (
@@ -109,7 +115,7 @@ def growth_rows(config: Tables) -> Rows:
         'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; set other weights, or leave '
         f"{', '.join(f'growth.{key}' for key in WIDTHS)} out",
     )
-    require_linears_widen(small_model(config), config.model, linear, grown)
+    require_linears_widen(small_model(config), config.model, linear, grown, growth.width)
     plans = growth_plans(config)
     steps = [(linear, grown if plan is plans[-1] else linear, plan) for plan in plans]
     for step in steps:
@@ -132,6 +138,7 @@ def growth_rows(config: Tables) -> Rows:
     yield from _times(config, len(layers) - 1)
     for plan in plans:
         require_no_zeroed_codes(config, plan)
+        require_silenceable(grown, plan)
 
 
 def _times(config: Tables, growths: int) -> Rows:
@@ -168,6 +175,15 @@ def require_no_zeroed_codes(config: Tables, plan: GrowthPlan) -> None:
         raise UserError(
             'growth.operator = "zero" and growth.function_preserving start layers at zero, which optimizer.weights = '
             '"int8" cannot; set another operator and function_preserving = false, or other weights'
+        )
+
+
+def require_silenceable(linear: LinearConfig, plan: GrowthPlan) -> None:
+    """UserError for layers that start silent where the linears have no zero map from which they could learn."""
+    if plan.silent and not LINEARS[linear.name].silent_at_zero:
+        raise UserError(
+            'growth.operator = "zero" and growth.function_preserving start layers at zero, from where linear.name = '
+            f'"{linear.name}" would never move; set another operator and function_preserving = false, or other linears'
         )
 
 

@@ -68,7 +68,7 @@ def validate(raw: dict[str, Any]) -> Config:
         if isinstance(table, dict) and "name" in type(field.default).model_fields:
             table.setdefault("name", field.default.name)
     try:
-        return Config.model_validate(_tuples(raw))
+        return Config.model_validate(tuples(raw))
     except ValidationError as error:
         raise UserError(explain(error, raw)) from None
 
@@ -134,8 +134,8 @@ def _switch_member(section: str, table: dict[str, Any], name: str) -> None:
         print(f"{section}.name={name} drops from the file: {', '.join(dropped)}", file=sys.stderr)
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """TOML arrays arrive as lists; the fields are tuples, because a configuration is immutable."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -45,7 +45,34 @@ class Cosine(Schedule):
     """Learning rate of the last step as a part of the peak."""
 
     def after_warmup(self, progress: float) -> float:
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        return half_cosine(self.min_lr_ratio, progress)
+
+
+class CosineRestarts(Schedule):
+    """Half a cosine from 1 to min_lr_ratio that falls to 0 at intervals and rises back (ReLoRA, arXiv 2307.05695).
+
+    The published multiplier of a count c, with the period R, the warm-up w and the warm-up after a restart v, is the
+    cosine's at c, but for c mod R = q < v and c >= R: there it is q / v times the cosine's at c - q + v. Here c is the
+    number of the update, from 1: update R makes no change, and what is merged and reset after it begins at 1 / v. The
+    last update uses min_lr_ratio, where c would restart.
+    """
+
+    name: Literal["cosine_restarts"] = "cosine_restarts"
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Learning rate of the last step as a part of the peak."""
+    restart_every: int = Field(1000, ge=1)
+    """Steps from one fall to the next; a divisor of total_steps, and linear.merge_every for linears that merge."""
+    restart_warmup_steps: int = Field(100, ge=0)
+    """Steps in which the learning rate rises back after a fall; less than restart_every."""
+
+    def factor(self, step: int) -> float:
+        since = step % self.restart_every
+        if step < self.restart_every or step == self.total_steps or since >= self.restart_warmup_steps:
+            return super().factor(step)
+        return since / self.restart_warmup_steps * super().factor(step - since + self.restart_warmup_steps)
+
+    def after_warmup(self, progress: float) -> float:
+        return half_cosine(self.min_lr_ratio, progress)
 
 
 class Linear(Schedule):
@@ -82,4 +109,9 @@ class WSD(Schedule):
         return 1 - (1 - self.min_lr_ratio) * decayed
 
 
-ScheduleConfig = Annotated[Cosine | Linear | Constant | WSD, Field(discriminator="name")]
+def half_cosine(least: float, progress: float) -> float:
+    """Half a cosine from 1 at `progress` 0 to `least` at 1."""
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+ScheduleConfig = Annotated[Cosine | CosineRestarts | Linear | Constant | WSD, Field(discriminator="name")]

@@ -122,7 +122,8 @@ class ParallelConfig(Frozen):
 
 
 class KernelsConfig(Frozen):
-    """How the linears compute; all choices agree up to rounding. All but `backend` are for sparse_low_rank linears."""
+    """How the linears compute; all choices agree up to rounding. All but `backend` are for linears with single
+    sparse entries."""
 
     backend: Literal["auto", "triton", "torch"] = "auto"
     """auto: Triton kernels on a GPU, PyTorch elsewhere. The environment variable SPARLOW_KERNELS overrides it."""

@@ -22,6 +22,15 @@ def open_dataset(config: Config, split: Literal["train", "val"], path: str | Non
     return MixtureDataset(paths, weights, split, seq_len, data.packing, seed)
 
 
+def require_vocabulary(dataset: Dataset, config: Config) -> None:
+    """UserError where the model has no row for some piece of the tokenizer."""
+    if dataset.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer of {config.data.named}, "
+            f"which has {dataset.vocab_size} pieces; set it to {dataset.vocab_size}"
+        )
+
+
 def planned(config: Config, tokens: int) -> dict[str, dict[str, float | None]]:
     """Share, tokens and epochs of each corpus of a mixture in a run of so many tokens; {} without one.
 

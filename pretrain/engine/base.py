@@ -9,12 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from model.linear.merging import Reset
 from model.linear.support.base import check_supports
 from model.linear.support.element import step_caches
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.deepspeed import deepspeed_settings, release
+from pretrain.engine.merging import frozen_matrices, merge_due, merging_linears, take_from_first
 from pretrain.machine.distributed import World, import_deepspeed
 from pretrain.machine.fault import fault_flag, spoiled
 
@@ -53,9 +55,13 @@ class Engine(ABC):
         self.optimizer = optimizer
         self.micro_batches = grad_accum_steps * world.size
         self.caches = step_caches(model)
+        self.merging, self.seed = merging_linears(model), config.run.seed
+        self.updates = 0
+        """Applied so far, since the optimizer began."""
         self.deepspeed, *_ = import_deepspeed().initialize(
             model=model, optimizer=optimizer, config=deepspeed_settings(config, grad_accum_steps)
         )
+        take_from_first(frozen_matrices(self.model), world)
 
     @property
     def model(self) -> Transformer:
@@ -89,13 +95,20 @@ class Engine(ABC):
             self.deepspeed.step()
         return seen
 
-    @abstractmethod
     def update(self, limit: float = math.inf) -> Update:
         """Take the optimizer step after the last micro-step, unless its gradient is not finite or larger than `limit`.
 
         Nothing changes then: no weight, moment, basis or count (but see `Update.partly`). `limit` is equal on all
         ranks; below 0 it lets no gradient pass, and none is looked at. Where `steps_in_backward` it comes too late.
+        Linears that are due merge after it (model/linear/merging.py).
         """
+        update = self._update(limit)
+        if update.applied:
+            self.updates += 1
+            for name, reset in merge_due(self.merging, self.updates, self.seed, self.world):
+                self._reset_moments(name, reset)
+        self.parameters_changed()
+        return update
 
     def drop(self) -> Update:
         """Let go of the step's gradient, in place of `update`."""
@@ -132,6 +145,7 @@ class Engine(ABC):
         steps; `warm_up` is any batch of the run's shape.
         """
         self._restore(read, updates, warm_up, has_optimizer)
+        self.updates = updates
         check_supports(self.model)
         self.parameters_changed()
 
@@ -152,9 +166,17 @@ class Engine(ABC):
         return {}
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
-        """The persistent buffers: sparse supports and 8-bit weights."""
+        """The persistent buffers: sparse supports, 8-bit weights and frozen matrices."""
         names = self.model.state_dict().keys()
         return [(name, buffer) for name, buffer in self.model.named_buffers() if name in names]
+
+    @abstractmethod
+    def _update(self, limit: float) -> Update:
+        """Take the optimizer step, as `update` says."""
+
+    @abstractmethod
+    def _reset_moments(self, name: str, reset: Reset) -> None:
+        """Let `reset` change the moments of the parameter `name`, where this rank has them."""
 
     @abstractmethod
     def _weights(self) -> NamedTensors:

@@ -1,4 +1,4 @@
-"""How the sparse-plus-low-rank linears of a run compute: chosen when it starts, recorded in it, kept by every resume.
+"""How linears with sparse entries compute in a run: chosen when it starts, recorded in it, kept by every resume.
 
 Every choice computes the same up to rounding; which is fastest depends on shapes, batch, memory and device.
 """
@@ -13,8 +13,8 @@ import torch
 from kernels.sparse_low_rank_linear.choice import Choice, Keep
 from kernels.sparse_low_rank_linear.csr import available as csr_available
 from model.errors import UserError
-from model.linear.sparse_low_rank import SparseLowRank
 from model.linear.support.element import ElementSparse
+from model.linear.supported import SupportedLinear
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.machine.hardware import free_bytes
@@ -70,7 +70,7 @@ def describe(record: dict[str, Any]) -> Iterator[str]:
     for (shape, choice), found in ranks.items():
         shape += f" rank {min(found)}" + (f" to {max(found)}" if len(found) > 1 else "")
         if choice.path == "csr":
-            yield f"linears {shape}: the factors and the sparse matrix one after the other (csr)"
+            yield f"linears {shape}: W never built, its parts multiplied one after the other (csr)"
             continue
         kept = {"none": "built twice", "layer": "kept for the backward pass", "step": "kept over the step"}[choice.keep]
         summed = ", its gradient summed over micro-steps" if choice.accumulate else ""
@@ -88,7 +88,7 @@ def weights_kept(model: Transformer, one_token: bool = False) -> Iterator[None]:
     built = []  # supports whose W is built, each with its choice so far and the one in force
     for linear in choosing_linears(model):
         support = _support(linear)
-        choice = support.choice or support.choose(1, linear.config.rank, model.compute_dtype, device)
+        choice = support.choice or support.choose(1, linear.rank, model.compute_dtype, device)
         if one_token and choice.path == "csr":
             choice = Choice()
         if choice.path == "dense":
@@ -107,37 +107,37 @@ def weights_kept(model: Transformer, one_token: bool = False) -> Iterator[None]:
             support.cache.clear()
 
 
-def choosing_linears(model: Transformer) -> list[SparseLowRank]:
+def choosing_linears(model: Transformer) -> list[SupportedLinear]:
     """Linears that there is something to choose for."""
-    return [m for m in model.modules() if isinstance(m, SparseLowRank) and isinstance(m.support, ElementSparse)]
+    return [m for m in model.modules() if isinstance(m, SupportedLinear) and isinstance(m.support, ElementSparse)]
 
 
-def _support(linear: SparseLowRank) -> ElementSparse:
+def _support(linear: SupportedLinear) -> ElementSparse:
     assert isinstance(linear.support, ElementSparse)
     return linear.support
 
 
-def shape_name(linear: SparseLowRank) -> str:
-    return _shape_name(linear.out_features, linear.in_features, linear.config.rank)
+def shape_name(linear: SupportedLinear) -> str:
+    return _shape_name(linear.out_features, linear.in_features, linear.rank)
 
 
 def _shape_name(n_out: int, n_in: int, rank: int) -> str:
     return f"{n_out}x{n_in} rank {rank}"
 
 
-def _choose(linear: SparseLowRank, dtype: torch.dtype, config: Config, device: torch.device) -> Choice:
+def _choose(linear: SupportedLinear, dtype: torch.dtype, config: Config, device: torch.device) -> Choice:
     tokens = config.train.micro_batch_size * config.train.seq_len
     path = config.kernels.path
     if path == "csr":
         if device.type != "cpu" or dtype != torch.float32 or not csr_available():
             raise UserError('kernels.path = "csr" works on a CPU in fp32 with MKL only; set kernels.path = "auto"')
         return Choice(path="csr")
-    choice = _support(linear).choose(tokens, linear.config.rank, dtype, device)
+    choice = _support(linear).choose(tokens, linear.rank, dtype, device)
     return Choice() if path == "dense" and choice.path == "csr" else choice
 
 
 def how_long(
-    built: list[SparseLowRank], model: Transformer, config: Config, micro_steps: int, free: int
+    built: list[SupportedLinear], model: Transformer, config: Config, micro_steps: int, free: int
 ) -> tuple[Keep, bool]:
     """How long W is kept, and whether its gradient is summed: as long as the budget allows and saves work.
 

@@ -1,6 +1,5 @@
 """The engine of Sparlow's own optimizers: DeepSpeed at stage 0, which hands parameters over as they are."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.errors import RunFailed, UserError
+from model.linear.merging import Reset
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
@@ -35,11 +35,10 @@ class OwnEngine(Engine):
         super().begin(lr, step)
         self.optimizer.begin(step, self.total_steps)
 
-    def update(self, limit: float = math.inf) -> Update:
+    def _update(self, limit: float) -> Update:
         """The step; RunFailed where a matrix has not taken the path planned for it."""
         self.optimizer.limit = limit
         self.deepspeed.step()
-        self.parameters_changed()
         taken, planned = self.optimizer.low_rank_matrices, self.optimizer.planned_matrices
         if self.optimizer.applied and taken != planned:
             failure = RunFailed(
@@ -66,6 +65,9 @@ class OwnEngine(Engine):
 
     def figures(self) -> dict[str, float]:
         return self.optimizer.figures()
+
+    def _reset_moments(self, name: str, reset: Reset) -> None:
+        self.optimizer.reset_moments(name, reset)
 
     def _weights(self) -> NamedTensors:
         for name, parameter in self.model.named_parameters():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.linear.merging import Reset
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
@@ -39,10 +40,8 @@ class ZeroEngine(Engine):
             self._fill_optimizer_state()
         self._watch = NormWatch(self.deepspeed.optimizer, world) if self.zero_stage else None
 
-    def update(self, limit: float = math.inf) -> Update:
-        update = self._update_sharded(self._watch, limit) if self._watch else self._update_whole(limit)
-        self.parameters_changed()
-        return update
+    def _update(self, limit: float) -> Update:
+        return self._update_sharded(self._watch, limit) if self._watch else self._update_whole(limit)
 
     def reduced_bytes(self) -> int:
         if self.world.size == 1:
@@ -67,7 +66,7 @@ class ZeroEngine(Engine):
         norm = float(self.deepspeed.get_global_grad_norm())
         return Update(norm if math.isnan(watch.stopped_at) else watch.stopped_at, applied)
 
-    def _update_whole(self, limit: float = math.inf) -> Update:
+    def _update_whole(self, limit: float) -> Update:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm, norm_tensor = math.nan, None
         if limit >= 0:
@@ -100,6 +99,12 @@ class ZeroEngine(Engine):
                     "exp_avg": torch.zeros_like(partition),
                     "exp_avg_sq": torch.zeros_like(partition),
                 }
+
+    def _reset_moments(self, name: str, reset: Reset) -> None:
+        """At stage 0, where every rank has all of them; at others nothing merges (pretrain.config.checks)."""
+        state = self.optimizer.state[self.model.get_parameter(name)]
+        for key in MOMENTS:
+            state[key].copy_(reset(state[key].float()))
 
     def _weights(self) -> NamedTensors:
         for name, parameter in self.model.named_parameters():

@@ -63,7 +63,7 @@ class Growth:
         wide = self.widening.grow(deep, small, large, old, seed)
         int8 = self.target.optimizer.weights == "int8"
         shapes = shape_of_model(large, new, int8=int8).state_dict()
-        for item in fitting(grow_linears(wide, old, new, seed), shapes):
+        for item in fitting(grow_linears(wide, large, old, new, seed), shapes):
             yield item._replace(name=f"model.{item.name}")
         if self.optimizer == "reset":
             return

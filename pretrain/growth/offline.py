@@ -16,7 +16,7 @@ from model.growth.width import require_linears_widen
 from pretrain.checkpoint.folders import step_folder
 from pretrain.checkpoint.read import Checkpoint, on_newest, require_same_tokenizer
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes
+from pretrain.config.growth_checks import require_layers_alike, require_no_zeroed_codes, require_silenceable
 from pretrain.config.schema import Config
 from pretrain.config.stages import counted
 from pretrain.data.open import open_dataset
@@ -69,6 +69,7 @@ def _grow(
     small = checkpoint.stage.config
     plan = _plan(small, config, source, operator, options, widening.how)
     require_no_zeroed_codes(config, plan)
+    require_silenceable(config.linear, plan)
     if widening != COPIES and same_widths(small.model, config.model):
         raise UserError("--width and --share-spread have no effect where nothing grows in width; leave them out")
     before, after = small.optimizer.weights, config.optimizer.weights
@@ -144,7 +145,7 @@ def _plan(
         raise UserError(
             'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; keep the widths of [model]'
         )
-    require_linears_widen(small.model, config.model, small.linear, config.linear)
+    require_linears_widen(small.model, config.model, small.linear, config.linear, width)
     try:
         plan = plan_growth(operator, layers, grown_layers, options)
     except UserError as error:

@@ -46,7 +46,7 @@ def tables(model: ModelConfig, linear: LinearConfig) -> str:
         if value != _default(key) or ModelConfig.model_fields[key].is_required() or key in ALWAYS:
             lines.append(f"{key} = {as_toml(value)}")
     lines += ["", "[linear]"]
-    lines += [f"{key} = {as_toml(getattr(linear, key))}" for key in type(linear).model_fields if key != "ranks"]
+    lines += [f"{key} = {as_toml(getattr(linear, key))}" for key in type(linear).model_fields if key not in APART]
     if ranks := getattr(linear, "ranks", ()):
         lines += ["", *table_lines("linear.ranks", ranks)]
     return "\n".join(lines) + "\n"
@@ -54,6 +54,10 @@ def tables(model: ModelConfig, linear: LinearConfig) -> str:
 
 ALWAYS = ("dim", "n_layers", "n_heads", "ffn_dim", "vocab_size", "max_seq_len", "rope_theta", "norm_eps")
 """Keys of [model] that are written even where they have their default."""
+
+
+APART = ("ranks", "init")
+"""Keys of [linear] that are not written: ranks have a table, and init decides nothing where all values are there."""
 
 
 def user_file(config: Config, out: str) -> str:

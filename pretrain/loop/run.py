@@ -19,7 +19,7 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.tensors import require_names
 from pretrain.config.schema import Config, Stage
 from pretrain.config.write import to_toml
-from pretrain.data.open import Dataset, open_dataset
+from pretrain.data.open import Dataset, open_dataset, require_vocabulary
 from pretrain.data.verify import check_at_start
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
@@ -138,13 +138,9 @@ def _open_run(config: Config, world: World, store: CheckpointStore, start: Start
 
 def _open_data(config: Config, world: World) -> tuple[Dataset, Dataset, int]:
     """Training data, held-out data, micro-steps per update; UserError when they do not fit the model or the batch."""
-    data, train = config.data, config.train
+    train = config.train
     dataset, held_out = open_dataset(config, "train"), open_dataset(config, "val")
-    if dataset.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer of {data.named}, "
-            f"which has {dataset.vocab_size} pieces; set it to {dataset.vocab_size}"
-        )
+    require_vocabulary(dataset, config)
     dataset.require_rows(train.global_batch_size)
     return dataset, held_out, require_divisible(train.global_batch_size, train.micro_batch_size, world.size)
 

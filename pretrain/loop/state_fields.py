@@ -71,7 +71,7 @@ def _is_record(value: Any) -> bool:
     shapes = value.get("shapes", {})
     if not value or not isinstance(shapes, dict) or value.get("device") not in ("cpu", "cuda"):
         return value == {}
-    names = all(re.fullmatch(r"[1-9]\d{0,8}x[1-9]\d{0,8} rank [1-9]\d{0,8}", name) for name in shapes)
+    names = all(re.fullmatch(r"[1-9]\d{0,8}x[1-9]\d{0,8} rank (0|[1-9]\d{0,8})", name) for name in shapes)
     return names and all(_is_choice(choice) for choice in shapes.values())
 
 

@@ -3,6 +3,7 @@
 import re
 
 from model.errors import UserError
+from model.linear import LINEARS
 from pretrain.config.schema import Config
 from pretrain.memory_plan.memory import at_least, at_most, plan_memory
 
@@ -46,7 +47,7 @@ def may_fit(config: Config, world_size: int, card_bytes: int) -> bool:
 
 def fitting(config: Config, world_size: int) -> dict[int, bool]:
     """`fits` of every size in CARDS, in GiB. A card decides only how long a built W and its gradient are kept."""
-    if config.linear.name == "sparse_low_rank":
+    if LINEARS[config.linear.name].may_choose(config.linear):
         return {size: fits(config, world_size, size * GIB) for size in CARDS}
     needed = _needed(config, plan_memory(config, world_size).total)
     return {size: needed <= size * GIB for size in CARDS}

@@ -13,9 +13,11 @@ from model.linear.int8 import Int8Linear
 from model.linear.support.element import step_caches
 from pretrain.config.schema import Config
 from pretrain.engine.kernel_choices import apply
+from pretrain.engine.merging import merging_linears
+from pretrain.engine.zero import MOMENTS
 from pretrain.memory_plan.ledger import Ledger, Moment, Phase
 from pretrain.memory_plan.offload import pinned
-from pretrain.memory_plan.rest import Silent, busy_ranks, shape_of, sharded_state
+from pretrain.memory_plan.rest import Silent, busy_ranks, shape_of, sharded_state, weight_buffers
 from pretrain.memory_plan.trace import META, Trace, tracing
 from pretrain.memory_plan.zero import BUCKET
 from pretrain.optim import build_optimizer
@@ -60,9 +62,9 @@ class _Step:
         self.ledger = Ledger()
         self.model = shape_of(config)
         apply(self.model, kernels)
+        self.ledger.mark(self.model.buffers(), "support")
         for module in self.model.modules():
-            buffers = module.buffers(recurse=False)
-            self.ledger.mark(buffers, "weights" if isinstance(module, Int8Linear) else "support")
+            self.ledger.mark(weight_buffers(module), "weights")
         self.micro_steps = min(
             2, max(1, config.train.global_batch_size // (config.train.micro_batch_size * world_size))
         )
@@ -121,6 +123,7 @@ class _Step:
                 nn.utils.clip_grad_norm_(self.model.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
+            self._merge(optimizer)
             self._mark_state(optimizer)
             self._name_what_is_kept()
             if isinstance(optimizer, OwnOptimizer):
@@ -128,6 +131,18 @@ class _Step:
         host = self._pinned()
         del self.model  # its parameters hold this step by their hooks: what linears share shall not outlive it
         return Observation(ledger.moments(), host)
+
+    def _merge(self, optimizer: torch.optim.Optimizer) -> None:
+        """As the engine does after the update in which all are due (`Engine.update`)."""
+        for linear in merging_linears(self.model):
+            for own, reset in linear.merge(0, 1).items():
+                name = f"{linear.name}.{own}"
+                if isinstance(optimizer, OwnOptimizer):
+                    optimizer.reset_moments(name, reset)
+                    continue
+                state = optimizer.state[self.model.get_parameter(name)]
+                for key in MOMENTS:
+                    state[key].copy_(reset(state[key].float()))
 
     def _pinned(self) -> int:
         """Bytes of host memory for the sums and activations there."""

@@ -1,7 +1,7 @@
 """What there is before the first step: the model without data, the optimizer's state, and who of several has most."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.build import shape_of_model
 from model.linear.int8 import Int8Linear
@@ -54,6 +54,12 @@ def sharded_state(config: Config, model: Transformer, world_size: int, cuda: boo
     return Offloaded(stage, numels, stored, world_size, accumulates, cuda)
 
 
+def weight_buffers(module: nn.Module) -> list[Tensor]:
+    """The module's own buffers that are weights: 8-bit ones, and dense matrices that do not train."""
+    all_of_them = isinstance(module, Int8Linear)
+    return [buffer for buffer in module.buffers(recurse=False) if all_of_them or buffer.is_floating_point()]
+
+
 def at_rest(config: Config, world_size: int, cuda: bool) -> int:
     """Bytes of weights and state before the first step, in the process that has most."""
     layers = config.model.n_layers
@@ -63,10 +69,10 @@ def at_rest(config: Config, world_size: int, cuda: bool) -> int:
         one, two = (at_rest(with_layers(config, n), world_size, cuda) for n in (1, 2))
         return one + (layers - 1) * (two - one)
     model = shape_of(config)
+    buffers = sum(buffer.nbytes for module in model.modules() for buffer in weight_buffers(module))
     if config.parallel.zero_stage > 0:
-        return sharded_state(config, model, world_size, cuda).before
-    weights = sum(p.nbytes for p in model.parameters())
-    weights += sum(module.quantized.nbytes for module in model.modules() if isinstance(module, Int8Linear))
+        return sharded_state(config, model, world_size, cuda).before + buffers
+    weights = sum(p.nbytes for p in model.parameters()) + buffers
     with tracing(Ledger(), cuda=False):
         optimizer = build_optimizer(config.optimizer, model, exchange=Silent(0, world_size))
         return weights + max(_state_by_rank(optimizer, world_size))

@@ -1,18 +1,18 @@
 """AdamW for whatever is not projected: embeddings, head, norms, factors and sparse values."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from kernels.adam8bit import Adam8bitState, adam8bit_, adam8bit_direction
+from kernels.adam8bit.reference import dequantise, quantise
 from kernels.rounding import round_to
+from model.linear.merging import Reset
 from pretrain.optim.config import OwnConfig
+from pretrain.optim.element import Element, State
 from pretrain.optim.moments import cautious
-
-State = dict[str, Tensor]
 
 SMALLEST_8BIT = 4096
 """Smaller tensors keep fp32 moments, as in bitsandbytes."""
@@ -21,32 +21,10 @@ EMBEDDINGS = ("tok_embeddings.weight", "lm_head.weight")
 """Whose moments are `embedding_moments`."""
 
 
-@dataclass
-class AdamWPart:
-    """A parameter that takes AdamW. `state` is filled on its owner alone."""
-
-    name: str
-    parameter: nn.Parameter
-    owner: int = 0
-    state: State = field(default_factory=dict)
-
-    @property
-    def rounds(self) -> bool:
-        """Whether it is kept in less than fp32."""
-        return self.parameter.dtype != torch.float32
-
-    @property
-    def gradient(self) -> Tensor:
-        """Summed over micro-steps, in the parameter's precision."""
-        assert self.parameter.grad is not None, f"{self.name} received no gradient"
-        return self.parameter.grad
-
-    def cost(self, config: OwnConfig) -> float:
-        """Cost of its steps to its owner."""
-        return float(self.parameter.numel())
+class AdamWPart(Element):
+    """A parameter that takes AdamW."""
 
     def step(self, config: OwnConfig, gradient: Tensor, number: int, lr: float, key: int | None) -> None:
-        """One step in place; `number` counts from 1."""
         decay = 0.0 if self.name.endswith("norm.weight") else config.weight_decay
         rate = lr * config.lr_ratio(self.name)
         adamw_step(config, self.parameter, gradient, self.state, number, rate, decay, key)
@@ -56,6 +34,19 @@ class AdamWPart:
         like = torch.empty(self.parameter.shape, dtype=self.parameter.dtype, device=device)
         wide = self.name in EMBEDDINGS and config.embedding_moments == "fp32"
         return init_adamw(config.model_copy(update={"moments": "fp32"}) if wide else config, like)
+
+    def reset_moments(self, reset: Reset) -> None:
+        """Put what `reset` makes of each moment, in fp32, in its place; 8-bit ones are rounded to nearest."""
+        for key, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+            kept = self.state[key]
+            if kept.dtype != torch.uint8:
+                kept.copy_(reset(kept))
+                continue
+            absmax = self.state[f"{key}_absmax"]
+            changed = reset(dequantise(kept, absmax, signed).view(kept.shape))
+            codes, scales = quantise(changed.flatten(), signed)
+            kept.copy_(codes.view(kept.shape))
+            absmax.copy_(scales)
 
 
 def init_adamw(config: OwnConfig, parameter: Tensor) -> State:

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from model.linear.int8 import Int8Linear
-from pretrain.optim.adamw_part import AdamWPart
 from pretrain.optim.config import MatrixConfig
+from pretrain.optim.element import Element
 from pretrain.optim.exchange import BUCKET_BYTES, Exchange
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.own_optimizer import OwnOptimizer, entries, norms_of, scaled
@@ -44,7 +44,7 @@ from pretrain.optim.weight import FloatWeight, Int8Weight, Weight
 
 
 class MatrixOptimizer(OwnOptimizer):
-    """Steps the matrices of `targets` (by parameter name) with config's rule, everything else with AdamW.
+    """Steps the matrices of `targets` (by parameter name) with config's rule, all else with AdamW or as the rule says.
 
     A target is one of `named_parameters`, or the codes of one of `int8_linears` (by the name that its weight would have
     as a parameter). For a `projected` rule a hook projects each gradient as soon as the backward pass has made it and
@@ -139,7 +139,10 @@ class MatrixOptimizer(OwnOptimizer):
             "comm/reduced_bytes": self.exchange.reduced_bytes,
         }
 
-    def _parts(self) -> list[Target | AdamWPart]:
+    def _element(self, name: str, parameter: nn.Parameter) -> Element:
+        return self.rule.element(name, parameter)
+
+    def _parts(self) -> list[Target | Element]:
         return [*self.targets, *self.elements]
 
     def _init_state(self) -> None:

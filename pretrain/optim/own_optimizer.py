@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from model.linear.merging import Reset
 from model.seeding import derive_seed
-from pretrain.optim.adamw_part import AdamWPart, State
+from pretrain.optim.adamw_part import AdamWPart
 from pretrain.optim.config import OwnConfig
+from pretrain.optim.element import Element, State
 from pretrain.optim.exchange import Exchange, share_out
 
 
@@ -67,7 +69,7 @@ class OwnOptimizer(torch.optim.Optimizer):
         """Whether the last step was; it is not when a gradient is not finite or its norm exceeds `limit`."""
         self.partly_applied = False
         """Whether a gradient of the last step was not finite, and some parts had moved before it came (per_layer)."""
-        self.elements = [AdamWPart(name, parameter) for name, parameter in named_parameters if name not in apart]
+        self.elements = [self._element(name, parameter) for name, parameter in named_parameters if name not in apart]
         self._squares: list[Tensor] = []
         self._broken = False
         self._hooks: list[RemovableHandle] = []
@@ -127,6 +129,13 @@ class OwnOptimizer(torch.optim.Optimizer):
             like = element.state or element.fresh_state(self.config, torch.device("meta"))
             yield from entries(element.name, element.owner, like, element.state)
 
+    def reset_moments(self, name: str, reset: Reset) -> None:
+        """Let `reset` change both moments of a parameter that is not apart; on its owner alone."""
+        (element,) = (element for element in self.elements if element.name == name)
+        assert isinstance(element, AdamWPart), f"{name} has no moments of AdamW's"
+        if element.owner == self.exchange.rank:
+            element.reset_moments(reset)
+
     def full_gradient_bytes(self) -> int:
         """Bytes of all gradients, as they are made."""
         return sum(element.parameter.nbytes for element in self.elements)
@@ -134,6 +143,10 @@ class OwnOptimizer(torch.optim.Optimizer):
     def figures(self) -> dict[str, float]:
         """What is logged of a step, by TensorBoard tag."""
         return {}
+
+    def _element(self, name: str, parameter: nn.Parameter) -> Element:
+        """How a parameter is stepped that is no subclass's own affair."""
+        return AdamWPart(name, parameter)
 
     def _parts(self) -> Sequence[Part]:
         return self.elements
@@ -171,7 +184,7 @@ class OwnOptimizer(torch.optim.Optimizer):
         self.exchange.send((element.owner, element.parameter.data) for element in self.elements)
 
     @torch.no_grad()
-    def _step_element_now(self, element: AdamWPart) -> None:
+    def _step_element_now(self, element: Element) -> None:
         """per_layer: the whole step of one parameter, inside of the backward pass."""
         if (square := self._sound(element.gradient)) is not None:
             self._squares.append(square)

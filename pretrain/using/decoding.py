@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from model.linear import SparseLowRank
 from model.linear.support.element import ElementSparse
+from model.linear.supported import SupportedLinear
 from model.transformer import Transformer
 from pretrain.engine.kernel_choices import weights_kept
 from pretrain.machine.hardware import free_bytes
@@ -51,5 +51,5 @@ def casts_kept(model: Transformer) -> Iterator[None]:
 
 
 def _keeps_weight(module: nn.Module) -> bool:
-    support = module.support if isinstance(module, SparseLowRank) else None
+    support = module.support if isinstance(module, SupportedLinear) else None
     return isinstance(support, ElementSparse) and support.choice is not None and support.choice.keep == "step"

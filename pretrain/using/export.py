@@ -19,6 +19,7 @@ from model.hf.export import write_folder
 from model.hf.names import dense_tensors
 from model.hf.staging import staged, writing
 from model.hf.tokenizer import folder_tokenizer
+from model.linear import require_matrices
 from pretrain.checkpoint.manifest import reading
 from pretrain.checkpoint.read import Checkpoint, on_newest, tokenizer_of
 from pretrain.data.dataset import IGNORE
@@ -56,13 +57,15 @@ def export(source: str, out: str, *, dtype: str, overwrite: bool, check: bool = 
 
 
 def _export(checkpoint: Checkpoint, out: str, *, dtype: str, overwrite: bool, check: bool) -> dict[str, Any]:
+    linear = checkpoint.stage.config.linear
+    require_matrices(linear, "export", "use it with sparlow eval and sparlow sample")
     with staged(Path(out), overwrite=overwrite) as folder:
         parts = trained_parts(checkpoint)
-        counts = count_parameters(parts.config, checkpoint.stage.config.linear)
+        counts = count_parameters(parts.config, linear)
         report: dict[str, Any] = {
             "out": out,
             "parameters": counts["dense_equivalent"],
-            "trained_parameters": counts["total"],
+            "trained_parameters": counts["trainable"],
             "checked": check,
         }
         weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]

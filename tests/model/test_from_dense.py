@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-import model.linear.from_dense as from_dense
-from model.linear import LowRank, SparseLowRank, build_linear
-from model.linear.from_dense import approximate, truncated_svd
+from model.linear import LowRank, Sparse, SparseLowRank, build_linear
+from model.linear.from_dense import approximate
 
 SEED, NAME = 3, "layers.0.attention.q_proj"
 
@@ -88,18 +87,14 @@ def test_a_zero_weight_has_no_error():
     assert not linear.dense_weight().any()
 
 
-@pytest.mark.parametrize(("decay", "most"), [(0.0, 3e-3), (0.5, 2e-4), (2.0, 1e-5)])
-def test_subspace_iteration_is_nearly_as_near_as_the_exact_decomposition(monkeypatch, decay, most):
-    """Both sides of a matrix too large for the exact one; its spectrum is flat, or falls as i^-decay."""
-    monkeypatch.setattr(from_dense, "EXACT_SIDE", 100)
-    dense, rank = weight(300, 400), 40
-    if decay:
-        U, s, Vh = torch.linalg.svd(dense, full_matrices=False)
-        dense = (U * torch.arange(1.0, 301, dtype=torch.float64) ** -decay) @ Vh
-    least = (dense - best(dense, rank)).norm()
-    for matrix in (dense, dense.t()):
-        U, s, Vh = truncated_svd(matrix.float(), rank, torch.Generator().manual_seed(1))
-        missed = (matrix - (U.double() * s.double()) @ Vh.double()).norm()
-        assert float(missed / least) - 1 < most
-        again = truncated_svd(matrix.float(), rank, torch.Generator().manual_seed(1))
-        assert torch.equal(Vh, again[2])
+@pytest.mark.parametrize("support", ["random", "magnitude"])
+def test_sparse_entries_alone_are_the_weights_own(support):
+    dense, config = weight(48, 80), Sparse.Config(density=0.25)
+    linear, found = filled(config, dense, support)
+    kept = linear.dense_weight().double()
+    assert (kept != 0).sum() == 960 == found.entries
+    torch.testing.assert_close(kept[kept != 0], dense[kept != 0], rtol=1e-6, atol=0)
+    if support == "magnitude":
+        assert dense[kept != 0].abs().min() >= dense[kept == 0].abs().max()
+    assert (found.rank, found.low_rank_error) == (0, pytest.approx(1))
+    assert found.error == pytest.approx(error(linear, dense), rel=1e-4)

@@ -1,51 +1,36 @@
 """What every member of LINEARS must do."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from linears import CONFIGS, config_of, inputs, make, size_of
 from pydantic import TypeAdapter, ValidationError
 
 from model.errors import UserError
-from model.linear import LINEARS, LinearConfig, build_linear
-
-IN, OUT = 23, 37
-# Every member with settings that fit the small matrices here; a new member needs its line.
-CONFIGS = {
-    "dense": {},
-    "low_rank": {"rank": 5, "alpha": 10.0},
-    "sparse_low_rank": {"rank": 5, "alpha": 10.0, "density": 0.1},
-}
+from model.linear import LINEARS, LinearConfig, build_linear, require_matrices
 
 pytestmark = pytest.mark.parametrize("kind", list(LINEARS))
 
 
-def config_of(kind, **changes):
-    return LINEARS[kind].Config(**{**CONFIGS[kind], **changes})
-
-
-def make(kind, seed=0, name="layers.0.attention.q_proj", random_factors=True):
-    linear = build_linear(config_of(kind), IN, OUT, name)
-    linear.reset_parameters(seed)
-    if random_factors:  # factors that start at zero would hide mistakes
-        with torch.no_grad():
-            for p in linear.parameters():
-                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    return linear
-
-
 def test_forward_is_the_map_of_dense_weight(kind):
-    linear = make(kind)
+    linear, (n_in, n_out) = make(kind), size_of(kind)
+    if linear.not_a_matrix:
+        with pytest.raises(TypeError, match=r"layers\.0\.attention\.q_proj has no dense weight"):
+            linear.dense_weight()
+        return
     weight = linear.dense_weight()
-    assert weight.shape == (OUT, IN)
+    assert weight.shape == (n_out, n_in)
     assert weight.dtype == torch.float32
     assert not weight.requires_grad
-    torch.testing.assert_close(linear(torch.eye(IN)).T, weight, rtol=1e-5, atol=1e-5)
-    x = torch.randn(2, 3, IN, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(linear(torch.eye(n_in)).T, weight, rtol=1e-5, atol=1e-5)
+    x = inputs(kind, 2, 3)
     torch.testing.assert_close(linear(x), x @ weight.T, rtol=1e-5, atol=1e-4)
 
 
 def test_every_parameter_and_the_input_receive_gradient(kind):
     linear = make(kind)
-    x = torch.ones(4, IN, requires_grad=True)
+    x = torch.ones(4, size_of(kind)[0], requires_grad=True)
     linear(x).square().sum().backward()
     for name, parameter in linear.named_parameters():
         assert parameter.grad is not None, name
@@ -56,7 +41,7 @@ def test_every_parameter_and_the_input_receive_gradient(kind):
 def test_fresh_linear_can_learn(kind):
     """At the start some parameter receives gradient, and whatever starts at zero does."""
     linear = make(kind, random_factors=False)
-    linear(torch.randn(4, IN)).sum().backward()
+    linear(inputs(kind, 4)).sum().backward()
     assert any(p.grad.any() for p in linear.parameters())
     assert all(p.grad.any() for p in linear.parameters() if not p.any())
 
@@ -74,7 +59,7 @@ def test_initial_values_depend_on_seed_and_name_alone(kind):
 
 
 def test_reset_leaves_nothing_as_it_was(kind):
-    linear = build_linear(config_of(kind), IN, OUT, "q")
+    linear = build_linear(config_of(kind), *size_of(kind), "q")
     for tensor in linear.state_dict().values():
         tensor.fill_(-7 if not tensor.is_floating_point() else float("nan"))
     linear.reset_parameters(0)
@@ -85,7 +70,7 @@ def test_reset_leaves_nothing_as_it_was(kind):
 
 def test_bf16_input_with_fp32_parameters(kind):
     linear = make(kind)
-    x = torch.randn(8, IN, generator=torch.Generator().manual_seed(0))
+    x = inputs(kind, 8)
     expected, found = linear(x), linear(x.bfloat16())
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() < 0.02 * expected.norm()
@@ -94,9 +79,13 @@ def test_bf16_input_with_fp32_parameters(kind):
 
 
 def test_counts_its_parameters_and_flops(kind):
-    config = config_of(kind)
-    assert LINEARS[kind].count_parameters(config, IN, OUT) == sum(p.numel() for p in make(kind).parameters())
-    assert LINEARS[kind].training_flops(config, IN, OUT, 100) > 6 * 100 * 5 * IN
+    config, linear = config_of(kind), make(kind)
+    assert LINEARS[kind].count_parameters(config, *size_of(kind)) == sum(p.numel() for p in linear.parameters())
+    frozen = [buffer for buffer in linear.buffers() if buffer.is_floating_point()]
+    assert LINEARS[kind].count_frozen(config, *size_of(kind)) == sum(buffer.numel() for buffer in frozen)
+    assert LINEARS[kind].training_flops(config, *size_of(kind), 100) > 6 * 100 * 5 * size_of(kind)[0]
+    with pytest.raises(UserError, match="no dense weights, since") if linear.not_a_matrix else nullcontext():
+        require_matrices(config, "export", "use another")
 
 
 def test_projectable_names_own_parameters(kind):
@@ -106,13 +95,16 @@ def test_projectable_names_own_parameters(kind):
 
 def test_silent_at_zero_makes_the_map_zero_but_not_dead(kind):
     linear = make(kind)
-    parameters = dict(linear.named_parameters())
-    with torch.no_grad():
-        for name in linear.silent_at_zero:
-            parameters[name].zero_()
-    assert not linear.dense_weight().any()
-    linear(torch.randn(4, IN, generator=torch.Generator().manual_seed(0))).sum().backward()
-    assert all(parameters[name].grad.any() for name in linear.silent_at_zero)
+    if not linear.silent_at_zero:
+        return
+    tensors, parameters = linear.state_dict(), dict(linear.named_parameters())
+    for name in linear.silent_at_zero:
+        tensors[name].zero_()
+    assert not linear(torch.eye(size_of(kind)[0])).any()
+    linear(inputs(kind, 4)).sum().backward()
+    trained = parameters.keys() & set(linear.silent_at_zero)
+    assert trained
+    assert all(parameters[name].grad.any() for name in trained)
 
 
 def test_config_is_found_by_its_name_and_refuses_unknown_keys(kind):
@@ -134,4 +126,4 @@ def test_rank_beyond_the_matrix_names_key_and_module(kind):
     if "rank" not in LINEARS[kind].Config.model_fields:
         return
     with pytest.raises(UserError, match=r"linear\.rank 24 .*q_proj.* at most 23"):
-        build_linear(config_of(kind, rank=24), IN, OUT, "layers.0.attention.q_proj")
+        build_linear(config_of(kind, rank=24), *size_of(kind), "layers.0.attention.q_proj")

@@ -1,5 +1,6 @@
 """The gradient's norm at stage 0, in the log and in clipping, against float64."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ def test_the_norm_is_that_of_float64(dtype, shapes):
         parameter.grad = torch.randn(parameter.shape, generator=random).to(dtype)
     before = [p.grad.double() for p in parameters]
     exact = torch.stack([gradient.square().sum() for gradient in before]).sum().sqrt().item()
-    update = engine_of(parameters, 0.5)._update_whole()
+    update = engine_of(parameters, 0.5)._update_whole(math.inf)
     assert update.applied
     assert update.grad_norm == pytest.approx(exact, rel=1e-5)
     along = sum((p.grad.double() * g).sum() for p, g in zip(parameters, before, strict=True)).item()

@@ -43,6 +43,7 @@ def test_resume_across_a_refresh_is_exact(tiny, tmp_path, pause):
         (['--optimizer.targets=["nothing"]'], r"optimizer\.targets 'nothing' matches nothing"),
         (['--optimizer.targets=["tok_emb*"]'], r"tok_embeddings\.weight, which is never projected"),
         (["--model.tie_embeddings=true", '--optimizer.targets=["lm_head*", "tok*"]'], r"matches"),
+        (["--model.tie_embeddings=true", "--optimizer.name=scale"], r"tie_embeddings = true makes them one"),
         (["--optimizer.factor_lr_ratio=4.0"], r"factor_lr_ratio has no effect"),
         (["--optimizer.update=per_layer"], r"train\.global_batch_size = train\.micro_batch_size"),
         (["--optimizer.update=per_layer", "--train.global_batch_size=2"], r"train\.grad_clip = 0\.0"),

@@ -10,7 +10,7 @@ from support import logged, train_here, write_tiny
 from pretrain.optim.rules import PRESETS
 
 STEPS = 24
-COMPARED = ["galore_adamw", "galore_adamw8bit", "fira", "apollo", "q_galore", "fira-int8", "galore_adamw-host"]
+COMPARED = ["galore_adamw", "galore_adamw8bit", "fira", "apollo", "q_galore", "fira-int8", "galore_adamw-host", "scale"]
 # 8-bit codes jump where a last bit of a sum of two orders decides between neighbours.
 TOLERANCE = {"galore_adamw8bit": 1e-3, "q_galore": 1e-3, "fira-int8": 1e-3}
 SETTINGS = """

@@ -12,6 +12,7 @@ def engine_of(taken: int, planned: int, applied: bool = True) -> OwnEngine:
     """An engine whose optimizer has just changed `taken` of `planned` matrices."""
     engine = object.__new__(OwnEngine)
     engine.deepspeed, engine.caches = SimpleNamespace(step=lambda: None), []
+    engine.merging, engine.updates, engine.seed, engine.world = [], 0, 0, None
     engine.optimizer = SimpleNamespace(
         applied=applied, partly_applied=False, grad_norm=1.0, full_gradient_bytes=lambda: 8
     )

@@ -9,11 +9,12 @@ import pytest
 from support import ROOT, edit_checkpoint, logged, tensor_hashes, train_here, write_tiny
 
 from model.errors import UserError
+from model.linear import LINEARS
 from pretrain.loop.state import SINCE_FORMAT_3, TrainState
 
 
 @pytest.mark.fault("F1")
-@pytest.mark.parametrize("linear", ["dense", "sparse_low_rank"])
+@pytest.mark.parametrize("linear", list(LINEARS))
 def test_two_resumes_equal_no_resume(tiny, tmp_path, linear):
     require_equal_runs(tiny, tmp_path, [f"--linear.name={linear}"], pauses=(6, 13, 20))
 
@@ -30,6 +31,16 @@ def test_two_resumes_equal_no_resume(tiny, tmp_path, linear):
 def test_two_resumes_equal_no_resume_when_sharded(tiny, tmp_path, stage, dtype):
     options = [f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}", "--optimizer.weight_decay=0.1"]
     require_equal_runs(tiny, tmp_path, options, pauses=(3, 6, 9))
+
+
+@pytest.mark.fault("F1")
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(3, "bf16"), *(pytest.param(*slow, marks=pytest.mark.slow) for slow in ((1, "bf16"), (2, "fp32")))],
+)
+def test_two_resumes_equal_no_resume_with_matrices_that_do_not_train(tiny, tmp_path, stage, dtype):
+    options = ["--linear.name=lora", f"--parallel.zero_stage={stage}", f"--train.dtype={dtype}"]
+    require_equal_runs(tiny, tmp_path, options, pauses=(2, 4))
 
 
 @pytest.mark.fault("F1")

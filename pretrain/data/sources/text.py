@@ -16,12 +16,12 @@ from pretrain.data.sources.columns import arrow_rows, parquet_rows
 from pretrain.data.sources.files import FileFinder, Named, listing_sha256
 from pretrain.data.sources.rows import csv_rows, json_rows, lines
 
-PLAIN = (".txt", ".md", ".py")
+PLAIN = (".txt", ".md", ".rst", ".py")
 PACKED = ("", ".gz", ".zst")
 JSON = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)
 CSV = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
 TYPES = (*PLAIN, *JSON, *CSV, ".parquet", ".arrow")
-SHOWN_TYPES = ".txt .md .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet .arrow"
+SHOWN_TYPES = ".txt .md .rst .py .jsonl .json .csv .tsv (or these four with .gz or .zst) .parquet .arrow"
 SECTION_BYTES = 1 << 16
 LARGE_BYTES = 1 << 20
 """A packed file or a table of so many bytes is worth a thread of its own."""

@@ -11,7 +11,10 @@ from pretrain.optim.rules.galore import GaLore, GaLore8bit, GaLoreAdafactor, GoL
 from pretrain.optim.rules.gradnormlorp import GradNormLoRP
 from pretrain.optim.rules.ldadam import LDAdam
 from pretrain.optim.rules.muon import Muon
+from pretrain.optim.rules.normuon import NorMuon
 from pretrain.optim.rules.online_subspace import OnlineSubspace
+from pretrain.optim.rules.scale import Scale
+from pretrain.optim.rules.sinkgd import SinkGD
 from pretrain.optim.rules.subtrack import SubTrack
 
 PRESETS: dict[str, type[Rule]] = {
@@ -26,8 +29,11 @@ PRESETS: dict[str, type[Rule]] = {
     "gradnormlorp": GradNormLoRP,
     "ldadam": LDAdam,
     "muon": Muon,
+    "normuon": NorMuon,
     "online_subspace": OnlineSubspace,
     "q_galore": QGaLore,
     "sara": Sara,
+    "scale": Scale,
+    "sinkgd": SinkGD,
     "subtrack": SubTrack,
 }

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.low_rank_update import low_rank_update_
+from pretrain.optim.adamw_part import AdamWPart
 from pretrain.optim.config import MatrixConfig
+from pretrain.optim.element import Element, State
 from pretrain.optim.matrix import Matrix, Side
-
-State = dict[str, Tensor]
-"""A matrix's own tensors, by name: what a checkpoint holds of it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ class Rule(ABC):
     """Whether "P" must be orthonormal to rounding: where the gradient outside of the basis trains too."""
     square_side: ClassVar[Side] = "right"
     """The side that proj_type std projects of a square matrix."""
+    keeps_moments: ClassVar[bool] = True
+    """Whether it keeps anything of a matrix as `moments` says; else that is for what takes AdamW alone."""
 
     def __init__(self, config: MatrixConfig):
         self.config = config
@@ -106,6 +107,10 @@ class Rule(ABC):
     @abstractmethod
     def apply(self, weight: Tensor, update: WeightUpdate) -> None:
         """Change `weight` (fp32 or bf16, contiguous) in place."""
+
+    def element(self, name: str, parameter: nn.Parameter) -> Element:
+        """How a parameter that is no target is stepped: by AdamW, unless the method has a way of its own."""
+        return AdamWPart(name, parameter)
 
     def change_basis(  # noqa: B027
         self, matrix: Matrix, state: State, old: Tensor, new: Tensor, step: int

@@ -44,6 +44,7 @@ class Muon(Rule):
 
     needs = "full"
     uses_basis = False
+    keeps_moments = False
     config: Config
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
@@ -59,11 +60,13 @@ class Muon(Rule):
         return {"N": cautious(N, gradient) if self.config.cautious else N}
 
     def apply(self, weight: Tensor, update: WeightUpdate) -> None:
-        (rows, cols), step = update.matrix.shape, update.step
-        original = self.config.adjust_lr_fn == "original"
-        ratio = max(1, rows / cols) ** 0.5 if original else 0.2 * max(rows, cols) ** 0.5
-        scaling = torch.full((1, 1), ratio, device=weight.device)
+        step, scaling = update.step, torch.full((1, 1), self.ratio(*update.matrix.shape), device=weight.device)
         scaled_update_(weight, update.message["N"], scaling, step.lr, self.config.weight_decay, key=step.key)
+
+    def ratio(self, rows: int, cols: int) -> float:
+        """Factor of the message in a weight's step."""
+        original = self.config.adjust_lr_fn == "original"
+        return max(1, rows / cols) ** 0.5 if original else 0.2 * max(rows, cols) ** 0.5
 
 
 def orthogonalise(matrix: Tensor, steps: int) -> Tensor:

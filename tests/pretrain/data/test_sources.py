@@ -27,13 +27,13 @@ def rows(values) -> bytes:
 
 
 def test_plain_files_in_sorted_order(tmp_path):
-    for name in ("b.txt", "a.md", "sub/c.py"):
+    for name in ("b.txt", "a.md", "d.rst", "sub/c.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "x.txt").write_text("no")
     hidden = SkipLog({"hidden file or folder": 1}, {"hidden file or folder": ".hidden"})
-    assert read(tmp_path) == (["text of a.md", "text of b.txt", "text of sub/c.py"], hidden)
+    assert read(tmp_path) == (["text of a.md", "text of b.txt", "text of d.rst", "text of sub/c.py"], hidden)
 
 
 def test_bom_is_stripped_and_crlf_kept(tmp_path):

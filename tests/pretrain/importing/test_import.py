@@ -19,6 +19,7 @@ from pretrain.data.tokenizer import open_tokenizer
 from pretrain.loop.origin import Start
 from pretrain.machine import fault
 
+FACTORS = ["--rank", "4", "--alpha", "2"]
 DENSE = ["--linear.name=dense", "--train.global_batch_size=2"]
 
 
@@ -231,6 +232,8 @@ def test_wrong_arguments_are_refused(hf, tmp_path, capsys):
     for options, sentence in (
         (["--rank", "4"], "--rank has no effect with --linear dense"),
         (["--support", "magnitude"], "--support has no effect with --linear dense"),
+        (["--linear", "sparse", "--support", "block"], "--support block does not go with --linear sparse"),
+        (["--linear", "sparse", "--reduction", "0.5"], "which --linear sparse contradicts"),
         (["--linear", "low_rank", "--density", "0.1"], "--density has no effect with --linear low_rank"),
         (["--linear", "low_rank", "--rank", "33"], "linear.rank 33 exceeds the smaller side"),
         (["--linear", "low_rank", "--rank", "0"], "linear.rank: expected a number of at least 1"),
@@ -276,6 +279,20 @@ def test_ranks_by_welores_rule_reach_the_checkpoint_and_the_users_file(hf, corpu
     assert train_here(out / "train.toml", *options, *small, start=Start(str(out))) == 0
 
 
+@pytest.mark.parametrize("kind", ["lora", "relora"])
+def test_a_frozen_matrix_is_what_was_imported(hf, tmp_path, capsys, kind):
+    capsys.readouterr()
+    checkpoint = imported(hf, tmp_path / "in", "--linear", kind, "--rank", "4", "--json")
+    told, model = json.loads(capsys.readouterr().out)["matrices"], load_model(checkpoint, torch.device("cpu"))
+    assert {found["error"] for found in told.values()} == {0.0}
+    weights = load_file(hf / "model.safetensors")
+    for name in told:
+        assert torch.equal(model.get_submodule(name).dense_weight(), weights[theirs(name)].float()), name
+    assert "--linear lora keeps them all" in refused(
+        capsys, hf, tmp_path / "b", "--linear", "lora", "--reduction", "0.5"
+    )
+
+
 def test_more_is_left_out_than_was_asked_for_where_factors_would_be_larger_than_the_matrix(hf, tmp_path, capsys):
     imported(hf, tmp_path / "in", "--linear", "low_rank", "--reduction", "0.05")
     assert re.search(r"--reduction 0\.05: [3-5]\d% of all singular values are left out", "".join(capsys.readouterr()))
@@ -286,10 +303,17 @@ def theirs(name):
     return f"model.{name}.weight".replace("attention", "self_attn").replace("feed_forward", "mlp")
 
 
-@pytest.mark.parametrize("linear", [["low_rank"], ["sparse_low_rank", "--support", "magnitude"]])
+@pytest.mark.parametrize(
+    "linear",
+    [
+        ["low_rank", *FACTORS],
+        ["sparse_low_rank", "--support", "magnitude", *FACTORS],
+        ["sparse", "--density", "0.2"],
+    ],
+)
 def test_the_errors_that_are_told_are_those_of_the_checkpoint(hf, tmp_path, capsys, linear):
     capsys.readouterr()
-    checkpoint = imported(hf, tmp_path / "in", "--linear", *linear, "--rank", "4", "--alpha", "2", "--json")
+    checkpoint = imported(hf, tmp_path / "in", "--linear", *linear, "--json")
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "in" / "import.json").read_text())
     model, dense = load_model(Checkpoint(checkpoint.folder), torch.device("cpu")), dict(load_folder(hf)[1])
@@ -298,5 +322,5 @@ def test_the_errors_that_are_told_are_those_of_the_checkpoint(hf, tmp_path, caps
         weight = dense[f"{name}.weight"]
         error = (model.get_submodule(name).dense_weight() - weight).norm() / weight.norm()
         assert found["error"] == pytest.approx(error.item(), rel=1e-4)
-        assert 0 < found["error"] <= found["low_rank_error"] < 1
+        assert 0 < found["error"] <= found["low_rank_error"] <= 1
         assert (found["error"] < found["low_rank_error"]) == (found["entries"] > 0)

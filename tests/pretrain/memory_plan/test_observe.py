@@ -33,12 +33,13 @@ SMALL = ("--train.micro_batch_size=2", "--train.global_batch_size=4", "--train.s
 RECIPES = {
     "16gb_sltrain": 15.0,
     "12gb_apollo_mini": 10.4,
+    "scale": 9.0,
     "16gb_q_galore": 16.0,
     "24gb_sltrain": 24.0,
     "24gb_galore": 24.0,
     "24gb_q_galore": 24.0,
 }
-"""The most that each shipped recipe may take, in GB (1e9 bytes)."""
+"""The most that each shipped recipe for one GPU may take, in GB (1e9 bytes)."""
 
 
 def load(name: str, *overrides: str) -> Config:

@@ -35,6 +35,9 @@ KINDS = {
     "sparse": SPARSE,
     "sparse, ranks of their own": [*SPARSE, "--linear.ranks.layers.2.*=64", "--linear.ranks.*.down_proj=7"],
     "sparse, kept": [*SPARSE, "--kernels.keep_weight=step", "--kernels.sum_gradients=dense"],
+    "lora": ["--linear.name=lora", "--linear.rank=32"],
+    "relora": ["--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
+    "relora, 8 bits": [*optimizer("adamw8bit"), "--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
     "8 bits": optimizer("adamw8bit"),
     "8 bits, per layer": [*optimizer("adamw8bit", "weights=bf16_stochastic"), "--train.dtype=bf16", *PER_LAYER],
     "galore": optimizer("galore_adamw", "rank=64"),
@@ -44,6 +47,10 @@ KINDS = {
     "fira": optimizer("fira", "rank=64"),
     "apollo": optimizer("apollo", "rank=64"),
     "muon": optimizer("muon"),
+    "normuon": optimizer("normuon", "moments=8bit"),
+    "scale": optimizer("scale", "moments=8bit"),
+    "scale, per layer": [*optimizer("scale", "weights=int8"), "--train.dtype=bf16", *PER_LAYER],
+    "sinkgd, per layer": [*optimizer("sinkgd", "weights=int8"), "--train.dtype=bf16", *PER_LAYER],
 }
 
 

@@ -104,4 +104,4 @@ def test_decay_has_one_order_whatever_the_moments(name, shape):
 
 def test_rules_decay_other_parameters_as_their_matrices():
     before = {name for name, preset in PRESETS.items() if not preset.Config.decay_after}
-    assert before == {"frugal", "ldadam", "muon"}
+    assert before == {"frugal", "ldadam", "muon", "normuon", "scale", "sinkgd"}

@@ -1,6 +1,7 @@
 """The constant that guards Adam's root, against the releases' formulas in float64 at small gradients."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -26,15 +27,21 @@ DEFAULTS = {
     "gradnormlorp": (WHOLE, AFTER),
     "ldadam": (AFTER, AFTER),
     "muon": (AFTER, AFTER),
+    "normuon": (AFTER, AFTER),
     "online_subspace": (WHOLE, AFTER),
     "q_galore": (AFTER, AFTER),
     "sara": (WHOLE, AFTER),
+    "scale": (BEFORE, BEFORE),
+    "sinkgd": (AFTER, AFTER),
     "subtrack": (WHOLE, BEFORE),
 }
 """(eps, eps_mode) with moments that are whole or factored, and with those of 8 bits."""
 
+OTHERS = ("muon", "normuon", "scale", "sinkgd")
+"""Whose matrices have no Adam."""
+
 QUANTISED = [
-    *((name, {"moments": "8bit"}) for name in DEFAULTS if name not in ("ldadam", "muon")),
+    *((name, {"moments": "8bit"}) for name in DEFAULTS if name not in ("ldadam", *OTHERS)),
     ("galore_adamw8bit", {}),
     ("q_galore", {"moments": "fp32"}),
     ("apollo", {"weights": "int8"}),
@@ -52,8 +59,10 @@ def size_of_update(size, step, eps_mode):
     return m / c1 / (root / c2 + 1e-8) if eps_mode == "torch" else c2 / c1 * m / (root + 1e-8)
 
 
-@pytest.mark.parametrize("moments", ["fp32", "bf16", "adafactor", "8bit"])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("name", "moments"),
+    [(name, kind) for name in PRESETS for kind in get_args(PRESETS[name].Config.model_fields["moments"].annotation)],
+)
 def test_defaults_of_every_preset_and_moments(name, moments):
     config, right = PRESETS[name].Config(moments=moments), DEFAULTS[name][moments == "8bit"]
     assert (config.eps, config.eps_mode) == right

@@ -34,8 +34,8 @@ def choices(name: str) -> dict[str, list[object]]:
 
 def configured(name: str, chosen: dict[str, object]):
     """The configuration, or None if it is refused as it should be."""
-    fields = OPTIMIZERS[name].Config.model_fields
-    optimizer = {"name": name} | ({"rank": 4} if fields.get("rank") and name not in ("muon", "apollo_mini") else {})
+    ranked = "rank" in OPTIMIZERS[name].Config.model_fields.keys() - OPTIMIZERS[name].Config.ignored
+    optimizer = {"name": name} | ({"rank": 4} if ranked and name != "apollo_mini" else {})
     try:
         return validate({"model": MODEL, "train": TRAIN, "optimizer": optimizer | chosen})
     except UserError as error:

@@ -17,8 +17,9 @@ SHAPES = [(24, 16), (16, 24), (5, 300)]
 
 
 def small(name, shape=(24, 16), **settings):
-    rank = min(PRESETS[name].Config().rank, 4, *shape)
-    return PRESETS[name].Config(**{"rank": rank, "update_proj_gap": 3, "weights": "int8"} | settings)
+    default = PRESETS[name].Config()
+    rank, scale = min(default.rank, 4, *shape), max(default.scale, 0.25)
+    return PRESETS[name].Config(**{"rank": rank, "update_proj_gap": 3, "weights": "int8", "scale": scale} | settings)
 
 
 @EVERY
