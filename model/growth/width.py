@@ -19,13 +19,12 @@ from torch import Tensor
 
 from kernels.support import TileSupport
 from model.config import ModelConfig
-from model.counts import projection_shapes
+from model.counts import in_block, projection_shapes
 from model.errors import UserError
 from model.growth.linears import LINEAR, State, grow_density
 from model.growth.shapes import WIDTHS, same_widths, width_of
 from model.growth.tensors import LAYER, GrownTensor
-from model.linear import LinearConfig
-from model.linear.support import SUPPORTS
+from model.linear import LINEARS, LinearConfig
 from model.seeding import generator
 
 SHARE_SPREAD = 2.0
@@ -44,8 +43,13 @@ AXES = {
 """What the inputs and the outputs of each linear of a block are."""
 
 
-def require_linears_widen(small: ModelConfig, large: ModelConfig, old: LinearConfig, new: LinearConfig) -> None:
-    """UserError where linears `old` have no copy in a wider model, or `new` have too few entries for all of theirs."""
+def require_linears_widen(
+    small: ModelConfig, large: ModelConfig, old: LinearConfig, new: LinearConfig, how: str = "copy"
+) -> None:
+    """UserError where linears `old` cannot become wider, or `new` have too few entries for all that there will be.
+
+    `how` is growth.width: with "zero" every entry stays one, else it is copied.
+    """
     if same_widths(small, large) or not hasattr(old, "support"):
         return
     if old.support != "element":
@@ -53,14 +57,15 @@ def require_linears_widen(small: ModelConfig, large: ModelConfig, old: LinearCon
             f'growth: linear.support = "{old.support}" cannot grow in width, where blocks may have another size; set '
             '"element", or keep the widths'
         )
-    count, wider = SUPPORTS[old.support].count, projection_shapes(large)
+    count, wider = LINEARS[old.name].count_entries, projection_shapes(large)
+    old, new = in_block(small, old), in_block(large, new)
     for part, shape in projection_shapes(small).items():
-        times = wider[part][0] // shape[0] * (wider[part][1] // shape[1])
-        copied, held = times * count(old.density, *shape), count(new.density, *wider[part])
+        times = 1 if how == "zero" else wider[part][0] // shape[0] * (wider[part][1] // shape[1])
+        copied, held = times * count(old, *shape), count(new, *wider[part])
         if held < copied:
             raise UserError(
-                f"growth: linear.density {new.density} holds {held} entries of {part}, which are {copied} as copies of "
-                "the small model's; raise it a little in the grown model"
+                f"growth: linear.density {new.density} holds {held} entries of {part}, and {copied} come of the small "
+                "model's; raise it in the grown model"
             )
 
 
@@ -128,6 +133,7 @@ def copy_width(
         yield from tensors
         return
     copies, shares = {key: Copies(key, small, large) for key in WIDTHS}, Shares(seed, spread)
+    linear = in_block(large, linear)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None:
             for item in group:
@@ -173,7 +179,7 @@ def _linear(state: State, inputs: Copies, outputs: Copies, linear: LinearConfig,
         support = TileSupport(state["support.loc"], state["support.tile_ptr"], (outputs.before, inputs.before))
         support, values = _copy_entries(support, state["values"], inputs, outputs, shares, f"{name}.values")
         # The wider matrix may hold a few entries more than the copies are, as each number of them is rounded down.
-        held = SUPPORTS[linear.support].count(linear.density, inputs.after, outputs.after)
+        held = LINEARS[linear.name].count_entries(linear, inputs.after, outputs.after)
         size = max(held, len(values))
         support, grown["values"] = grow_density(support, values, size, shares.seed, f"{name}.support")
         grown["support.loc"], grown["support.tile_ptr"] = support.loc, support.tile_ptr
