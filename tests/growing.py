@@ -8,7 +8,9 @@ from torch import nn
 
 from model.build import build_model, shape_of_model
 from model.config import ModelConfig
+from model.errors import UserError
 from model.growth.tensors import GrownTensor, fitting
+from model.growth.width import require_linears_widen
 from model.linear import LINEARS
 from model.linear.base import BaseLinear
 from model.linear.support import SUPPORTS
@@ -37,6 +39,15 @@ SILENCEABLE = {name: linear for name, linear in LINEAR_CONFIGS.items() if LINEAR
 def shape(n_layers: int, **changes) -> ModelConfig:
     settings = {"dim": 64, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 96, "vocab_size": 100, "max_seq_len": 16}
     return ModelConfig(n_layers=n_layers, **{**settings, **changes})
+
+
+def widens(linear) -> bool:
+    """Whether growth in width knows such linears; what it refuses it says at once."""
+    try:
+        require_linears_widen(shape(1), shape(1, dim=128, n_heads=8), linear, linear)
+    except UserError:
+        return False
+    return True
 
 
 def empty(linear, n_layers: int, param_dtype: torch.dtype = torch.float32, **changes) -> Transformer:

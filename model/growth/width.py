@@ -24,12 +24,15 @@ from model.errors import UserError
 from model.growth.linears import LINEAR, State, grow_density
 from model.growth.shapes import WIDTHS, same_widths, width_of
 from model.growth.tensors import LAYER, GrownTensor
-from model.linear import LINEARS, LinearConfig
+from model.linear import LINEARS, LinearConfig, build_linear
 from model.seeding import generator
 
 SHARE_SPREAD = 2.0
 """The default of how far a share is from an even one, in parts of it, before the shares of a channel are made to sum to
 1. What arXiv 2409.12903 adds, noise 10 dB below the weights, is that of 0.8."""
+
+PARTS = {"weight", "A", "B", "values", "support.loc", "support.tile_ptr"}
+"""Tensors of a linear of which is known what they are in a wider one."""
 
 AXES = {
     "attention.q_proj": ("dim", "n_heads"),
@@ -50,13 +53,23 @@ def require_linears_widen(
 
     `how` is growth.width: with "zero" every entry stays one, else it is copied.
     """
-    if same_widths(small, large) or not hasattr(old, "support"):
+    if same_widths(small, large):
         return
-    if old.support != "element":
+    if getattr(old, "support", "element") != "element":
         raise UserError(
             f'growth: linear.support = "{old.support}" cannot grow in width, where blocks may have another size; set '
             '"element", or keep the widths'
         )
+    part, (n_in, n_out) = next(iter(projection_shapes(large).items()))
+    with torch.device("meta"):
+        parts = build_linear(in_block(large, new), n_in, n_out, part).state_dict()
+    if unknown := parts.keys() - PARTS:
+        raise UserError(
+            f'growth: linear.name = "{old.name}" cannot grow in width, as its {min(unknown)} has no copy in a wider '
+            "model; keep the widths, or set other linears"
+        )
+    if "values" not in parts:
+        return
     count, wider = LINEARS[old.name].count_entries, projection_shapes(large)
     old, new = in_block(small, old), in_block(large, new)
     for part, shape in projection_shapes(small).items():
@@ -173,7 +186,7 @@ def _linear(state: State, inputs: Copies, outputs: Copies, linear: LinearConfig,
             grown[part] = shares.of_columns(tensor.index_select(1, inputs.source), inputs, f"{name}.{part}")
         elif part == "B":
             grown[part] = tensor.index_select(0, outputs.source)
-        elif part not in ("values", "support.loc", "support.tile_ptr"):
+        elif part not in PARTS:
             raise UserError(f"growth: {name}.{part} has no copy in a wider model; keep the widths")
     if "values" in state:
         support = TileSupport(state["support.loc"], state["support.tile_ptr"], (outputs.before, inputs.before))

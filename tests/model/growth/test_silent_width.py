@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, outputs, shape, trained
+from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, outputs, shape, trained, widens
 
 from model.errors import UserError
 from model.growth.linears import grow_linears
@@ -11,7 +11,7 @@ from model.growth.silent_width import add_width
 from model.growth.tensors import GrownTensor
 from model.linear.base import BaseLinear
 
-LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if not name.endswith("block")}
+LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if widens(linear)}
 linears = pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
 ELEMENT = LINEAR_CONFIGS["sparse_low_rank-element"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, outputs, shape, trained
+from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, outputs, shape, trained, widens
 from memory import LiveMemory
 
 from model.counts import projection_shapes
@@ -16,7 +16,7 @@ from model.linear import LINEARS as KINDS
 from model.linear.base import BaseLinear
 
 BLOCK = LINEAR_CONFIGS["sparse_low_rank-block"]
-LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if linear != BLOCK}
+LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if widens(linear)}
 linears = pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
 matrices = pytest.mark.parametrize(
     "linear",
@@ -222,6 +222,12 @@ def test_what_is_no_growth_is_refused(changes, message):
 
 
 def test_what_has_no_wider_copy_is_refused():
+    assert {"dense", "low_rank", "sparse_low_rank-element", "sparse", "lora", "cola"} <= LINEARS.keys()
+    for name in LINEAR_CONFIGS.keys() - LINEARS.keys():
+        with pytest.raises(
+            UserError, match=r"growth: linear\.(name|support) = .* cannot grow in width, .*keep the widths"
+        ):
+            require_linears_widen(shape(2), shape(2, **ALL), LINEAR_CONFIGS[name], LINEAR_CONFIGS[name])
     with pytest.raises(UserError, match=r'linear\.support = "block" cannot grow in width'):
         require_linears_widen(shape(2), shape(2, **ALL), BLOCK, BLOCK)
     state = [GrownTensor("layers.0.attention.q_proj.codes", torch.zeros(64, 64, dtype=torch.uint8))]
