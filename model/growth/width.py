@@ -19,13 +19,12 @@ from torch import Tensor
 
 from kernels.support import TileSupport
 from model.config import ModelConfig
-from model.counts import projection_shapes
+from model.counts import in_block, projection_shapes
 from model.errors import UserError
 from model.growth.linears import LINEAR, State, grow_density
 from model.growth.shapes import WIDTHS, same_widths, width_of
 from model.growth.tensors import LAYER, GrownTensor
-from model.linear import LinearConfig
-from model.linear.support import SUPPORTS
+from model.linear import LINEARS, LinearConfig
 from model.seeding import generator
 
 SHARE_SPREAD = 2.0
@@ -53,10 +52,11 @@ def require_linears_widen(small: ModelConfig, large: ModelConfig, old: LinearCon
             f'growth: linear.support = "{old.support}" cannot grow in width, where blocks may have another size; set '
             '"element", or keep the widths'
         )
-    count, wider = SUPPORTS[old.support].count, projection_shapes(large)
+    count, wider = LINEARS[old.name].count_entries, projection_shapes(large)
+    before, after = in_block(small, old), in_block(large, new)
     for part, shape in projection_shapes(small).items():
         times = wider[part][0] // shape[0] * (wider[part][1] // shape[1])
-        copied, held = times * count(old.density, *shape), count(new.density, *wider[part])
+        copied, held = times * count(before, *shape), count(after, *wider[part])
         if held < copied:
             raise UserError(
                 f"growth: linear.density {new.density} holds {held} entries of {part}, which are {copied} as copies of "
@@ -127,6 +127,7 @@ def copy_width(
     if same_widths(small, large):
         yield from tensors
         return
+    linear = in_block(large, linear)
     copies, shares = {key: Copies(key, small, large) for key in WIDTHS}, Shares(seed, spread)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None:
@@ -173,7 +174,7 @@ def _linear(state: State, inputs: Copies, outputs: Copies, linear: LinearConfig,
         support = TileSupport(state["support.loc"], state["support.tile_ptr"], (outputs.before, inputs.before))
         support, values = _copy_entries(support, state["values"], inputs, outputs, shares, f"{name}.values")
         # The wider matrix may hold a few entries more than the copies are, as each number of them is rounded down.
-        held = SUPPORTS[linear.support].count(linear.density, inputs.after, outputs.after)
+        held = LINEARS[linear.name].count_entries(linear, inputs.after, outputs.after)
         size = max(held, len(values))
         support, grown["values"] = grow_density(support, values, size, shares.seed, f"{name}.support")
         grown["support.loc"], grown["support.tile_ptr"] = support.loc, support.tile_ptr

@@ -147,7 +147,7 @@ def test_depth_width_rank_and_density_in_one_stream():
     small, large = trained(old, 2), empty(new, 4, **ALL)
     state, plan = small.state_dict(), plan_growth("stack", 2, 4, GrowthOptions(function_preserving=True))
     deep = grow_tensors(state, state.__getitem__, plan, old)
-    copy_into(large, grow_linears(copy_width(deep, small.config, large.config, old, 0), old, new, 0))
+    copy_into(large, grow_linears(copy_width(deep, small.config, large.config, old, 0), large.config, old, new, 0))
     torch.testing.assert_close(logits(large), logits(small), rtol=1e-5, atol=1e-5)
     assert not large.layers[2].attention.o_proj.dense_weight().any()
     shares = [large.layers[i].feed_forward.up_proj.A[0] for i in (0, 2)]
