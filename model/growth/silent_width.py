@@ -6,6 +6,7 @@ them in the second. Channels of the residual stream cannot begin so: with D' of 
 mean square is D / D' of the small model's, while the eps that it adds to it stays.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -15,15 +16,13 @@ from torch import Tensor
 
 from kernels.support import TileSupport
 from model.config import ModelConfig
-from model.counts import projection_shapes
-from model.growth.linears import LINEAR, State
+from model.counts import in_block, projection_shapes
+from model.growth.linears import LINEAR, State, grow_density
 from model.growth.shapes import same_widths
 from model.growth.tensors import LAYER, GrownTensor
 from model.growth.width import in_tile_order
-from model.linear import LinearConfig, build_linear
-from model.linear.support import SUPPORTS
+from model.linear import LINEARS, LinearConfig, build_linear
 from model.linear.support.element import draw_positions
-from model.seeding import fill_uniform
 
 
 def add_width(
@@ -36,7 +35,7 @@ def add_width(
     if same_widths(small, large):
         yield from tensors
         return
-    shapes = projection_shapes(large)
+    before, after, linear = projection_shapes(small), projection_shapes(large), in_block(large, linear)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None:
             yield from group
@@ -45,49 +44,52 @@ def add_width(
         match = LAYER.fullmatch(name)
         assert match
         state = {part: item.tensor for part, item in items.items()}
-        for part, tensor in _added(state, shapes[match[2]], linear, large.init_std, seed, name).items():
-            before = items[part]
-            more = tensor.nbytes - before.tensor.nbytes
-            random = part.startswith("support.") or tensor.count_nonzero() > before.tensor.count_nonzero()
+        shapes = before[match[2]], after[match[2]]
+        for part, tensor in _added(state, *shapes, linear, large.init_std, seed, name).items():
+            item = items[part]
+            more = tensor.nbytes - item.tensor.nbytes
+            random = part.startswith("support.") or tensor.count_nonzero() > item.tensor.count_nonzero()
             drawn = more if random else 0
-            yield before._replace(tensor=tensor, drawn=drawn, zeroed=before.zeroed + more - drawn)
-        del items, state, before, tensor
+            yield item._replace(tensor=tensor, drawn=drawn, zeroed=item.zeroed + more - drawn)
+        del items, state, item, tensor
 
 
-def _added(state: State, shape: tuple[int, int], linear: LinearConfig, init_std: float, seed: int, name: str) -> State:
-    """The state of the linear `name` in `shape` (in, out), of which one side is as before."""
-    n_in, n_out = shape
+def _added(
+    state: State,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    linear: LinearConfig,
+    init_std: float,
+    seed: int,
+    name: str,
+) -> State:
+    """The state of the linear `name` of shape `old` (in, out) in the shape `new`, of which one side is as before."""
     rank = {"rank": len(state["A"]), "ranks": ()} if "A" in state else {}
-    fresh = build_linear(linear.model_copy(update=rank), n_in, n_out, name, init_std)
+    fresh = build_linear(linear.model_copy(update=rank), *new, name, init_std)
     fresh.reset_parameters(seed)
-    grown = dict(state)
+    drawn, grown = fresh.state_dict(), dict(state)
     for part in state.keys() & {"weight", "A"}:  # what reads further inputs is zero
-        grown[part] = F.pad(state[part], (0, n_in - state[part].shape[1]))
+        grown[part] = F.pad(state[part], (0, new[0] - old[0]))
     for part in state.keys() & {"weight", "B"}:  # further outputs are drawn
-        drawn = fresh.get_parameter(part).detach()[len(state[part]) :]
-        grown[part] = torch.cat([grown[part], drawn.to(state[part].dtype)])
+        grown[part] = torch.cat([grown[part], drawn[part][old[1] :].to(state[part].dtype)])
     if "values" in state:
-        old_shape = len(state["B"]), state["A"].shape[1]
-        support = TileSupport(state["support.loc"], state["support.tile_ptr"], old_shape)
-        size = SUPPORTS[linear.support].count(linear.density, n_in, n_out)
-        support, grown["values"] = _add_entries(support, state["values"], (n_out, n_in), size, seed, name)
+        support = TileSupport(state["support.loc"], state["support.tile_ptr"], old[::-1])
+        size = LINEARS[linear.name].count_entries(linear, *new)
+        places = _new_places(old, new, size, support.nnz, seed, f"{name}.support.beside_{support.nnz}")
+        values = drawn["values"][: len(places)].to(state["values"].dtype) * (new[0] == old[0])
+        flat = support.flat().long()
+        flat = torch.cat([flat // old[0] * new[0] + flat % old[0], places])
+        support, values = in_tile_order(flat, torch.cat([state["values"], values]), new[::-1])
+        # Where the shapes of a block share its density out, what was there may get more of it too.
+        support, grown["values"] = grow_density(support, values, size, seed, f"{name}.support")
         grown["support.loc"], grown["support.tile_ptr"] = support.loc, support.tile_ptr
     return grown
 
 
-def _add_entries(
-    support: TileSupport, values: Tensor, shape: tuple[int, int], size: int, seed: int, name: str
-) -> tuple[TileSupport, Tensor]:
-    """The entries in their places in `shape`, and new ones up to `size` in what is new of it, as the part of it is."""
-    (n_out, n_in), (old_out, old_in), flat = shape, support.shape, support.flat().long()
-    further, more = n_in - old_in, size - len(flat)
-    room = (n_out - old_out) * n_in or n_out * further
-    drawn = draw_positions(min(more, room), room, seed, f"{name}.support.beside_{len(flat)}").long()
-    new = values.new_zeros(len(drawn))
-    if further:
-        drawn = drawn // further * n_in + old_in + drawn % further
-    else:
-        drawn += old_out * n_in
-        fill_uniform(new, n_in**-0.5, seed, f"{name}.values.beside_{len(flat)}")
-    places = torch.cat([flat // old_in * n_in + flat % old_in, drawn])
-    return in_tile_order(places, torch.cat([values, new]), shape)
+def _new_places(old: tuple[int, int], new: tuple[int, int], size: int, held: int, seed: int, name: str) -> Tensor:
+    """The flat positions of what `new` (in, out) has beyond `old`, where it is to have `size` and `held` are there."""
+    further = new[0] - old[0]
+    room = new[0] * new[1] - old[0] * old[1]
+    count = max(0, min(size - held, math.ceil(size * room / (new[0] * new[1]))))
+    drawn = draw_positions(count, room, seed, name).long()
+    return drawn // further * new[0] + old[0] + drawn % further if further else drawn + old[1] * old[0]

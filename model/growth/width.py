@@ -43,8 +43,13 @@ AXES = {
 """What the inputs and the outputs of each linear of a block are."""
 
 
-def require_linears_widen(small: ModelConfig, large: ModelConfig, old: LinearConfig, new: LinearConfig) -> None:
-    """UserError where linears `old` have no copy in a wider model, or `new` have too few entries for all of theirs."""
+def require_linears_widen(
+    small: ModelConfig, large: ModelConfig, old: LinearConfig, new: LinearConfig, how: str = "copy"
+) -> None:
+    """UserError where linears `old` cannot become wider, or `new` have too few entries for all that there will be.
+
+    `how` is growth.width: with "zero" every entry stays one, else it is copied.
+    """
     if same_widths(small, large) or not hasattr(old, "support"):
         return
     if old.support != "element":
@@ -53,14 +58,14 @@ def require_linears_widen(small: ModelConfig, large: ModelConfig, old: LinearCon
             '"element", or keep the widths'
         )
     count, wider = LINEARS[old.name].count_entries, projection_shapes(large)
-    before, after = in_block(small, old), in_block(large, new)
+    old, new = in_block(small, old), in_block(large, new)
     for part, shape in projection_shapes(small).items():
-        times = wider[part][0] // shape[0] * (wider[part][1] // shape[1])
-        copied, held = times * count(before, *shape), count(after, *wider[part])
+        times = 1 if how == "zero" else wider[part][0] // shape[0] * (wider[part][1] // shape[1])
+        copied, held = times * count(old, *shape), count(new, *wider[part])
         if held < copied:
             raise UserError(
-                f"growth: linear.density {new.density} holds {held} entries of {part}, which are {copied} as copies of "
-                "the small model's; raise it a little in the grown model"
+                f"growth: linear.density {new.density} holds {held} entries of {part}, and {copied} come of the small "
+                "model's; raise it in the grown model"
             )
 
 
@@ -127,8 +132,8 @@ def copy_width(
     if same_widths(small, large):
         yield from tensors
         return
-    linear = in_block(large, linear)
     copies, shares = {key: Copies(key, small, large) for key in WIDTHS}, Shares(seed, spread)
+    linear = in_block(large, linear)
     for name, group in groupby(tensors, key=lambda item: (match := LINEAR.match(item.name)) and match[1]):
         if name is None:
             for item in group:

@@ -142,7 +142,7 @@ def _rotate(x: Tensor, blocks: Tensor) -> Tensor:
 
 def _inverse(order: Tensor) -> Tensor:
     places = torch.arange(len(order), dtype=order.dtype, device=order.device)
-    return torch.empty_like(order).scatter_(0, order.long(), places)
+    return torch.empty_like(order).index_copy_(0, order.long(), places)
 
 
 class _Reorder(torch.autograd.Function):

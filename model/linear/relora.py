@@ -76,5 +76,6 @@ def _drop_drawn(ratio: float, seed: int, name: str, moment: Moment, values: Tens
 def _drop_small(ratio: float, moment: Moment, values: Tensor) -> Tensor:
     """Zero `ratio` of the entries, and those that are as small as the largest of these."""
     size = values.abs()
-    largest = size.flatten().kthvalue(max(1, round(ratio * values.numel()))).values
+    # Not kthvalue, which train.deterministic refuses on a GPU.
+    largest = size.flatten().sort().values[max(1, round(ratio * values.numel())) - 1]
     return values * (size > largest)

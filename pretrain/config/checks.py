@@ -210,6 +210,11 @@ def _own_choices(config: OwnConfig) -> Rows:
             f"{', '.join(users('optimizer', key))}",
         )
     yield (
+        config.cautious and config.grams,
+        "optimizer.cautious has no effect beside optimizer.grams, whose updates have the gradient's signs; set one of "
+        "them to false",
+    )
+    yield (
         config.embedding_moments != "same" and config.moments != "8bit",
         f'optimizer.embedding_moments = "{config.embedding_moments}" has no effect with optimizer.moments = '
         f'"{config.moments}", which leaves them in fp32 anyway; remove it',
@@ -226,8 +231,9 @@ def _matrix(config: MatrixConfig) -> Rows:
         f"optimizer.projector {projector!r} is unknown; choose one of {', '.join(PROJECTORS)}",
     )
     yield (
-        config.name in ("apollo", "apollo_mini") and config.cautious,
-        f"optimizer.cautious drops nothing with {name}, whose update has the gradient's signs; set it to false",
+        config.name in ("apollo", "apollo_mini") and (config.cautious or config.grams),
+        f"optimizer.{'cautious' if config.cautious else 'grams'} changes nothing with {name}, whose update has the "
+        "gradient's signs; set it to false",
     )
     yield (
         config.name == "ldadam" and config.moments == "adafactor",

@@ -114,7 +114,7 @@ def growth_rows(config: Tables) -> Rows:
         'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; set other weights, or leave '
         f"{', '.join(f'growth.{key}' for key in WIDTHS)} out",
     )
-    require_linears_widen(small_model(config), config.model, linear, grown)
+    require_linears_widen(small_model(config), config.model, linear, grown, growth.width)
     plans = growth_plans(config)
     steps = [(linear, grown if plan is plans[-1] else linear, plan) for plan in plans]
     for step in steps:

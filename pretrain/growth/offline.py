@@ -146,7 +146,7 @@ def _plan(
         raise UserError(
             'optimizer.weights = "int8" keeps codes, which have no copy in a wider model; keep the widths of [model]'
         )
-    require_linears_widen(small.model, config.model, small.linear, config.linear)
+    require_linears_widen(small.model, config.model, small.linear, config.linear, width)
     try:
         plan = plan_growth(operator, layers, grown_layers, options)
     except UserError as error:

@@ -25,7 +25,7 @@ NO_WEIGHTS = ("max_seq_len", "init_std", *ROPE)
 """Keys of [model] that may change: no tensor depends on them (context is extended by other rotary frequencies)."""
 
 NO_STATE = (
-    *("lr", "betas", "eps", "eps_mode", "weight_decay", "cautious", "factor_lr_ratio", "scale"),
+    *("lr", "betas", "eps", "eps_mode", "weight_decay", "cautious", "grams", "orthograd", "factor_lr_ratio", "scale"),
     *("update", "accumulators"),
 )
 """Keys of [optimizer] that moments may outlive: they decide neither what is kept nor in which form."""

@@ -12,7 +12,7 @@ from kernels.rounding import round_to
 from model.linear.merging import Moment, Reset
 from pretrain.optim.config import OwnConfig
 from pretrain.optim.element import Element, State
-from pretrain.optim.moments import cautious
+from pretrain.optim.signs import signed
 
 SMALLEST_8BIT = 4096
 """Smaller tensors keep fp32 moments, as in bitsandbytes."""
@@ -68,8 +68,8 @@ def adamw_step(
     key: int | None,
 ) -> None:
     """One step of AdamW in place, with decoupled decay before or after as `config.decay_after`; step counts from 1."""
-    keep = 1 - lr * weight_decay
-    if not config.cautious and state["exp_avg"].dtype == torch.uint8:
+    keep, plain = 1 - lr * weight_decay, not (config.cautious or config.grams)
+    if plain and state["exp_avg"].dtype == torch.uint8:
         # The kernel decays first: keep (W - lr N) is keep W - (keep lr) N.
         rate, decay = (keep * lr, weight_decay / keep) if config.decay_after else (lr, weight_decay)
         adam8bit_(
@@ -77,12 +77,10 @@ def adamw_step(
             weight_decay=decay, eps_mode=config.eps_mode, key=key,
         )  # fmt: skip
         return
-    if not config.cautious and parameter.dtype == torch.float32 and not (weight_decay and config.decay_after):
+    if plain and parameter.dtype == torch.float32 and not (weight_decay and config.decay_after):
         _fused(config, parameter, gradient, state, step, lr, weight_decay)
         return
-    N = _direction(config, gradient.float(), state, step)
-    if config.cautious:
-        N = cautious(N, gradient)
+    N = signed(config, _direction(config, gradient.float(), state, step), gradient)
     if config.decay_after:
         new = parameter.float().sub(N, alpha=lr).mul_(keep)
     else:

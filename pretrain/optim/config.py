@@ -43,6 +43,10 @@ class OwnConfig(Frozen):
     """step: all weights after the backward pass. per_layer: each inside of it, so that gradients never coexist."""
     cautious: bool = False
     """Drop the entries of an update whose sign is not the gradient's (arXiv 2411.16085)."""
+    grams: bool = False
+    """Give an update's magnitudes the gradient's signs (arXiv 2412.17107)."""
+    orthograd: bool = False
+    """Take the part along the weight out of each gradient, at the gradient's norm (arXiv 2501.04697)."""
     factor_lr_ratio: float = Field(1.0, gt=0)
     """Learning rate of the linears' B factors over that of everything else (LoRA+, arXiv 2402.12354)."""
 
@@ -53,6 +57,9 @@ class OwnConfig(Frozen):
 
 OF_SUMS = frozenset({"accumulators"})
 """Keys that say nothing to a rule that needs whole gradients."""
+
+OF_WHOLES = frozenset({"orthograd"})
+"""Keys that say nothing to a rule that sees projected gradients alone."""
 
 OF_BASES = frozenset(
     {"projector", "projection", "refresh", "refresh_overlap", "refresh_threshold", "max_proj_gap", "refresh_stagger"}

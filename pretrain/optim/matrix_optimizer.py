@@ -267,7 +267,7 @@ class MatrixOptimizer(OwnOptimizer):
         messages: dict[str, State] = {}
         for target in targets:
             if everywhere or target.owner == rank:
-                gradients[target.name] = scaled(self._gradient(target).float(), clip)
+                gradients[target.name] = self._steered(target, scaled(self._gradient(target).float(), clip))
             if target.owner == rank:
                 messages[target.name] = self._message(target, gradients[target.name], lr)
             else:
@@ -315,7 +315,7 @@ class MatrixOptimizer(OwnOptimizer):
         if self.rule.uses_basis and self._due(target):
             overlap = self.refresher.new_basis(target, G, self.updates)
             self.refresher.reschedule(target, float(overlap))
-        gradient = self._projection(target, G) if projected else G.float()
+        gradient = self._projection(target, G) if projected else self._steered(target, G.float())
         self._squares.append(gradient.square().sum() if projected else square)
         message = self._message(target, gradient, lr)
         self._change(target, gradient if self.rule.gradient_everywhere else None, message, lr)
@@ -328,6 +328,12 @@ class MatrixOptimizer(OwnOptimizer):
         P = target.P
         assert P is not None
         return project(P, G, self.products)
+
+    def _steered(self, target: Target, gradient: Tensor) -> Tensor:
+        """`_turned` of a whole gradient in left form; reading the weight may copy it."""
+        if not self.config.orthograd:
+            return gradient
+        return self._turned(target.matrix.left_form(target.weight.read()), gradient)
 
     def _due(self, target: Target) -> bool:
         return self.refresher.due(target, self.updates)

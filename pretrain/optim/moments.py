@@ -9,6 +9,7 @@ from kernels.adam8bit import Adam8bitState, adam8bit_direction
 from kernels.adam8bit.reference import dequantise, quantise
 from model.seeding import derive_seed
 from pretrain.optim.config import MatrixConfig
+from pretrain.optim.signs import signed
 
 State = dict[str, Tensor]
 
@@ -58,17 +59,7 @@ def direction(
         N = _adafactor(state, gradient, count)
     else:
         N = _adam(config, state, gradient, count, derive_seed(step, "moments", name))
-    return cautious(N, gradient) if config.cautious else N, correction(config, count)
-
-
-def cautious(N: Tensor, gradient: Tensor) -> Tensor:
-    """N where its sign is the gradient's, else 0, times the share that stays (at least 1e-3) to the power -1.
-
-    Of Cautious Optimizers (arXiv 2411.16085, algorithm 2, as released). Both are in the projected coordinates: the
-    sign is that of R, and no product of whole matrices is needed.
-    """
-    mask = (N * gradient > 0).to(N.dtype)
-    return N * (mask / mask.mean().clamp(min=1e-3))
+    return signed(config, N, gradient), correction(config, count)
 
 
 def load(config: MatrixConfig, state: State) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from pretrain.optim.adamw_part import AdamWPart
 from pretrain.optim.config import OwnConfig
 from pretrain.optim.element import Element, State
 from pretrain.optim.exchange import Exchange, share_out
+from pretrain.optim.orthograd import orthogonal
 
 
 class Part(Protocol):
@@ -179,16 +180,20 @@ class OwnOptimizer(torch.optim.Optimizer):
         lr = self.param_groups[0]["lr"]
         for element in self.elements:
             if element.owner == self.exchange.rank:
-                gradient = scaled(element.gradient, clip)
+                gradient = self._turned(element.parameter, scaled(element.gradient, clip))
                 element.step(self.config, gradient, self.updates + 1, lr, self._key(element))
         self.exchange.send((element.owner, element.parameter.data) for element in self.elements)
+
+    def _turned(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """What a step is made of: `gradient`, or with `orthograd` what is left of it."""
+        return orthogonal(weight, gradient) if self.config.orthograd else gradient
 
     @torch.no_grad()
     def _step_element_now(self, element: Element) -> None:
         """per_layer: the whole step of one parameter, inside of the backward pass."""
         if (square := self._sound(element.gradient)) is not None:
             self._squares.append(square)
-            lr, gradient = self.param_groups[0]["lr"], element.gradient
+            lr, gradient = self.param_groups[0]["lr"], self._turned(element.parameter, element.gradient)
             element.step(self.config, gradient, self.updates + 1, lr, self._key(element))
         element.parameter.grad = None
 

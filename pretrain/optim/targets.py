@@ -16,8 +16,9 @@ from pretrain.optim.rules import PRESETS
 def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
     """The matrices to project by parameter name, in the model's order; UserError when `config` does not fit the model.
 
-    `config.targets` are patterns over the parameters of the linears. A factor of a linear may be named too, if the
-    subspace holds all of it: below that the product of two ranks would be left, and training suffers.
+    `config.targets` are patterns over the parameters of the linears. A factor of a linear may be named too, if the rule
+    has no subspace or it holds all of the factor: below that the product of two ranks would be left, and training
+    suffers.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, BaseLinear)}
     inside = {f"{name}.{own}": shape for name, linear in linears.items() for own, shape in linear.shapes().items()}
@@ -31,7 +32,7 @@ def find_targets(model: nn.Module, config: MatrixConfig) -> dict[str, Matrix]:
         for name in matched:
             rows, cols = _shape(name, inside[name])
             rank = rank_of(config, _linear_of(name))
-            if name not in dense and min(rows, cols) > rank:
+            if name not in dense and "rank" not in config.ignored and min(rows, cols) > rank:
                 raise UserError(
                     f"optimizer.targets {pattern!r} matches {name}, a factor of rank {min(rows, cols)}: projecting it "
                     f"to optimizer.rank {rank} would leave less than the linear's own rank; leave it out, so "

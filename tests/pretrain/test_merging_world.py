@@ -1,4 +1,4 @@
-"""Linears that merge, on two processes as on one, over merges and pauses around them."""
+"""Linears with a frozen matrix, on two processes as on one, over merges and pauses around them."""
 
 from pathlib import Path
 
@@ -13,7 +13,12 @@ LINEARS = {
     "sst": ["--linear.name=sst", "--linear.rank=16", "--linear.resample_every=5"],
 }
 OPTIMIZERS = ["adamw", "adamw8bit"]
-KINDS = {f"{linear}-{name}": (linear, name) for linear in LINEARS for name in OPTIMIZERS}
+KINDS = {
+    f"{linear}-{name}": [*options, f"--optimizer.name={name}"]
+    for linear, options in LINEARS.items()
+    for name in OPTIMIZERS
+}
+KINDS["lora-stage3"] = ["--linear.name=lora", "--linear.rank=8", "--parallel.zero_stage=3"]
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +26,8 @@ def both(corpus, tmp_path_factory) -> Path:
     """Runs with one process (`one/<kind>`) and with two, paused before, at and after merges (`two/<kind>`)."""
     folder = tmp_path_factory.mktemp("world")
     config, runs = write_tiny(folder, corpus), []
-    for kind, (linear, name) in KINDS.items():
-        options = [*LINEARS[linear], f"--optimizer.name={name}", "--model.ffn_dim=64"]
+    for kind, own in KINDS.items():
+        options = [*own, "--model.ffn_dim=64"]
         train_here(config, *options, f"--run.dir={folder}/one/{kind}", f"--train.max_steps={STEPS}")
         pauses = (4, 5, 11, STEPS)
         runs += [[*options, f"--run.dir={folder}/two/{kind}", f"--train.max_steps={pause}"] for pause in pauses]

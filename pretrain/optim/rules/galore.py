@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from pretrain.optim.config import MatrixConfig
+from pretrain.optim.config import OF_WHOLES, MatrixConfig
 from pretrain.optim.matrix import Matrix
 from pretrain.optim.moments import direction
 from pretrain.optim.rules.adam import ProjectedAdam
@@ -18,6 +18,7 @@ class GaLore(ProjectedAdam):
     class Config(MatrixConfig):
         """GaLore (arXiv 2403.03507) with AdamW; the defaults are the paper's for 60M parameters."""
 
+        ignored = OF_WHOLES
         name: Literal["galore_adamw"] = "galore_adamw"
 
     needs = "projected"

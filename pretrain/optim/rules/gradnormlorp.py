@@ -37,7 +37,7 @@ class GradNormLoRP(ProjectedAdam):
 
     def __init__(self, config: MatrixConfig):
         super().__init__(config)
-        self.of_magnitude = config.model_copy(update={"moments": "fp32", "cautious": False})
+        self.of_magnitude = config.model_copy(update={"moments": "fp32", "cautious": False, "grams": False})
 
     def init_state(self, matrix: Matrix, device: torch.device) -> State:
         names = ("g", "norm", "g_exp_avg", "g_exp_avg_sq")

@@ -9,8 +9,8 @@ from torch import Tensor
 from kernels.scaled_update import scaled_update_
 from pretrain.optim.config import OF_BASES, OF_SUMS, Beta, MatrixConfig
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.moments import cautious
 from pretrain.optim.rules.base import Rule, State, Step, WeightUpdate
+from pretrain.optim.signs import signed
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: the steepest at 0 that still ends near 1."""
@@ -28,7 +28,9 @@ class Muon(Rule):
         `betas`, `eps` and `moments` are AdamW's alone; the momentum is fp32.
         """
 
-        ignored = OF_SUMS | OF_BASES | {"rank", "ranks", "update_proj_gap", "scale", "proj_type", "rotate_moments"}
+        ignored = (
+            OF_SUMS | OF_BASES | {"rank", "ranks", "update_proj_gap", "scale", "proj_type", "rotate_moments", "grams"}
+        )
         decay_after = False
         name: Literal["muon"] = "muon"
         lr: float = Field(1e-3, gt=0)
@@ -57,7 +59,7 @@ class Muon(Rule):
         gradient, momentum = matrix.left_form(gradient), self.config.momentum
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         N = orthogonalise(gradient.lerp(buffer, momentum) if self.config.nesterov else buffer, self.config.ns_steps)
-        return {"N": cautious(N, gradient) if self.config.cautious else N}
+        return {"N": signed(self.config, N, gradient)}
 
     def apply(self, weight: Tensor, update: WeightUpdate) -> None:
         step, scaling = update.step, torch.full((1, 1), self.ratio(*update.matrix.shape), device=weight.device)

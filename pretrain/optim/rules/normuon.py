@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pretrain.optim.config import Beta
 from pretrain.optim.matrix import Matrix
-from pretrain.optim.moments import cautious
 from pretrain.optim.momentum import advance_momentum, init_momentum
 from pretrain.optim.rules.base import State, Step
 from pretrain.optim.rules.muon import Muon, orthogonalise
+from pretrain.optim.signs import signed
 
 EPS = 1e-10
 
@@ -49,7 +49,7 @@ class NorMuon(Muon):
         size = U.norm() if config.adjust_lr_fn == "original" else U.numel() ** 0.5
         N = U.div_(v.sqrt().add_(EPS))
         N.mul_(size / (N.norm() + EPS))
-        return {"N": cautious(N, gradient) if config.cautious else N}
+        return {"N": signed(config, N, gradient)}
 
     def ratio(self, rows: int, cols: int) -> float:
         return super().ratio(rows, cols) if self.config.adjust_lr_fn == "original" else 0.2

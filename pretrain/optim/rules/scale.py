@@ -31,7 +31,8 @@ class Scale(Rule):
         ignored = (
             OF_SUMS
             | OF_BASES
-            | {"rank", "ranks", "update_proj_gap", "proj_type", "rotate_moments", "cautious", "embedding_moments"}
+            | {"rank", "ranks", "update_proj_gap", "proj_type", "rotate_moments", "embedding_moments"}
+            | {"cautious", "grams"}
         )
         decay_after = False
         quantised = ()

@@ -25,7 +25,11 @@ class SinkGD(Rule):
     class Config(MatrixConfig):
         """SinkGD (arXiv 2502.06742) for the targets, AdamW with `lr` for the rest; the defaults are the paper's."""
 
-        ignored = OF_SUMS | OF_BASES | {"rank", "ranks", "update_proj_gap", "proj_type", "rotate_moments", "cautious"}
+        ignored = (
+            OF_SUMS
+            | OF_BASES
+            | {"rank", "ranks", "update_proj_gap", "proj_type", "rotate_moments", "cautious", "grams"}
+        )
         decay_after = False
         name: Literal["sinkgd"] = "sinkgd"
         lr: float = Field(0.02, gt=0)

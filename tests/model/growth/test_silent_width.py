@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, shape, trained
+from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, outputs, shape, trained
 
 from model.errors import UserError
 from model.growth.linears import grow_linears
@@ -54,7 +54,7 @@ def test_what_was_there_stays_and_what_is_new_is_as_fresh_or_zero(linear):
     large = grow(small, linear, **WIDER["both"])
     new_rows = []
     for name, before, after in pairs(small, large):
-        weight, wide = before.dense_weight(), after.dense_weight()
+        weight, wide = outputs(before), outputs(after)
         n_out, n_in = weight.shape
         torch.testing.assert_close(wide[:n_out, :n_in], weight, rtol=1e-6, atol=1e-7)
         if name.endswith(("o_proj", "down_proj")):
@@ -109,7 +109,7 @@ def test_it_comes_from_seed_and_name_and_is_counted():
     assert streams[0][down + "A"][2:] == (4 * 8, 0)
     assert streams[0]["norm.weight"][2:] == (0, 0)
     wider = empty(rank, 2, head_dim=16, **WIDER["units"])
-    copy_into(wider, grow_linears(streams[0].values(), ELEMENT, rank, 0))
+    copy_into(wider, grow_linears(streams[0].values(), large, ELEMENT, rank, 0))
     torch.testing.assert_close(logits(wider), logits(small), rtol=1e-5, atol=1e-5)
 
 
@@ -125,3 +125,9 @@ def test_what_cannot_begin_silent_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         require_growable(shape(2), shape(2, **changes), "zero")
     require_growable(shape(2), shape(2, ffn_dim=97, n_heads=6, n_kv_heads=3, head_dim=16), "zero")
+
+
+def test_densities_by_shape_are_those_of_the_wider_shapes():
+    linear = LINEARS["sparse"].model_copy(update={"densities": "erdos_renyi"})
+    small = trained(linear, 2)
+    torch.testing.assert_close(logits(grow(small, linear, **WIDER["both"])), logits(small), rtol=1e-5, atol=1e-5)

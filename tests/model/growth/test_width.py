@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, shape, trained
+from growing import LINEAR_CONFIGS, copy_into, empty, logits, never_moved, outputs, shape, trained
 from memory import LiveMemory
 
 from model.counts import projection_shapes
@@ -12,11 +12,17 @@ from model.growth.linears import grow_linears
 from model.growth.shapes import require_growable
 from model.growth.tensors import GrownTensor, grow_tensors
 from model.growth.width import AXES, SHARE_SPREAD, copy_width, require_linears_widen
+from model.linear import LINEARS as KINDS
 from model.linear.base import BaseLinear
 
 BLOCK = LINEAR_CONFIGS["sparse_low_rank-block"]
 LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if linear != BLOCK}
 linears = pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
+matrices = pytest.mark.parametrize(
+    "linear",
+    [linear for linear in LINEARS.values() if not KINDS[linear.name].not_a_matrix],
+    ids=lambda linear: linear.name,
+)
 ELEMENT = LINEAR_CONFIGS["sparse_low_rank-element"]
 
 # Of 64 channels, 4 heads of 16 over 2 key and value heads, and 96 hidden units.
@@ -63,7 +69,7 @@ def by_copies(weight, outputs, inputs):
     return weight.unflatten(1, inputs).unflatten(0, outputs)
 
 
-@linears
+@matrices
 def test_the_copies_of_a_column_sum_to_it(linear):
     """Written out for two copies of channels and units and three of heads, each head's behind it."""
     small = trained(linear, 2)
@@ -114,7 +120,7 @@ def of_copies(large):
         if isinstance(module, BaseLinear):
             heads = name.endswith(("q_proj", "k_proj", "v_proj"))
             rows = [-1, 2, 16] if heads else [-1, 2, 1]
-            weights[name] = module.dense_weight().unflatten(0, rows).unbind(1)
+            weights[name] = outputs(module).unflatten(0, rows).unbind(1)
     return weights
 
 
@@ -136,7 +142,7 @@ def test_a_support_that_would_lack_entries_is_refused():
     """0.03 of 48 x 50 is 72 entries, and of 240 x 50, rounded down after rounding, 359."""
     linear = ELEMENT.model_copy(update={"density": 0.03, "rank": 2})
     small, large = (shape(1, dim=50, head_dim=12, n_kv_heads=4, n_heads=4, ffn_dim=width) for width in (48, 240))
-    with pytest.raises(UserError, match=r"linear\.density 0\.03 holds 359 entries of .*gate_proj, which are 360 as"):
+    with pytest.raises(UserError, match=r"linear\.density 0\.03 holds 359 entries of .*gate_proj, and 360 come of"):
         require_linears_widen(small, large, linear, linear)
     require_linears_widen(small, large, linear, linear.model_copy(update={"density": 0.0301}))
     require_linears_widen(small, small, BLOCK, BLOCK)
@@ -225,3 +231,14 @@ def test_what_has_no_wider_copy_is_refused():
 
 def test_every_linear_of_a_block_has_axes():
     assert AXES.keys() == projection_shapes(shape(1)).keys()
+
+
+def test_densities_by_shape_are_those_of_the_wider_shapes():
+    """Twice every side is a matrix of the same density; other factors may leave a projection too few entries."""
+    linear = LINEARS["sparse"].model_copy(update={"densities": "erdos_renyi"})
+    small = trained(linear, 2)
+    torch.testing.assert_close(logits(grow(small, linear, **ALL)), logits(small), rtol=1e-5, atol=1e-5)
+    require_linears_widen(shape(2), shape(2, **ALL), linear, linear)
+    with pytest.raises(UserError, match=r"linear\.density 0\.34 holds 3518 entries of .*gate_proj, and 3600 come"):
+        require_linears_widen(shape(2), shape(2, ffn_dim=192), linear, linear)
+    require_linears_widen(shape(2), shape(2, ffn_dim=192), linear, linear, "zero")

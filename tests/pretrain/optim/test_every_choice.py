@@ -80,5 +80,6 @@ def test_what_is_ignored_follows_from_the_rule(name):
     assert config.model_fields["name"].default == name
     assert config.ignored <= config.model_fields.keys()
     assert ("accumulators" in config.ignored) == (rule.needs == "full")
+    assert ("orthograd" in config.ignored) == (rule.needs == "projected")
     for key in ("projector", "projection", "refresh"):
         assert (key in config.ignored) == (not rule.uses_basis)

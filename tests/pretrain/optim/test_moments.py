@@ -5,10 +5,11 @@ import torch
 from optim_drive import SHAPES, drive, gradients
 
 from kernels.adam8bit import Adam8bitState, adam8bit_
-from pretrain.optim.moments import cautious, direction, init_moments
+from pretrain.optim.moments import direction, init_moments
 from pretrain.optim.projector import PROJECTORS
 from pretrain.optim.projector.base import Projector
 from pretrain.optim.rules.galore import GaLore, GaLoreAdafactor
+from pretrain.optim.signs import cautious
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from model.build import build_model
+from model.build import build_model, shape_of_model
 from model.config import ModelConfig
 from model.linear.dense import Dense
+from model.linear.low_rank import LowRank
 from pretrain.optim.matrix import Matrix, projected_side
 from pretrain.optim.matrix_optimizer import MatrixOptimizer
 from pretrain.optim.rules import PRESETS
@@ -33,6 +34,15 @@ def test_a_models_square_matrices_take_the_rules_side(name):
     targets = find_targets(model, PRESETS[name].Config(rank=4))
     square = {matrix.side for matrix in targets.values() if matrix.shape == (16, 16)}
     assert square == {PRESETS[name].square_side}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "rank" in PRESETS[name].Config.ignored])
+def test_a_rule_without_a_subspace_takes_factors_of_any_rank(name):
+    model_config = ModelConfig(dim=160, n_layers=1, n_heads=2, ffn_dim=160, vocab_size=32, max_seq_len=16)
+    model = shape_of_model(model_config, LowRank.Config(rank=144))
+    config = PRESETS[name].Config(targets=("*.A", "*.B"))
+    assert config.rank < 144
+    assert {matrix.shape for matrix in find_targets(model, config).values()} == {(144, 160), (160, 144)}
 
 
 def moved(name, parameter, ratio, update, lr):
