@@ -30,6 +30,10 @@ Support = Literal["random", "magnitude"]
 """Where the sparse entries are: drawn from (seed, name), or where the factors miss most."""
 
 
+KINDS = (LowRank, SupportedLinear, Lora)
+"""The linears that `approximate` fills."""
+
+
 @dataclass(frozen=True)
 class Approximation:
     """How near a linear is to the dense weight that it was made from."""
@@ -45,7 +49,7 @@ class Approximation:
 
 @torch.no_grad()
 def approximate(linear: BaseLinear, weight: Tensor, seed: int, support: Support = "random") -> Approximation:
-    """Fill `linear`, of any kind that has a dense weight of its own making, to be near `weight` (out, in).
+    """Fill `linear`, one of KINDS, to be near `weight` (out, in).
 
     The numbers of `weight` are finite. A support of blocks is always drawn.
     """

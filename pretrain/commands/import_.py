@@ -82,13 +82,19 @@ def _linear(args: argparse.Namespace) -> dict[str, Any]:
     """The keys of [linear]; UserError for an option that the kind of linear does not take."""
     from model.errors import UserError
     from model.linear import LINEARS, require_matrices
+    from model.linear.dense import Dense
+    from model.linear.from_dense import KINDS
     from model.linear.lora import Lora
     from model.linear.supported import SupportedLinear
 
-    others = ", ".join(name for name, kind in LINEARS.items() if not kind.not_a_matrix)
+    others = ", ".join(name for name, kind in LINEARS.items() if issubclass(kind, (Dense, *KINDS)))
     if args.linear not in LINEARS:
         raise UserError(f"--linear {args.linear!r} is none of {others}")
     require_matrices(LINEARS[args.linear].Config(), f"--linear {args.linear}", f"choose one of {others}")
+    if not issubclass(LINEARS[args.linear], (Dense, *KINDS)):
+        raise UserError(
+            f"--linear {args.linear}: such linears are not made of weights that are there; choose one of {others}"
+        )
     fields = LINEARS[args.linear].Config.model_fields
     table: dict[str, Any] = {"name": args.linear}
     for key in ("rank", "alpha", "density"):

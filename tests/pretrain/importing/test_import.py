@@ -237,6 +237,10 @@ def test_wrong_arguments_are_refused(hf, tmp_path, capsys):
             ["--linear", "lora", "--init", "svd"],
             "linear.init: expected 'kaiming', 'spectral', 'orthogonal' or 'ggd:NU'",
         ),
+        (
+            ["--linear", "sst"],
+            "--linear sst: such linears are not made of weights that are there; choose one of dense, ",
+        ),
         (["--linear", "sparse", "--support", "block"], "--support block does not go with --linear sparse"),
         (["--linear", "sparse", "--reduction", "0.5"], "which --linear sparse contradicts"),
         (["--linear", "low_rank", "--density", "0.1"], "--density has no effect with --linear low_rank"),
