@@ -50,7 +50,13 @@ def require_linears_widen(
 
     `how` is growth.width: with "zero" every entry stays one, else it is copied.
     """
-    if same_widths(small, large) or not hasattr(old, "support"):
+    if same_widths(small, large):
+        return
+    if not LINEARS[old.name].widens:
+        raise UserError(
+            f'growth: linear.name = "{old.name}" cannot grow in width; keep the widths, or set other linears'
+        )
+    if not hasattr(old, "support"):
         return
     if old.support != "element":
         raise UserError(

@@ -22,6 +22,8 @@ class BaseLinear(nn.Module, ABC):
     silent_at_zero: ClassVar[tuple[str, ...]]
     """Own tensors that make the map zero when they are; those that train receive gradient at once if others are not
     zero. Empty where there are none such."""
+    widens: ClassVar[bool] = True
+    """Whether growth in width knows what becomes of its tensors."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Keys of the configuration by which shapes go and that growth cannot change."""
     not_a_matrix: ClassVar[str] = ""

@@ -40,6 +40,7 @@ class Poet(MergingLinear):
         """Learning rate of the rotations over that of all else: what trains is Q / scale. The release's by default."""
 
     silent_at_zero = ()
+    widens = False
     fixed = ("block", "scale")
 
     weight: Tensor

@@ -38,6 +38,7 @@ class Sst(MergingLinear):
         """Applied updates from one sample of pairs to the next."""
 
     silent_at_zero = ("s",)
+    widens = False
     fixed = ("rank",)
     merge_every = 1
 

@@ -38,14 +38,14 @@ class AdamWPart(Element):
     def reset_moments(self, reset: Reset) -> None:
         """Put what `reset` makes of each moment, in fp32, in its place; 8-bit ones are rounded to nearest."""
         moments: tuple[tuple[Moment, bool], ...] = (("exp_avg", True), ("exp_avg_sq", False))
-        for key, signed in moments:
+        for key, has_sign in moments:
             kept = self.state[key]
             if kept.dtype != torch.uint8:
                 kept.copy_(reset(key, kept))
                 continue
             absmax = self.state[f"{key}_absmax"]
-            changed = reset(key, dequantise(kept, absmax, signed).view(kept.shape))
-            codes, scales = quantise(changed.flatten(), signed)
+            changed = reset(key, dequantise(kept, absmax, has_sign).view(kept.shape))
+            codes, scales = quantise(changed.flatten(), has_sign)
             kept.copy_(codes.view(kept.shape))
             absmax.copy_(scales)
 

@@ -9,9 +9,12 @@ from model.growth.linears import grow_linears
 from model.growth.shapes import require_growable
 from model.growth.silent_width import add_width
 from model.growth.tensors import GrownTensor
+from model.linear import LINEARS as KINDS
 from model.linear.base import BaseLinear
 
-LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if not name.endswith("block")}
+LINEARS = {
+    name: linear for name, linear in LINEAR_CONFIGS.items() if not name.endswith("block") and KINDS[linear.name].widens
+}
 linears = pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
 ELEMENT = LINEAR_CONFIGS["sparse_low_rank-element"]
 

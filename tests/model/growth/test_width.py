@@ -16,7 +16,7 @@ from model.linear import LINEARS as KINDS
 from model.linear.base import BaseLinear
 
 BLOCK = LINEAR_CONFIGS["sparse_low_rank-block"]
-LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if linear != BLOCK}
+LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if linear != BLOCK and KINDS[linear.name].widens}
 linears = pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
 matrices = pytest.mark.parametrize(
     "linear",
@@ -224,6 +224,11 @@ def test_what_is_no_growth_is_refused(changes, message):
 def test_what_has_no_wider_copy_is_refused():
     with pytest.raises(UserError, match=r'linear\.support = "block" cannot grow in width'):
         require_linears_widen(shape(2), shape(2, **ALL), BLOCK, BLOCK)
+    for linear in LINEAR_CONFIGS.values():
+        if not KINDS[linear.name].widens:
+            with pytest.raises(UserError, match=f'linear.name = "{linear.name}" cannot grow in width'):
+                require_linears_widen(shape(2), shape(2, **ALL), linear, linear)
+            require_linears_widen(shape(2), shape(2), linear, linear)
     state = [GrownTensor("layers.0.attention.q_proj.codes", torch.zeros(64, 64, dtype=torch.uint8))]
     with pytest.raises(UserError, match=r"layers\.0\.attention\.q_proj\.codes has no copy in a wider model"):
         list(copy_width(state, shape(2), shape(2, **ALL), LINEARS["dense"], 0))
