@@ -156,7 +156,7 @@ def _merging(config: Tables) -> Rows:
         f"{merges}, of which ZeRO keeps flat parts at parallel.zero_stage = {config.parallel.zero_stage}; set it to 0",
     )
     yield (
-        isinstance(optimizer, MatrixConfig),
+        optimizer.name not in ("adamw", "adamw8bit"),
         f'{merges}, which optimizer.name = "{optimizer.name}" does not follow; set "adamw" or "adamw8bit"',
     )
     yield (

@@ -71,7 +71,7 @@ TOLERANCES = {
 copied layers, which divide tiny gradients by themselves. Moved by up to a third of this."""
 
 SIZES = {
-    "linear": {"rank": 8, "alpha": 8.0, "density": 0.1},
+    "linear": {"rank": 8, "alpha": 8.0, "density": 0.1, "block": 16, "merge_every": 4},
     "optimizer": {"rank": 8, "update_proj_gap": 4, "lr": 0.01},
 }
 """Keys that a member is given where it has them: small enough for the model, and gaps that pass within the run."""
