@@ -6,6 +6,7 @@ EXAMPLE = "sparlow compare configs/suites/quick.toml --dry-run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
     parser.add_argument("suite", metavar="SUITE.toml", help="configs/suites/ holds the shipped ones")
     parser.add_argument("--jobs", type=int, metavar="N", help="so many runs at once, which share the processor's cores")
     parser.add_argument("--gpus", metavar="0,1", help="one run at a time on each of these GPUs")
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
     if gpus and args.jobs is not None:
         raise UserError("--jobs has no effect with --gpus, which has one run on each GPU; leave one out")
-    suite = read_suite(args.suite)
+    suite = read_suite(args.suite, args.overrides)
 
     from pretrain.compare.compare import Options, compare
 

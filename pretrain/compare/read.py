@@ -1,6 +1,6 @@
 """A suite's TOML -> a `Suite`, or one sentence that says what to mend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,18 @@ from model.errors import UserError
 from model.schema import Frozen, expected
 from pretrain.compare.suite import NAME, NONE, MethodsConfig, Suite, SuiteConfig
 from pretrain.config.explain import nearest
-from pretrain.config.load import tuples
+from pretrain.config.load import literal, tuples
 from pretrain.config.plain import read_toml, require_plain, shown
 
 
-def read_suite(path: str | Path) -> Suite:
-    """The suite in a TOML file. UserError, a sentence, for what it cannot be; its runs are checked by `matrix`."""
+def read_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
+    """The suite in a TOML file with `--table.key=value` texts laid over it.
+
+    UserError, a sentence, for what it cannot be; its runs are checked by `matrix`.
+    """
     raw = read_toml(Path(path))
+    for argument in overrides:
+        _override(raw, argument)
     require_plain(raw)
     try:
         # What is under [base] and the like stays as TOML has it, as a run's file would.
@@ -27,6 +32,17 @@ def read_suite(path: str | Path) -> Suite:
     for wrong in _contradictions(suite):
         raise UserError(wrong)
     return suite
+
+
+def _override(raw: dict[str, Any], argument: str) -> None:
+    key, _, text = argument.removeprefix("--").partition("=")
+    *parents, last = key.split(".")
+    table: Any = raw
+    for parent in parents:
+        table = table.setdefault(parent, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict) or parents[0] not in Suite.model_fields:
+        raise UserError(f"{shown(key)}: no key of a suite's table; write --suite.KEY=VALUE or --base.TABLE.KEY=VALUE")
+    table[last] = literal(key, text)
 
 
 def _sentence(item: Any) -> str:

@@ -89,12 +89,12 @@ def _override(raw: dict[str, Any], argument: str) -> None:
         pairs = table.get(inner, {})
         if not isinstance(pairs, dict):
             raise UserError(f"{section}.{inner}: is a value in the file, expected a table [{section}.{inner}]")
-        table[inner] = {name: rank for name, rank in pairs.items() if name != pattern} | {pattern: _literal(key, text)}
+        table[inner] = {name: rank for name, rank in pairs.items() if name != pattern} | {pattern: literal(key, text)}
         return
     if section == "data" and name.startswith("mixture."):  # a table of tables
         table, name, owner = *_source_of(table, key, name), MixtureSource
     field = owner.model_fields.get(name) if owner else None
-    table[name] = text if field and field.annotation is str else _literal(key, text)
+    table[name] = text if field and field.annotation is str else literal(key, text)
 
 
 def _source_of(data: dict[str, Any], key: str, name: str) -> tuple[dict[str, Any], str]:
@@ -109,7 +109,7 @@ def _source_of(data: dict[str, Any], key: str, name: str) -> tuple[dict[str, Any
     return data, parts[2]
 
 
-def _literal(key: str, text: str) -> Any:
+def literal(key: str, text: str) -> Any:
     """The TOML value that `text` spells; a bare word is a string (names and choices need no quotes)."""
     try:
         parsed = parse(f"value = {text}")

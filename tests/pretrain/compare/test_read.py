@@ -79,3 +79,16 @@ def test_growth_makes_methods_of_its_own(tmp_path):
     run = methods["dense + adamw + stack"].run(3e-3, 7, 100)
     assert run.folder == tmp_path / "suite" / "runs" / "dense+adamw+stack" / "lr-0.003_seed-7"
     assert (run.config.optimizer.lr, run.config.run.seed, run.config.checkpoint.keep) == (3e-3, 7, 1)
+
+
+def test_keys_on_the_command_line_are_laid_over_the_file(tmp_path):
+    suite = write_suite(tmp_path)
+    other = ["--suite.dir=elsewhere", "--suite.seeds=[5, 6]", "--base.data.path=data/other", "--linears.thin.rank=3"]
+    found = read_suite(suite, other)
+    assert (found.suite.dir, found.suite.seeds) == ("elsewhere", (5, 6))
+    assert found.base["data"]["path"] == "data/other"
+    assert found.linears["thin"]["rank"] == 3
+    assert found.methods == read_suite(suite).methods
+    for wrong in ("--methods.rates=[1.0]", "--train.seq_len=4", "--suite.dir.name=x"):
+        with pytest.raises(UserError, match=r"no key of a suite's table"):
+            read_suite(suite, [wrong])
