@@ -41,10 +41,10 @@ def shape(n_layers: int, **changes) -> ModelConfig:
     return ModelConfig(n_layers=n_layers, **{**settings, **changes})
 
 
-def widens(linear) -> bool:
-    """Whether growth in width knows such linears; what it refuses it says at once."""
+def widens(linear, how: str = "copy") -> bool:
+    """Whether growth in width, by copies or "zero", knows such linears; what it refuses it says at once."""
     try:
-        require_linears_widen(shape(1), shape(1, dim=128, n_heads=8), linear, linear)
+        require_linears_widen(shape(1), shape(1, ffn_dim=192), linear, linear, how)
     except UserError:
         return False
     return True

@@ -15,6 +15,7 @@ CONFIGS = {
     "sparse": {"density": 0.3},
     "cola": {"rank": 5},
     "lora": {"rank": 5, "alpha": 10.0},
+    "lora_fa": {"rank": 5, "alpha": 10.0},
     "relora": {"rank": 5, "alpha": 10.0},
     "poet": {"block": 12, "scale": 0.02},
     "sst": {"rank": 5, "resample_every": 3},

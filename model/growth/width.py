@@ -46,6 +46,10 @@ AXES = {
 """What the inputs and the outputs of each linear of a block are."""
 
 
+READERS = frozenset({"weight", "A", "values"})
+"""Those that the inputs of a linear are multiplied with."""
+
+
 def require_linears_widen(
     small: ModelConfig, large: ModelConfig, old: LinearConfig, new: LinearConfig, how: str = "copy"
 ) -> None:
@@ -62,11 +66,17 @@ def require_linears_widen(
         )
     part, (n_in, n_out) = next(iter(projection_shapes(large).items()))
     with torch.device("meta"):
-        parts = build_linear(in_block(large, new), n_in, n_out, part).state_dict()
+        built = build_linear(in_block(large, new), n_in, n_out, part)
+    parts, trained = built.state_dict(), {name for name, _ in built.named_parameters()}
     if unknown := parts.keys() - PARTS:
         raise UserError(
             f'growth: linear.name = "{old.name}" cannot grow in width, as its {min(unknown)} has no copy in a wider '
             "model; keep the widths, or set other linears"
+        )
+    if how == "zero" and not trained & READERS:
+        raise UserError(
+            f'growth.width = "zero" with linear.name = "{old.name}": what reads the new inputs would stay zero, as it '
+            'is frozen; set growth.width = "copy", or other linears'
         )
     if "values" not in parts:
         return

@@ -11,6 +11,7 @@ from model.linear.base import BaseLinear
 from model.linear.cola import CoLA
 from model.linear.dense import Dense
 from model.linear.lora import Lora
+from model.linear.lora_fa import LoraFA
 from model.linear.low_rank import LowRank
 from model.linear.poet import Poet
 from model.linear.ranks import linear_at
@@ -26,6 +27,7 @@ LINEARS: dict[str, type[Any]] = {
     "sparse": Sparse,
     "cola": CoLA,
     "lora": Lora,
+    "lora_fa": LoraFA,
     "relora": ReLora,
     "poet": Poet,
     "sst": Sst,

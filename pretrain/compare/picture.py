@@ -67,7 +67,8 @@ def _memory(found: Sequence[Standing], entries: dict[str, dict[str, Any]]) -> "F
     for index, one in enumerate(found):
         size = entries[str(one.runs[0].folder)]["planned_state_bytes"] / 1e6
         panel.errorbar(size, one.mean, yerr=one.spread, fmt="o", color=f"C{index % COLOURS}", capsize=3)
-        panel.annotate(one.method.name, (size, one.mean), (6, 3), textcoords="offset points", fontsize=8)
+        beside = (6, 4 if index % 2 else -11)  # neighbours in loss, one above and one below
+        panel.annotate(one.method.name, (size, one.mean), beside, textcoords="offset points", fontsize=8)
     panel.margins(x=0.15)
     panel.set(xlabel="weights and optimizer state (MB, planned)", ylabel=LOSS, title="loss against memory")
     return figure

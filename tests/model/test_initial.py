@@ -8,7 +8,7 @@ from growing import never_moved, shape
 from pydantic import ValidationError
 
 from model.build import build_model
-from model.linear import LINEARS, Dense, Lora, LowRank, ReLora, Sparse, SparseLowRank, build_linear
+from model.linear import LINEARS, Dense, Lora, LoraFA, LowRank, ReLora, Sparse, SparseLowRank, build_linear
 from model.linear.initial import fill_generalised
 from model.linear.int8 import Int8Linear
 from model.seeding import generator
@@ -20,6 +20,7 @@ INITS = {
     SparseLowRank: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
     Sparse: ["uniform", "ggd:0.8"],
     Lora: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
+    LoraFA: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
     ReLora: ["kaiming", "spectral", "orthogonal", "ggd:0.8"],
 }
 SETTINGS = {"rank": 12, "alpha": 6.0, "density": 0.1}

@@ -9,9 +9,10 @@ from model.growth.linears import grow_linears
 from model.growth.shapes import require_growable
 from model.growth.silent_width import add_width
 from model.growth.tensors import GrownTensor
+from model.growth.width import require_linears_widen
 from model.linear.base import BaseLinear
 
-LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if widens(linear)}
+LINEARS = {name: linear for name, linear in LINEAR_CONFIGS.items() if widens(linear, "zero")}
 linears = pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
 ELEMENT = LINEAR_CONFIGS["sparse_low_rank-element"]
 
@@ -67,6 +68,13 @@ def test_what_was_there_stays_and_what_is_new_is_as_fresh_or_zero(linear):
             assert rows.any(dim=1).float().mean() > 0.9, name
             assert rows.abs().max() < 1.5, name
     assert len({float(total) for total in new_rows}) == len(new_rows)  # each linear has its own
+
+
+def test_a_reader_that_is_frozen_is_refused():
+    linear = LINEAR_CONFIGS["lora_fa"]
+    require_linears_widen(shape(1), shape(1, ffn_dim=192), linear, linear)
+    with pytest.raises(UserError, match=r'growth\.width = "zero" with linear\.name = "lora_fa".*set growth\.width'):
+        require_linears_widen(shape(1), shape(1, ffn_dim=192), linear, linear, "zero")
 
 
 @linears

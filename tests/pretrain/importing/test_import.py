@@ -288,7 +288,7 @@ def test_ranks_by_welores_rule_reach_the_checkpoint_and_the_users_file(hf, corpu
     assert train_here(out / "train.toml", *options, *small, start=Start(str(out))) == 0
 
 
-@pytest.mark.parametrize("kind", ["lora", "relora"])
+@pytest.mark.parametrize("kind", ["lora", "lora_fa", "relora"])
 def test_a_frozen_matrix_is_what_was_imported(hf, tmp_path, capsys, kind):
     capsys.readouterr()
     checkpoint = imported(hf, tmp_path / "in", "--linear", kind, "--rank", "4", "--json")

@@ -38,6 +38,7 @@ KINDS = {
     "support alone": ["--linear.name=sparse", "--linear.density=0.3"],
     "cola": ["--linear.name=cola", "--linear.rank=32"],
     "lora": ["--linear.name=lora", "--linear.rank=32"],
+    "lora_fa": ["--linear.name=lora_fa", "--linear.rank=32"],
     "relora": ["--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
     "relora, 8 bits": [*optimizer("adamw8bit"), "--linear.name=relora", "--linear.rank=32", "--linear.merge_every=1"],
     "poet": ["--linear.name=poet", "--linear.block=16", "--linear.merge_every=1"],
