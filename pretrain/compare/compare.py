@@ -1,13 +1,15 @@
 """`sparlow compare`: from the first run to the last, whatever befalls one of them."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from model.errors import UserError
+from model.errors import RunFailed, UserError
 from pretrain.checkpoint.lock import FolderLock
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.compare.execute import Ended, Pool, places
 from pretrain.compare.forecast import Forecast, forecast
 from pretrain.compare.matrix import Method, Run, make_methods
@@ -20,6 +22,9 @@ from pretrain.data.open import open_dataset, require_vocabulary
 from pretrain.machine.files import read_json, replace_text
 from pretrain.machine.output import Output
 from pretrain.machine.stop import KILLED
+
+PATIENCE_S, LOOK_S = 600.0, 0.5
+"""How long to wait for runs of a command that was killed, which commit a checkpoint first, and how often to look."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ def compare(suite: Suite, options: Options) -> int:
     """Run what is missing and write the tables; 0, 1 where a run has failed or diverged, 143 or 137 after a signal.
 
     UserError, before anything runs, for a method that cannot be, or a folder with a run of another configuration.
+    RunFailed where the disk is full; runs that are under way then commit a checkpoint and stop.
     """
     methods = make_methods(suite)
     progress = Progress(suite, methods, {})
@@ -58,6 +64,8 @@ def compare(suite: Suite, options: Options) -> int:
         lock = FolderLock(folder, f"the comparison in {folder}")
     except UserError as error:
         raise UserError(str(error).replace("run.dir:", "suite.dir:")) from None
+    except OSError as error:
+        raise UserError(f"suite.dir: {folder} cannot be written ({error.strerror}); choose another") from None
     try:
         status = _run_all(progress, expected, places(options.jobs, options.gpus))
         if status != KILLED:
@@ -65,6 +73,9 @@ def compare(suite: Suite, options: Options) -> int:
                 _say(path)
             for line in _remarks(progress):
                 _say(line)
+    except OSError as error:
+        place, why = error.filename or folder, error.strerror or error
+        raise RunFailed(f"suite.dir: {place}: {why}; once that is mended, the same command goes on from here") from None
     finally:
         lock.release()
     return status
@@ -74,6 +85,7 @@ def _run_all(progress: Progress, expected: Forecast, where: Sequence[dict[str, s
     """Run stage after stage until nothing is wanted; the exit status."""
     runs = _missing(progress)
     with Pool(where, _begins) as pool:
+        _await_ending(runs, pool)
         while runs:
             for ended in pool.run(runs):
                 outcome = _ends(ended, stopped=bool(pool.stopped))
@@ -86,6 +98,29 @@ def _run_all(progress: Progress, expected: Forecast, where: Sequence[dict[str, s
             if runs := _missing(progress):
                 write_comparison(progress, Path(progress.suite.suite.dir))
     return 1 if _bad(progress) or progress.refused else 0
+
+
+def _await_ending(runs: Sequence[Run], pool: Pool) -> None:
+    """Wait for runs of a command that was killed: they end with it, but not before their checkpoint is committed.
+
+    Each of them would refuse a second process in its folder, as if it had failed.
+    """
+    for run in runs:
+        store, began, told = CheckpointStore(run.folder), time.monotonic(), False
+        ending = read_json(run.folder / NOTE).get("status") == "running"
+        while ending and not pool.stopped:
+            try:
+                store.lock()
+            except UserError:
+                if time.monotonic() - began > PATIENCE_S:
+                    raise
+                if not told:
+                    _say(f"{run.words}  waits for an earlier process of this run, which is still ending")
+                told = True
+                time.sleep(LOOK_S)
+            else:
+                store.unlock()
+                break
 
 
 def _say(line: object) -> None:

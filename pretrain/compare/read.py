@@ -27,7 +27,11 @@ def read_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         # What is under [base] and the like stays as TOML has it, as a run's file would.
         suite = Suite.model_validate(raw | {key: tuples(raw[key]) for key in ("suite", "methods") if key in raw})
     except ValidationError as error:
-        sentences = (_sentence(item) for item in error.errors(include_url=False))
+        found = error.errors(include_url=False)
+        places = [item["loc"] for item in found]
+        # A list with a wrong item counts as too short besides.
+        inner = [i for i in found if not any(i["loc"] != at and i["loc"] == at[: len(i["loc"])] for at in places)]
+        sentences = (_sentence(item) for item in inner)
         raise UserError("; ".join(dict.fromkeys(sentences))) from None
     for wrong in _contradictions(suite):
         raise UserError(wrong)
@@ -116,6 +120,14 @@ def _wrong_tables(suite: Suite) -> Iterator[str]:
         yield "base.run: the folders and seeds of the runs follow from suite.dir and suite.seeds; leave it out"
     if suite.base.get("train", {}).get("max_steps"):
         yield "base.train.max_steps: runs are compared at the end of their schedule; set base.schedule.total_steps"
+    if "flops" in suite.suite.equal and suite.base.get("schedule", {}).get("name") == "cosine_restarts":
+        yield (
+            'suite.equal: "flops" gives runs other numbers of steps, of which base.schedule.restart_every would be no '
+            'part; set equal = ["tokens"], or another base.schedule.name'
+        )
+    for name, table in suite.growths.items():
+        if "enabled" in table:
+            yield f"growths.{name}.enabled: every method that names it grows; leave it out, and name {NONE} for none"
     for name, table in suite.optimizers.items():
         if "lr" in table:
             yield f"optimizers.{name}.lr: is listed as rates in [[methods]]; leave it out"

@@ -98,9 +98,8 @@ def _memory(config: Config, on_gpu: bool) -> dict[str, int]:
     return {"planned_state_bytes": at_rest(config, 1, on_gpu), "planned_bytes": max(trained)}
 
 
-@lru_cache(maxsize=1)
 def here() -> dict[str, Any]:
-    """The commit that makes the runs, and the machine."""
+    """The commit that makes a run which begins now, and the machine: code may change while a comparison goes on."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

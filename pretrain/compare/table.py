@@ -32,6 +32,8 @@ MEANS = {
     "tokens_per_second": "tokens_per_second",
 }
 """Columns that are means over the seeds that have a loss, and their keys in the records of runs."""
+UNLIKE = {"commit": "commits", "dtype": "precisions (train.dtype)", "device": "devices"}
+"""Keys of records that all runs should have alike, though not the suite but the code or the machine decides them."""
 
 Entries = dict[str, dict[str, Any]]
 """Records of runs, by their folders."""
@@ -142,5 +144,9 @@ def _notes(progress: Progress, entries: Entries, found: dict[Budget, list[dict[s
     for one in entries.values():
         if one["status"] != "done":
             yield f"{one['method']}, lr {one['rate']:g}, seed {one['seed']}: {one['status']}: {one['reason']}"
+    for key, what in UNLIKE.items():
+        differ = sorted({one[key] for one in entries.values() if one["status"] == "done" and one.get(key)})
+        if len(differ) > 1:
+            yield f"the runs are of several {what}: {', '.join(differ)}; results.json says which"
     for (name, budget), sentence in progress.refused.items():
         yield f"{name}: not run at equal {budget}: {sentence}"

@@ -185,7 +185,7 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
         'optimizer.name = "adamw"',
     )
     yield (
-        optimizer.factor_lr_ratio != 1 and not hasattr(config.linear, "rank"),
+        optimizer.factor_lr_ratio != 1 and not _has_factors(config),
         f'optimizer.factor_lr_ratio has no effect with linear.name = "{config.linear.name}", which has no factors; '
         "remove it",
     )
@@ -199,6 +199,12 @@ def _own_optimizer(config: Tables, optimizer: OwnConfig) -> Rows:
         'optimizer.update = "per_layer" knows no global gradient norm: set train.grad_clip = 0.0, or optimizer.update '
         '= "step"',
     )
+
+
+def _has_factors(config: Tables) -> bool:
+    """Whether any linear has a factor B; some have a rank and none."""
+    block = shape_of_model(config.model.model_copy(update={"n_layers": 1}), config.linear)
+    return any(name.endswith(".B") for name, _ in block.named_parameters())
 
 
 def _own_choices(config: OwnConfig) -> Rows:

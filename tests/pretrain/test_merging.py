@@ -137,6 +137,7 @@ def test_a_run_that_grows_goes_on_merging(tiny, tmp_path):
         ),
         ([*POET, "--model.ffn_dim=53"], r"linear\.block 16 does not divide .*divisor of 1$"),
         ([*POET, "--optimizer.name=adamw8bit", "--optimizer.factor_lr_ratio=2.0"], r'"poet", which has no factors'),
+        ([*SST, "--optimizer.name=adamw8bit", "--optimizer.factor_lr_ratio=2.0"], r'"sst", which has no factors'),
         (
             [*POET, "--growth.enabled=true", "--growth.factor=2", "--growth.function_preserving=true"],
             r'linear\.name = "poet" would never move',

@@ -1,6 +1,7 @@
 """A comparison from the first run to the last, with a stand-in for `train`: stages, failures, stops, resumes."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ import time
 import pytest
 from suites import STAND_IN, write_suite
 
-from model.errors import UserError
+from model.errors import RunFailed, UserError
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.compare import execute
 from pretrain.compare.compare import Options, compare
 from pretrain.compare.matrix import make_methods
@@ -206,3 +208,56 @@ def test_results_have_what_a_page_needs(tmp_path):
         assert row["planned_bytes"] == pytest.approx(16 * row["parameters"], rel=0.01)
     assert one["hardware"]["cores"] >= 1
     assert one["wall_seconds"] > 0
+
+
+@pytest.mark.parametrize("what", ["replace_text", "write_comparison"])
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, what):
+    """Whether it is a run's note or a table that has no room; the next command goes on."""
+    suite = read_suite(write_suite(tmp_path, equal='["tokens"]'))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pretrain.compare.compare.{what}", full)
+        with pytest.raises(RunFailed, match=r"^suite.dir: there: No space left on device; once that is mended, "):
+            compare(suite, ALL)
+    assert compare(suite, ALL) == 0
+
+
+def test_runs_of_a_killed_command_may_end_first(tmp_path, monkeypatch, capsys):
+    """They go on until their checkpoint is committed, and hold their folders for so long."""
+    monkeypatch.setattr("pretrain.compare.compare.LOOK_S", 0.01)
+    suite = read_suite(write_suite(tmp_path, equal='["tokens"]'))
+    folder = make_methods(suite)["dense + adamw"].run(1e-3, 0, 100).folder
+    store = CheckpointStore(folder)
+    store.lock()
+    (folder / "compare.json").write_text('{"status": "running"}')
+    early = []
+
+    def end():
+        early.extend(began(tmp_path))
+        store.unlock()
+
+    timer = threading.Timer(0.5, end)
+    timer.start()
+    assert compare(suite, ALL) == 0
+    timer.join()
+    assert not early
+    assert "lr 0.001  seed 0  waits for an earlier process of this run" in capsys.readouterr().out
+    store.lock()
+    (folder / "compare.json").write_text('{"status": "running"}')
+    (folder / "summary.json").unlink()
+    monkeypatch.setattr("pretrain.compare.compare.PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match=r"lr-0.001_seed-0 is in use by process"):
+        compare(suite, ALL)
+    store.unlock()
+
+
+def test_the_code_that_made_a_run_is_that_of_its_beginning(tmp_path, monkeypatch):
+    """It may be changed while a comparison goes on."""
+    commits = iter(["one", *["two"] * 9])
+    monkeypatch.setattr("pretrain.compare.compare.here", lambda: {"commit": next(commits)})
+    compare(read_suite(write_suite(tmp_path, equal='["tokens"]')), ALL)
+    text = (tmp_path / "suite" / "table.md").read_text()
+    assert "- the runs are of several commits: one, two; results.json says which" in text

@@ -34,6 +34,7 @@ METHODS = '[[methods]]\nlinear = ["dense"]\noptimizer = ["adamw"]\n'
         ("[optimizers.adamw]", "[optimizers.adamw]\nlr = 1e-3", "optimizers.adamw.lr: is listed as rates"),
         ("[linears.dense]", "[growths.none]\n[linears.dense]", "growths.none: stands for no growth at all"),
         ("[linears.thin]", '[linears."a/b"]\nname = "dense"\n[linears.thin]', "linears.a/b: is no name for folders"),
+        ('name = "cosine"', 'name = "cosine_restarts"', 'suite.equal: "flops" gives runs other numbers of steps'),
         ("[base.model]", "[bases.model]", "bases: unknown table; did you mean 'base'?"),
     ],
 )
@@ -46,6 +47,12 @@ def test_a_wrong_suite_is_one_sentence(tmp_path, old, new, said):
         read_suite(path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_item_of_a_list_is_told_once(tmp_path):
+    path = write_suite(tmp_path, rates="[1e-3, inf]")
+    with pytest.raises(UserError, match=r"^\[\[methods\]\] number 1, rates: expected a finite number, got inf$"):
+        read_suite(path)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,13 @@ def test_growth_makes_methods_of_its_own(tmp_path):
     run = methods["dense + adamw + stack"].run(3e-3, 7, 100)
     assert run.folder == tmp_path / "suite" / "runs" / "dense+adamw+stack" / "lr-0.003_seed-7"
     assert (run.config.optimizer.lr, run.config.run.seed, run.config.checkpoint.keep) == (3e-3, 7, 1)
+
+
+def test_a_method_with_a_growth_grows(tmp_path):
+    """Else its name would say so of a run that does not."""
+    off = "[growths.stack]\nenabled = false\n" + METHODS + 'growth = ["stack"]\nrates = [1e-3, 3e-3]\n'
+    with pytest.raises(UserError, match=r"growths\.stack\.enabled: every method that names it grows; leave it out"):
+        read_suite(write_suite(tmp_path, extra=off))
 
 
 def test_keys_on_the_command_line_are_laid_over_the_file(tmp_path):
