@@ -134,8 +134,16 @@ def test_what_fails_is_recorded_and_the_others_go_on(tmp_path, capsys):
     assert began(tmp_path) == ["dense+adamw/lr-0.25_seed-0", "thin+adamw/lr-0.25_seed-0"]
 
 
+@pytest.fixture
+def deaf():
+    """SIGTERM does nothing by itself: one that comes after the comparison must not end the tests."""
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.mark.parametrize("options", [ALL, Options(jobs=2)])
-def test_a_signal_stops_the_runs_and_the_next_command_goes_on(tmp_path, options):
+def test_a_signal_stops_the_runs_and_the_next_command_goes_on(tmp_path, options, deaf):
     suite = read_suite(write_suite(tmp_path))
     waits = tmp_path / "suite" / "wait"
     waits.parent.mkdir()
