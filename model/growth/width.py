@@ -47,7 +47,7 @@ AXES = {
 
 
 READERS = frozenset({"weight", "A", "values"})
-"""Those that the inputs of a linear are multiplied with."""
+"""Tensors that the inputs of a linear are multiplied with."""
 
 
 def require_linears_widen(
