@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         default="dense",
         help="what the projections become: dense (default, the weights as they are), low_rank, sparse_low_rank, "
-        "sparse, or lora and relora, which freeze them",
+        "sparse, or lora, lora_fa and relora, which freeze them",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="linear.rank of the factors (default 128)")
     parser.add_argument(

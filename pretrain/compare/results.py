@@ -54,9 +54,9 @@ def entry(run: Run, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write_results(entries: list[dict[str, Any]], folder: Path) -> None:
-    text = json.dumps(entries, indent=1) + "\n"
-    (folder / "results.json").write_text(text, encoding="utf-8")
+def as_json(entries: list[dict[str, Any]]) -> str:
+    """What results.json says."""
+    return json.dumps(entries, indent=1) + "\n"
 
 
 def records(run: Run) -> list[Record]:

@@ -6,8 +6,9 @@ from typing import Any
 from model.errors import RunFailed
 from pretrain.compare.picture import draw_pictures
 from pretrain.compare.progress import Progress
-from pretrain.compare.results import entry, write_results
+from pretrain.compare.results import as_json, entry
 from pretrain.compare.table import as_csv, as_markdown, rows
+from pretrain.machine.files import replace_text
 
 
 def write_comparison(progress: Progress, folder: Path) -> list[Path]:
@@ -17,9 +18,9 @@ def write_comparison(progress: Progress, folder: Path) -> list[Path]:
     found = {budget: rows(progress, entries, budget) for budget in progress.suite.suite.equal}
     files = [folder / name for name in ("table.md", "table.csv", "results.json")]
     try:
-        files[0].write_text(as_markdown(progress, entries, found), encoding="utf-8")
-        files[1].write_text(as_csv([row for table in found.values() for row in table]), encoding="utf-8")
-        write_results(list(entries.values()), folder)
+        replace_text(files[0], as_markdown(progress, entries, found))
+        replace_text(files[1], as_csv([row for table in found.values() for row in table]))
+        replace_text(files[2], as_json(list(entries.values())))
         return files + draw_pictures(progress, entries, folder)
     except OSError as error:
         raise RunFailed(f"{folder}: tables cannot be written ({error.strerror}); the runs are there") from None

@@ -6,12 +6,16 @@ have rank 0's, from the beginning and after every merge.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.linear.merging import MergingLinear, Reset
+from model.linear.merging import MergingLinear, Moment, Reset
 from pretrain.machine.distributed import World
+
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
+"""What element-wise AdamW keeps of every parameter."""
 
 
 def merging_linears(model: nn.Module) -> list[MergingLinear]:
@@ -32,6 +36,12 @@ def merge_due(linears: Iterable[MergingLinear], updates: int, seed: int, world: 
         if resets:
             take_from_first((tensor.detach() for tensor in linear.state_dict().values()), world)
         yield from ((f"{linear.name}.{own}", reset) for own, reset in resets.items())
+
+
+def reset_moments(state: dict[str, Tensor], reset: Reset) -> None:
+    """Let `reset` change both moments in what torch's AdamW keeps of a parameter."""
+    for key in MOMENTS:
+        state[key].copy_(reset(key, state[key].float()))
 
 
 def take_from_first(tensors: Iterable[Tensor], world: World) -> None:

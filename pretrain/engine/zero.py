@@ -3,22 +3,21 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.linear.merging import Moment, Reset
+from model.linear.merging import Reset
 from model.transformer import Transformer
 from pretrain.config.schema import Config
 from pretrain.data.dataset import Batch
 from pretrain.engine.base import Engine, Gathered, NamedTensors, Update
+from pretrain.engine.merging import MOMENTS, reset_moments
 from pretrain.engine.norm_watch import NormWatch
 from pretrain.machine.distributed import World, import_deepspeed, sum_over_ranks
 from pretrain.optim.own_optimizer import norms_of
-
-MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 
 class ZeroEngine(Engine):
@@ -102,9 +101,7 @@ class ZeroEngine(Engine):
 
     def _reset_moments(self, name: str, reset: Reset) -> None:
         """At stage 0, where every rank has all of them; at others nothing merges (pretrain.config.checks)."""
-        state = self.optimizer.state[self.model.get_parameter(name)]
-        for key in MOMENTS:
-            state[key].copy_(reset(key, state[key].float()))
+        reset_moments(self.optimizer.state[self.model.get_parameter(name)], reset)
 
     def _weights(self) -> NamedTensors:
         for name, parameter in self.model.named_parameters():

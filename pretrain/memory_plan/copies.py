@@ -10,7 +10,7 @@ import torch
 from pretrain.checkpoint.host_copies import room_for
 from pretrain.checkpoint.save import WholeTensors, numbered
 from pretrain.config.schema import Config
-from pretrain.engine.zero import MOMENTS
+from pretrain.engine.merging import MOMENTS
 from pretrain.loop.optional import reason
 from pretrain.machine.distributed import World
 from pretrain.machine.memory import host_bytes, readable

@@ -13,8 +13,7 @@ from model.linear.int8 import Int8Linear
 from model.linear.support.element import step_caches
 from pretrain.config.schema import Config
 from pretrain.engine.kernel_choices import apply
-from pretrain.engine.merging import merging_linears
-from pretrain.engine.zero import MOMENTS
+from pretrain.engine.merging import merging_linears, reset_moments
 from pretrain.memory_plan.ledger import Ledger, Moment, Phase
 from pretrain.memory_plan.offload import pinned
 from pretrain.memory_plan.rest import Silent, busy_ranks, shape_of, sharded_state, weight_buffers
@@ -139,10 +138,8 @@ class _Step:
                 name = f"{linear.name}.{own}"
                 if isinstance(optimizer, OwnOptimizer):
                     optimizer.reset_moments(name, reset)
-                    continue
-                state = optimizer.state[self.model.get_parameter(name)]
-                for key in MOMENTS:
-                    state[key].copy_(reset(key, state[key].float()))
+                else:
+                    reset_moments(optimizer.state[self.model.get_parameter(name)], reset)
 
     def _pinned(self) -> int:
         """Bytes of host memory for the sums and activations there."""
