@@ -23,8 +23,8 @@ def signed_key(key: int | None) -> int:
     return 0 if key is None else key - (key >> 31 << 32)
 
 
-def random_bits(key: int, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """32 random bits for each element of a matrix of `shape`, int64."""
+def random_bits(key: int | Tensor, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """32 random bits for each element of a matrix of `shape`, int64; `key` is one, or an int64 (rows, 1) of them."""
     x = torch.arange(shape[0] * shape[1], device=device).view(shape) ^ key
     x = (x ^ (x >> 16)) * 0x85EBCA6B & WORD
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & WORD
@@ -32,6 +32,11 @@ def random_bits(key: int, shape: tuple[int, int], device: torch.device) -> Tenso
     x = (x ^ (x >> 16)) * 0x85EBCA6B & WORD
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & WORD
     return x ^ (x >> 16)
+
+
+def random_fractions(bits: Tensor) -> Tensor:
+    """fp32 in (0, 1) of 32 random bits: multiples of 2^-16, so that a sum with a code is exact."""
+    return ((bits >> 17) * 2 + 1).float() * 2**-16
 
 
 def round_to(x: Tensor, dtype: torch.dtype, key: int | None = None) -> Tensor:

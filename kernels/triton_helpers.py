@@ -14,17 +14,41 @@ INTERPRETED = tl.constexpr(backend.INTERPRETED)
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a @ b in fp32; fp32 operands are multiplied exactly, not as TF32."""
-    if INTERPRETED:
+    """acc + a @ b in fp32, of int8 operands in int32; fp32 operands are multiplied exactly, not as TF32."""
+    if a.dtype == tl.int8:
+        return tl.dot(a, b, acc, out_dtype=tl.int32)
+    elif INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    elif a.dtype == tl.float8e4nv:
+        # Hopper sums FP8 products in 14 bits or so: fp32 takes over after each block.
+        return tl.dot(a, b, acc, max_num_imprecise_acc=a.shape[1])
     else:
         return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
+def round_half_even(x):
+    """fp32 `x` below 2^22 as the nearest integer, still fp32; of two the even one."""
+    return (x + 12582912.0) - 12582912.0  # 1.5 * 2^23, next to which fp32 has no fractions
+
+
+@triton.jit
+def to_e4m3(x):
+    """fp32 `x` on the grid of e4m3, still fp32: 3 mantissa bits, in steps of 2^-9 below 2^-6, at most 448."""
+    bits = x.to(tl.uint32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & 0xFFF00000).to(tl.float32, bitcast=True)
+    small = (tl.abs(x) + 24576.0) - 24576.0  # 1.5 * 2^14, next to which fp32 has steps of 2^-9
+    small = (small.to(tl.uint32, bitcast=True) | (bits & 0x80000000)).to(tl.float32, bitcast=True)
+    rounded = tl.where(tl.abs(x) < 0.015625, small, normal)
+    return tl.where(x == x, tl.minimum(tl.maximum(rounded, -448.0), 448.0), x)
+
+
+@triton.jit
 def convert(x, dtype: tl.constexpr):
-    """fp32 `x` as `dtype`, rounded to nearest even."""
-    if INTERPRETED and dtype == tl.bfloat16:
+    """fp32 `x` as `dtype`, rounded to nearest even; e4m3 takes what is larger than 448 as 448."""
+    if INTERPRETED and dtype == tl.float8e4nv:
+        return to_e4m3(x).to(dtype)  # of numbers on the grid the interpreter's cast is right
+    elif INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         rounded = tl.where(x != x, bits | 0x400000, rounded)  # a NaN must not round to infinity
@@ -56,6 +80,12 @@ def random_bits(key, offset):
     x = (x ^ (x >> 16)) * 0x85EBCA6B
     x = (x ^ (x >> 13)) * 0xC2B2AE35
     return x ^ (x >> 16)
+
+
+@triton.jit
+def random_fractions(key, offset):
+    """fp32 in (0, 1) for each element of `offset`: multiples of 2^-16, so that a sum with a code is exact."""
+    return ((random_bits(key, offset) >> 17) * 2 + 1).to(tl.float32) * 0.0000152587890625
 
 
 @triton.jit

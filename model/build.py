@@ -5,9 +5,11 @@ import zlib
 import torch
 from torch import nn
 
+from kernels.eight_bit_linear import EightBit
 from model.config import ModelConfig
 from model.errors import UserError
 from model.linear import LinearConfig
+from model.linear.base import BaseLinear
 from model.linear.int8 import to_int8
 from model.transformer import Transformer
 
@@ -23,13 +25,14 @@ def build_model(
     checkpoint_every: int = 0,
     offload: bool = False,
     int8: bool = False,
+    eight_bit: EightBit | None = None,
 ) -> Transformer:
     """A transformer on `device` whose every parameter and buffer comes from (seed, its name).
 
-    With `int8` its dense linears keep 8-bit codes; `param_dtype` is that of the rest. It is made without memory first,
-    so the device never holds more than the finished model.
+    With `int8` its dense linears keep 8-bit codes; `param_dtype` is that of the rest. `eight_bit` says how linears
+    multiply in training. It is made without memory first, so the device never holds more than the finished model.
     """
-    model = shape_of_model(config, linear, compute_dtype, checkpoint_every, int8, offload)
+    model = shape_of_model(config, linear, compute_dtype, checkpoint_every, int8, offload, eight_bit)
     model = model.to(param_dtype).to_empty(device=device)
     initialise(model, seed)
     return model
@@ -42,6 +45,7 @@ def shape_of_model(
     checkpoint_every: int = 0,
     int8: bool = False,
     offload: bool = False,
+    eight_bit: EightBit | None = None,
 ) -> Transformer:
     """The transformer without memory (device meta); UserError when the linears do not fit its shape, or `int8`."""
     if int8 and linear.name != "dense":
@@ -53,6 +57,9 @@ def shape_of_model(
         model = Transformer(config, linear, compute_dtype, checkpoint_every, offload)
         if int8:
             to_int8(model)
+        for module in model.modules():
+            if isinstance(module, BaseLinear):
+                module.eight_bit = eight_bit
         return model
 
 

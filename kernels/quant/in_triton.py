@@ -6,19 +6,13 @@ from torch import Tensor
 
 from kernels.quant.format import ALIGNMENT, TINY, Quantized
 from kernels.rounding import signed_key
-from kernels.triton_helpers import convert, random_bits
+from kernels.triton_helpers import convert, random_fractions
 
 TILE = 2048
 """Elements per program."""
 
 SMALLEST_RANGE = tl.constexpr(TINY)
 ROW_ALIGNMENT = tl.constexpr(ALIGNMENT)
-
-
-@triton.jit
-def random_fractions(key, offset):
-    """fp32 in (0, 1) for each element of `offset`: multiples of 2^-16, so that a sum with a code is exact."""
-    return ((random_bits(key, offset) >> 17) * 2 + 1).to(tl.float32) * 0.0000152587890625
 
 
 @triton.jit

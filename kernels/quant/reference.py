@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.quant.format import TINY, Quantized, code_width
-from kernels.rounding import random_bits
+from kernels.rounding import random_bits, random_fractions
 
 
 def quantize(W: Tensor, bits: int, group: int, key: int | None = None) -> Quantized:
@@ -33,11 +33,6 @@ def dequantize(q: Quantized, dtype: torch.dtype) -> Tensor:
     codes = _in_groups(unpack(q.codes, q.bits)[:, : q.shape[1]].float(), q.group)
     values = (codes - q.zeros[..., None].float()) * q.scales[..., None]
     return values.flatten(1)[:, : q.shape[1]].to(dtype)
-
-
-def random_fractions(bits: Tensor) -> Tensor:
-    """fp32 in (0, 1) of 32 random bits: multiples of 2^-16, so that a sum with a code is exact."""
-    return ((bits >> 17) * 2 + 1).float() * 2**-16
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -78,20 +78,23 @@ class StepCache:
         self.last_micro_step = True
         """Whether the next backward pass ends the step, and hands out the gradients of the parameters."""
         self.dense_grad: Tensor | None = None
-        self._weight: Tensor | None = None
+        self._weight: Any = None
+        self._form: Any = None
         self._parameters: tuple[Tensor, ...] = ()
         self._versions: tuple[int, ...] = ()
 
-    def weight(self, parameters: tuple[Tensor, ...], dtype: Any) -> Tensor | None:
-        """The kept W if it was built in `dtype` from these very parameters, and they have not changed."""
+    def weight(self, parameters: tuple[Tensor, ...], form: Any) -> Any:
+        """The kept W, if it was built in this form from these very parameters, and they have not changed; else None."""
         kept = self._weight
-        if kept is None or kept.dtype != dtype or self._versions != _versions(parameters):
+        if kept is None or self._form != form or self._versions != _versions(parameters):
             return None
         same = all(one is other for one, other in zip(self._parameters, parameters, strict=True))
         return kept if same else None
 
-    def keep(self, weight: Tensor, parameters: tuple[Tensor, ...]) -> None:
-        self._weight, self._parameters, self._versions = weight, parameters, _versions(parameters)
+    def keep(self, weight: Any, parameters: tuple[Tensor, ...], form: Any) -> None:
+        """Keep W, in whatever form it is multiplied with."""
+        self._weight, self._form = weight, form
+        self._parameters, self._versions = parameters, _versions(parameters)
 
     def clear(self) -> None:
         """Forget all: the parameters have changed (behind the back of PyTorch's version counters, too)."""

@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.eight_bit_linear import EightBit, eight_bit_linear
 from kernels.sparse_low_rank_linear.choice import Choice
 from model.seeding import fill_uniform
 
@@ -35,6 +37,8 @@ class BaseLinear(nn.Module, ABC):
         """Full name of the module in the model; seeds its initial values."""
         self.init_std = init_std
         """Standard deviation with which a dense matrix would start."""
+        self.eight_bit: EightBit | None = None
+        """How W is multiplied in training, where that is in eight bits."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -66,6 +70,21 @@ class BaseLinear(nn.Module, ABC):
     def in_block(config: Any, shapes: Iterable[tuple[int, int]]) -> Any:
         """Return `config` for the linears of a block whose projections have these shapes (in, out)."""
         return config
+
+    @property
+    def products(self) -> EightBit | None:
+        """How W is multiplied now: evaluation and sampling multiply in the dtype of x, as an exported model does."""
+        return self.eight_bit if self.training else None
+
+    def multiply(self, x: Tensor, W: Tensor) -> Tensor:
+        """x W^T (..., out) of x (..., in) and W (out, in), in the dtype of x."""
+        how = self.products
+        return F.linear(x, W.to(x.dtype)) if how is None else eight_bit_linear(x, W, how)
+
+    @staticmethod
+    def multiplies_matrix(config: Any) -> bool:
+        """Whether such a linear multiplies with a W (out, in), whose products may be in eight bits."""
+        return False
 
     @staticmethod
     def may_choose(config: Any) -> bool:

@@ -1,9 +1,8 @@
 """The ordinary linear: one dense matrix."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.linear.base import BaseLinear
@@ -31,10 +30,14 @@ class Dense(BaseLinear):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return self.multiply(x, self.weight)
 
     def reset_parameters(self, seed: int) -> None:
         draw_normal(self.config.init, self.weight, self.init_std, seed, f"{self.name}.weight")
+
+    @staticmethod
+    def multiplies_matrix(config: Any) -> bool:
+        return True
 
     def dense_weight(self) -> Tensor:
         return self.weight.detach().float()

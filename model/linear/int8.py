@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kernels.code_product import group_product
 from kernels.quant import Quantized, dequantize, quantize
+from kernels.row_codes import quantize_rows
 from model.linear.base import BaseLinear
 from model.linear.dense import Dense
 from model.linear.initial import draw_normal
@@ -26,7 +28,9 @@ class Int8Linear(BaseLinear):
 
     What a Dense becomes with optimizer.weights = "int8". Codes receive no gradient from autograd, so the backward pass
     hands dW (out, in), in the dtype of x, to `sink`; without one a backward pass is a RuntimeError. W is dequantised
-    for each product, into memory that all linears share.
+    for each product, into memory that all linears share; INT8 products multiply the codes in the forward pass as they
+    are stored. (In the backward pass, W's rows are what is summed over, and a row has a scale for each group: there W
+    is quantised again, with one.)
     """
 
     codes: Tensor
@@ -79,6 +83,7 @@ class Int8Linear(BaseLinear):
         return {"weight": (self.out_features, self.in_features)}
 
     count_parameters = staticmethod(Dense.count_parameters)
+    multiplies_matrix = staticmethod(Dense.multiplies_matrix)
 
     def scratch_weight(self, dtype: torch.dtype) -> Tensor:
         """W in memory that the next call of any linear overwrites."""
@@ -104,8 +109,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, leaf: Tensor | None, linear: Int8Linear) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.linear = linear
-        return F.linear(x, linear.scratch_weight(x.dtype))
+        ctx.linear, ctx.how = linear, linear.products
+        if ctx.how is None:
+            return F.linear(x, linear.scratch_weight(x.dtype))
+        flat = x.reshape(-1, linear.in_features)
+        if ctx.how.format == "int8":
+            y = group_product(quantize_rows(flat, "int8"), linear.quantized, x.dtype)
+        else:
+            y = ctx.how.forward(flat, ctx.how.codes(linear.scratch_weight(x.dtype)))
+        return y.view(*x.shape[:-1], linear.out_features)
 
     @staticmethod
     @once_differentiable
@@ -113,8 +125,12 @@ class _Product(torch.autograd.Function):
         (x,), linear = ctx.saved_tensors, ctx.linear
         if linear.sink is None:
             raise RuntimeError(f"{linear.name}: nothing takes the gradient of its codes; build an optimizer first")
-        dx = dy @ linear.scratch_weight(dy.dtype) if ctx.needs_input_grad[0] else None
-        linear.sink(dy.reshape(-1, linear.out_features).t() @ x.reshape(-1, linear.in_features))
+        g, flat, how = dy.reshape(-1, linear.out_features), x.reshape(-1, linear.in_features), ctx.how
+        dx = None
+        if ctx.needs_input_grad[0]:
+            W = linear.scratch_weight(dy.dtype)
+            dx = (g @ W if how is None else how.input_gradient(g, how.codes(W))).view_as(x)
+        linear.sink(g.t() @ flat if how is None else how.weight_gradient(g, flat))
         return dx, None, None
 
 

@@ -1,6 +1,6 @@
 """A frozen dense matrix and a low-rank change of it that trains (LoRA, arXiv 2106.09685)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class Lora(BaseLinear):
     def forward(self, x: Tensor) -> Tensor:
         # Scaling B costs less than scaling the output: out * rank numbers instead of tokens * out.
         change = F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype) * self.scale)
-        return F.linear(x, self.weight.to(x.dtype)).add_(change)
+        return self.multiply(x, self.weight).add_(change)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
@@ -72,6 +72,10 @@ class Lora(BaseLinear):
             self.weight.copy_(self.weight.float() - self.scale * (self.B.float() @ self.A.float()))
 
     draw_rows = staticmethod(LowRank.draw_rows)
+
+    @staticmethod
+    def multiplies_matrix(config: Any) -> bool:
+        return True
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

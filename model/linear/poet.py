@@ -65,7 +65,7 @@ class Poet(MergingLinear):
     def forward(self, x: Tensor) -> Tensor:
         P, R = self._rotations()
         x = _rotate(_Reorder.apply(x, self.order_in), P.to(x.dtype))
-        y = _rotate(F.linear(x, self.weight.to(x.dtype)), R.to(x.dtype))
+        y = _rotate(self.multiply(x, self.weight), R.to(x.dtype))
         return _Reorder.apply(y, _inverse(self.order_out))
 
     @torch.no_grad()
@@ -74,6 +74,10 @@ class Poet(MergingLinear):
         whole = torch.empty(self.out_features, self.in_features, device=self.weight.device)
         fill_normal(whole, 1.0, seed, f"{self.name}.weight")
         self._keep(F.normalize(whole), seed, 0)
+
+    @staticmethod
+    def multiplies_matrix(config: Any) -> bool:
+        return True
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

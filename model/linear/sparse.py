@@ -61,7 +61,7 @@ class Sparse(SupportedLinear):
     def forward(self, x: Tensor) -> Tensor:
         # The product of no rank at all: what is left of it are shapes.
         A, B = x.new_empty(0, self.in_features), x.new_empty(self.out_features, 0)
-        return self.support.linear(x, A, B, self.values, 1.0)
+        return self.support.linear(x, A, B, self.values, 1.0, self.products)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:

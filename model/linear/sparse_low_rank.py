@@ -51,7 +51,7 @@ class SparseLowRank(SupportedLinear):
         self.values = nn.Parameter(torch.empty(self.support.values_shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.support.linear(x, self.A, self.B, self.values, self.scale)
+        return self.support.linear(x, self.A, self.B, self.values, self.scale, self.products)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:

@@ -24,6 +24,8 @@ class SupportedLinear(BaseLinear):
     def may_choose(config: Any) -> bool:
         return bool(SUPPORTS[config.support].MAY_BUILD)
 
+    multiplies_matrix = may_choose
+
     @staticmethod
     def count_entries(config: Any, in_features: int, out_features: int) -> int:
         """Count the values on the support."""

@@ -5,6 +5,8 @@ count on those before it. What one key may be by itself is in `pretrain.config.t
 what only a machine, a corpus or a checkpoint can tell is checked where those are at hand.
 """
 
+from typing import Any
+
 from model.build import shape_of_model
 from model.counts import linear_shapes
 from model.errors import UserError
@@ -69,6 +71,7 @@ def _tables(config: Tables) -> Rows:
         train.max_steps > config.schedule.total_steps,
         f"train.max_steps {train.max_steps} is past schedule.total_steps {config.schedule.total_steps}",
     )
+    yield from _products(config)
     yield from _restarts(config.schedule)
     yield from _merging(config)
     end, last = WARM_UP_STEPS + train.profile, train.max_steps or config.schedule.total_steps
@@ -163,6 +166,29 @@ def _merging(config: Tables) -> Rows:
         linear.name == "relora" and linear.reset == "zero" and changed(linear, ("reset_ratio",)),
         'linear.reset_ratio has no effect with linear.reset = "zero", which keeps nothing; remove it',
     )
+
+
+def _products(config: Tables) -> Rows:
+    """What linears that multiply in eight bits need."""
+    train, linear = config.train, config.linear
+    yield (
+        train.eight_bit_weight_gradients and train.products == "bf16",
+        'train.eight_bit_weight_gradients has no effect with train.products = "bf16"; set "int8" or "fp8"',
+    )
+    yield (
+        train.products != "bf16" and not LINEARS[linear.name].multiplies_matrix(linear),
+        f'train.products = "{train.products}" is for linears that multiply with a matrix W, and linear.name = '
+        f'"{linear.name}"{_with_blocks(linear)} multiplies with its parts; set train.products = "bf16"',
+    )
+    yield (
+        train.products != "bf16" and config.kernels.path == "csr",
+        f'kernels.path = "csr" has no W to multiply with in eight bits; leave it out, or train.products = '
+        f'"{train.products}"',
+    )
+
+
+def _with_blocks(linear: Any) -> str:
+    return ' with linear.support = "block"' if getattr(linear, "support", "") == "block" else ""
 
 
 def _require_ranks_used(config: Tables) -> None:

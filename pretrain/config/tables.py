@@ -48,6 +48,12 @@ class TrainConfig(Frozen):
     """Largest global L2 norm of the gradient; 0 means no clipping."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the computation. auto: bf16 on a GPU or CPU that has bf16 instructions, else fp32."""
+    products: Literal["bf16", "int8", "fp8"] = "bf16"
+    """How the seven projections multiply in training. bf16: in the precision of `dtype`. int8, fp8 (e4m3): the factors
+    of outputs and of inputs' gradients in eight bits, a scale per token and per row of W; consumer GPUs multiply these
+    two to four times as fast. Weights, the rest of the model, and evaluation stay as they are."""
+    eight_bit_weight_gradients: bool = False
+    """Multiply the weights' gradients in eight bits too (int8: rounded stochastically)."""
     checkpoint_every_layers: int = Field(0, ge=0)
     """Recompute the activations of every k-th block in the backward pass; 0 means keep all."""
     offload_activations: bool = False

@@ -127,7 +127,7 @@ def _shape_name(n_out: int, n_in: int, rank: int) -> str:
 
 def _choose(linear: SupportedLinear, dtype: torch.dtype, config: Config, device: torch.device) -> Choice:
     tokens = config.train.micro_batch_size * config.train.seq_len
-    path = config.kernels.path
+    path = "dense" if config.train.products != "bf16" else config.kernels.path
     if path == "csr":
         if device.type != "cpu" or dtype != torch.float32 or not csr_available():
             raise UserError('kernels.path = "csr" works on a CPU in fp32 with MKL only; set kernels.path = "auto"')
@@ -145,7 +145,8 @@ def how_long(
     """
     kernels = config.kernels
     numels = [linear.in_features * linear.out_features for linear in built]
-    weights = sum(numels) * model.compute_dtype.itemsize
+    codes = config.train.products != "bf16"
+    weights = sum(numels) * (1 if codes else model.compute_dtype.itemsize)
     # At stage 1 to 3 DeepSpeed counts on a gradient of every parameter in every micro-step; at 3 weights come and go.
     stage = config.parallel.zero_stage
     may_sum = stage == 0 and micro_steps > 1 and kernels.sum_gradients != "factors"

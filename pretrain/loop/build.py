@@ -3,6 +3,7 @@
 import torch
 
 from kernels import backend
+from kernels.eight_bit_linear import EightBit
 from model.build import build_model
 from model.errors import UserError
 from model.transformer import Transformer
@@ -32,7 +33,21 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
         checkpoint_every=config.train.checkpoint_every_layers,
         offload=config.train.offload_activations,
         int8=config.optimizer.weights == "int8",
+        eight_bit=eight_bit(config, device),
     )
+
+
+def eight_bit(config: Config, device: torch.device) -> EightBit | None:
+    """How linears multiply in training, where that is in eight bits; UserError for a GPU that cannot."""
+    train = config.train
+    if train.products == "bf16":
+        return None
+    if train.products == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError(
+            f'train.products = "fp8" needs a GPU of Ada, Hopper or Blackwell, and {torch.cuda.get_device_name(device)} '
+            'is older; set "int8"'
+        )
+    return EightBit(train.products, train.eight_bit_weight_gradients)
 
 
 def computed_in(config: Config) -> torch.dtype:

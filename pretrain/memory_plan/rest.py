@@ -7,10 +7,10 @@ from model.build import shape_of_model
 from model.linear.int8 import Int8Linear
 from model.transformer import Transformer
 from pretrain.config.schema import Config
-from pretrain.loop.build import computed_in, stored_in
+from pretrain.loop.build import computed_in, eight_bit, stored_in
 from pretrain.memory_plan.ledger import Ledger
 from pretrain.memory_plan.offload import Offloaded
-from pretrain.memory_plan.trace import tracing
+from pretrain.memory_plan.trace import META, tracing
 from pretrain.memory_plan.zero import Sharded
 from pretrain.optim import build_optimizer
 from pretrain.optim.exchange import Exchange
@@ -31,7 +31,8 @@ def shape_of(config: Config) -> Transformer:
     """The model on meta, its parameters as the engine stores them."""
     train, int8 = config.train, config.optimizer.weights == "int8"
     every, offload = train.checkpoint_every_layers, train.offload_activations
-    model = shape_of_model(config.model, config.linear, computed_in(config), every, int8, offload)
+    how = eight_bit(config, META)
+    model = shape_of_model(config.model, config.linear, computed_in(config), every, int8, offload, how)
     return model.to(computed_in(config) if config.parallel.zero_stage > 0 else stored_in(config))
 
 

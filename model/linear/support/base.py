@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from kernels.eight_bit_linear import EightBit
 from model.errors import UserError
 
 View = TypeVar("View")
@@ -36,8 +37,10 @@ class BaseSupport(nn.Module, ABC):
         """Count the sparse entries of an (out, in) matrix."""
 
     @abstractmethod
-    def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
-        """Compute y (..., out) = x W^T with W = scale B A + S."""
+    def linear(
+        self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float, eight_bit: EightBit | None = None
+    ) -> Tensor:
+        """Compute y (..., out) = x W^T with W = scale B A + S, where it is built with products in eight bits."""
 
     @abstractmethod
     def add_to(self, dense: Tensor, values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kernels.block_low_rank_linear import block_low_rank_linear, reference
 from kernels.block_support import BlockSupport, choose_block
+from kernels.eight_bit_linear import EightBit
 from model.errors import UserError
 from model.linear.support.base import BaseSupport
 from model.seeding import generator
@@ -32,7 +33,10 @@ class BlockSparse(BaseSupport):
         block, k = choose_block((out_features, in_features), density)
         return out_features * k * block
 
-    def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
+    def linear(
+        self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float, eight_bit: EightBit | None = None
+    ) -> Tensor:
+        assert eight_bit is None, "there is no W"
         return block_low_rank_linear(x, A, B, values, self.blocks(), scale)
 
     def add_to(self, dense: Tensor, values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kernels.eight_bit_linear import EightBit
 from kernels.sparse_low_rank_linear import Choice, StepCache, sparse_low_rank_linear
 from kernels.sparse_low_rank_linear.choice import choose
 from kernels.support import TILE, TileSupport, check_size, count_tiles
@@ -43,9 +44,14 @@ class ElementSparse(BaseSupport):
     def count(density: float, in_features: int, out_features: int) -> int:
         return int(density * out_features * in_features)
 
-    def linear(self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float) -> Tensor:
+    def linear(
+        self, x: Tensor, A: Tensor, B: Tensor, values: Tensor, scale: float, eight_bit: EightBit | None = None
+    ) -> Tensor:
         choice = self.choice or self.choose(x.numel() // x.shape[-1], A.shape[0], x.dtype, x.device)
-        return sparse_low_rank_linear(x, A, B, values, self.tiles(), scale, choice=choice, cache=self.cache)
+        if eight_bit is not None and self.choice is None and choice.path == "csr":
+            choice = Choice()
+        tiles, cache = self.tiles(), self.cache
+        return sparse_low_rank_linear(x, A, B, values, tiles, scale, choice=choice, cache=cache, eight_bit=eight_bit)
 
     def choose(self, tokens: int, rank: int, dtype: torch.dtype, device: torch.device) -> Choice:
         try:

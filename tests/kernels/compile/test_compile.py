@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "golden.json"
 FILES = sorted((FOLDER / "launches").glob("*.py"))
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
+HALF_AND_LESS = ("*bf16", "*fp16", "*i8", "*fp8e4nv")
+"""What tensor cores multiply, as pointers are named."""
 SLACK = 1.2
 """Registers may exceed the golden figure by this factor: compilers differ a little."""
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
@@ -28,7 +30,8 @@ PROCESSES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WOR
 
 @functools.cache
 def launches(path):
-    """name -> (launch, whether it has to multiply on tensor cores), of every launch in `path`; runs in the pool."""
+    """name -> (launch, whether it has to multiply on tensor cores, where it runs), of every launch in `path`; runs in
+    the pool."""
     from kernel_compiler import record
 
     spec = importlib.util.spec_from_file_location(f"launches_{path.stem}", path)
@@ -41,14 +44,17 @@ def launches(path):
     for launch in recorded:
         numbers[launch.name] = numbers.get(launch.name, -1) + 1
         # No tensor core multiplies fp32.
-        dot = launch.name in module.DOTS and any(kind in ("*bf16", "*fp16") for _, kind in launch.signature)
-        found[f"{launch.name}/{numbers[launch.name]}"] = launch, dot
+        dot = launch.name in module.DOTS and any(kind in HALF_AND_LESS for _, kind in launch.signature)
+        runs_on = getattr(module, "runs_on", lambda launch, capability: True)
+        capabilities = [capability for capability in CAPABILITIES if runs_on(launch, capability)]
+        assert capabilities, launch
+        found[f"{launch.name}/{numbers[launch.name]}"] = launch, dot, capabilities
     return found
 
 
 def names(path):
     """Keys of golden.json that the launches in `path` come to; runs in the pool."""
-    return [f"{name}/sm_{capability}" for name in launches(path) for capability in CAPABILITIES]
+    return [f"{name}/sm_{capability}" for name, (*_, runs_on) in launches(path).items() for capability in runs_on]
 
 
 def compile_part(path, capability, part):
@@ -58,7 +64,8 @@ def compile_part(path, capability, part):
     chosen = list(launches(path).items())[part::PROCESSES]
     return {
         f"{name}/sm_{capability}": asdict(compile_launch(launch, capability)) | {"dot": dot}
-        for name, (launch, dot) in chosen
+        for name, (launch, dot, runs_on) in chosen
+        if capability in runs_on
     }
 
 

@@ -1,0 +1,23 @@
+"""Row-wise quantisation in plain PyTorch, in as few passes over memory as there are."""
+
+import torch
+from torch import Tensor
+
+from kernels.row_codes.format import LARGEST, TINY, Format, RowCodes
+from kernels.row_codes.reference import pad, to_codes
+
+
+def quantize_rows(x: Tensor, format: Format, fold: Tensor | None, stochastic: bool) -> RowCodes:
+    """The definition's codes and scales, bit for bit."""
+    x = x if fold is None else x * fold
+    low, high = torch.aminmax(x, dim=1)  # NaN where a row has one
+    largest = torch.maximum(high, -low).float()
+    span = largest.clamp(min=TINY)
+    inverse = torch.full_like(span, LARGEST[format]) / span
+    scales = span / LARGEST[format]
+    finite = largest.isfinite()
+    if not finite.all():
+        scales.masked_fill_(~finite, torch.nan)
+        inverse.masked_fill_(~finite, 0)
+        x = x.masked_fill(~finite[:, None], 0)
+    return RowCodes(pad(to_codes(x * inverse[:, None], format, scales if stochastic else None)), scales, x.shape[1])
