@@ -31,7 +31,7 @@ def group_product(a: RowCodes, W: Quantized, dtype: torch.dtype) -> Tensor:
         zeros = W.zeros[:, i_group].int() - SIGN
         sums = torch._int_mm(codes, signed[:, o_col].t())
         sums -= codes.sum(1, dtype=torch.int32)[:, None] * zeros
-        total.addcmul_(sums.float(), W.scales[:, i_group])
+        total += sums.float() * W.scales[:, i_group]
     return scaled(total, a.scales, None).to(dtype)
 
 

@@ -14,6 +14,11 @@ factors are quantised along the tokens, so that one large token coarsens its who
 adds up over thousands of steps: rounding to nearest is wrong on the same side again and again. Hence stochastic
 rounding there (int8), and hence the option is off by default.
 
+A W = B A + S with a sparse S has the same trouble in its forward pass. S's few entries are large and set the scale of
+their row; B A begins at zero, so for the first hundred steps nearly all of W lies within half a step of zero, and to
+nearest that is zero: the low-rank part is learnt and not heard. Rounded stochastically (int8) it is right on average.
+FP8 has steps in proportion to the number, and no such trouble.
+
 What others do: torchao rounds W a second time for dx, along its columns. Parameters stay what they are: in eight bits
 are factors, for the length of a product.
 """
@@ -39,9 +44,9 @@ class EightBit:
     weight_gradient_too: bool = False
     """Whether dW is multiplied in eight bits too."""
 
-    def codes(self, W: Tensor) -> RowCodes:
-        """The factor that stands for W, by output."""
-        return quantize_rows(W, self.format)
+    def codes(self, W: Tensor, sparse: bool = False) -> RowCodes:
+        """The factor that stands for W, by output; `sparse` says that W is a small matrix and few large entries."""
+        return quantize_rows(W, self.format, stochastic=sparse and self.format == "int8")
 
     def forward(self, x: Tensor, W: RowCodes) -> Tensor:
         """x W^T (T, out) of x (T, in)."""

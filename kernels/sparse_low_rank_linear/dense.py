@@ -81,7 +81,7 @@ def _weight(
     weight: Tensor | RowCodes
     weight = decompress(A.to(dtype), B.to(dtype), values.to(dtype), support, scale, fused=choice.fused)
     if eight_bit is not None:
-        weight = eight_bit.codes(weight)
+        weight = eight_bit.codes(weight, sparse=True)
     if cache is not None and choice.keep == "step":
         cache.keep(weight, (A, B, values), form)
     return weight
