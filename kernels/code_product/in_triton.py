@@ -142,17 +142,22 @@ LARGE_TILES = (Tile(128, 256, 8, 4), Tile(128, 128, 8, 4), Tile(64, 128, 4, 4))
 centres (compute capability 9 and 10)."""
 
 
-def tiles(device: torch.device) -> dict[str, Tile]:
+def tiles(device: torch.device, dtype: torch.dtype) -> dict[str, Tile]:
     """What `sparlow bench kernels` chooses from; the first one without a measurement. All give the same sums: integers
     are exact, and FP8 is summed by DEPTH."""
     large = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
-    return {str(tile): tile for tile in (LARGE_TILES if large else SMALL_TILES)}
+    return {str(tile): tile for tile in (LARGE_TILES if large else SMALL_TILES) if fits(tile, dtype)}
+
+
+def fits(tile: Tile, dtype: torch.dtype) -> bool:
+    """Whether registers are enough: sums of FP8 by DEPTH stand beside those of all columns."""
+    return dtype == torch.int8 or tile.cols <= 128
 
 
 @cache
 def tile_for(sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tile:
     """The fastest tile of a product of `sizes`: rows, columns, and what is summed over."""
-    known = tiles(device)
+    known = tiles(device, dtype)
     default = "64x128" if sizes[0] <= 64 else next(iter(known))
     return known[fastest("code_product", device, dtype, sizes, default)]
 

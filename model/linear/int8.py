@@ -87,12 +87,16 @@ class Int8Linear(BaseLinear):
 
     def scratch_weight(self, dtype: torch.dtype) -> Tensor:
         """W in memory that the next call of any linear overwrites."""
+        return dequantize(self.quantized, dtype, self.scratch(dtype))
+
+    def scratch(self, dtype: torch.dtype) -> Tensor:
+        """Return that memory (out, in), whatever is in it."""
         shape, device = torch.Size((self.out_features, self.in_features)), self.codes.device
         memory = _scratch.get((dtype, device))
         if memory is None or memory.numel() < shape.numel():
             memory = _scratch[dtype, device] = torch.empty(self.scratch_numel, dtype=dtype, device=device)
         self._used = memory
-        return dequantize(self.quantized, dtype, memory[: shape.numel()].view(shape))
+        return memory[: shape.numel()].view(shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
         """Scales stay fp32 in whatever dtype the rest of a model is put."""
@@ -114,6 +118,7 @@ class _Product(torch.autograd.Function):
             return F.linear(x, linear.scratch_weight(x.dtype))
         flat = x.reshape(-1, linear.in_features)
         if ctx.how.format == "int8":
+            linear.scratch(x.dtype)  # for the backward pass: a run that begins shall have room to go on
             y = group_product(quantize_rows(flat, "int8"), linear.quantized, x.dtype)
         else:
             y = ctx.how.forward(flat, ctx.how.codes(linear.scratch_weight(x.dtype)))

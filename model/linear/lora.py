@@ -51,7 +51,7 @@ class Lora(BaseLinear):
     def forward(self, x: Tensor) -> Tensor:
         # Scaling B costs less than scaling the output: out * rank numbers instead of tokens * out.
         change = F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype) * self.scale)
-        return self.multiply(x, self.weight).add_(change)
+        return change.add_(self.multiply(x, self.weight))
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:

@@ -55,6 +55,18 @@ KINDS = {
     "normuon": optimizer("normuon", "moments=8bit"),
     "scale": optimizer("scale", "moments=8bit"),
     "scale, per layer": [*optimizer("scale", "weights=int8"), "--train.dtype=bf16", *PER_LAYER],
+    "int8 products": ["--train.products=int8", "--train.dtype=bf16"],
+    "int8 products, all three": ["--train.products=int8", "--train.eight_bit_weight_gradients=true"],
+    "int8 products, sparse": [*SPARSE, "--train.products=int8"],
+    "int8 products, sparse, kept": [*SPARSE, "--train.products=int8", "--kernels.keep_weight=step"],
+    "int8 products of codes": [
+        *optimizer("q_galore", "rank=64"),
+        "--train.dtype=bf16",
+        "--train.products=int8",
+        *PER_LAYER,
+        "--train.checkpoint_every_layers=1",
+    ],
+    "fp8 products": ["--train.products=fp8", "--train.checkpoint_every_layers=2"],
     "sinkgd, per layer": [*optimizer("sinkgd", "weights=int8"), "--train.dtype=bf16", *PER_LAYER],
 }
 
