@@ -92,6 +92,25 @@ def training_flops(
     }
 
 
+def eight_bit_work(
+    config: ModelConfig, linear: LinearConfig, tokens: int, weight_gradient_too: bool
+) -> tuple[int, int]:
+    """FLOPs in eight bits of one forward and backward pass over `tokens` tokens, and bytes moved to quantise for them.
+
+    Of W (out, in) that are the products of the output and of the input's gradient. For them go x and the gradient of y
+    from bf16 to codes (3 bytes for each number), W too, and W's codes are transposed (2 more). With
+    `weight_gradient_too`, W's gradient: x and the gradient of y are transposed in bf16 and become codes (7).
+    """
+    kind, flops, moved = LINEARS[linear.name], 0, 0
+    for (own, (n_in, n_out)), number in _linears(config, linear).items():
+        flops += number * 4 * tokens * n_out * n_in
+        moved += number * (3 * tokens * (n_in + n_out) + 5 * n_out * n_in)
+        if weight_gradient_too and not kind.count_frozen(own, n_in, n_out):
+            flops += number * 2 * tokens * n_out * n_in
+            moved += number * 7 * tokens * (n_in + n_out)
+    return flops, moved
+
+
 def _flops(
     config: ModelConfig, linear: LinearConfig, batch: int, seq_len: int, choice_of: ChoiceOf, micro_steps: int
 ) -> int:

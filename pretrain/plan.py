@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from model.counts import count_parameters, training_flops
+from model.counts import count_parameters, eight_bit_work, training_flops
 from model.errors import UserError
 from pretrain.config.schema import Config, Stage
 from pretrain.data.open import planned
 from pretrain.engine.kernel_choices import describe, recorded
 from pretrain.machine.distributed import require_divisible
+from pretrain.machine.gpus import Gpu
 from pretrain.memory_plan.cards import fitting, fragmentation, reserve
 from pretrain.memory_plan.copies import planned_copies
 from pretrain.memory_plan.memory import plan_stage, worst_of
@@ -23,6 +24,9 @@ an RTX 4090 and 892 on an RTX 5060 Ti (arXiv 2512.15306). At six FLOPs per token
 a Qwen2.5-7B multiplies with, that is 0.71 and 0.80 of the peaks in pretrain.machine.gpus, which few reach. Recomputed
 activations count nothing: with all of them recomputed, 0.4 stands for products at 0.53 of the peak.
 """
+
+EIGHT_BIT_RATE = 2
+"""Assumed rate of products in eight bits, over that of bf16, of a GPU without a name."""
 
 
 def parse_speed(tflops: float | None, mfu: float | None) -> float:
@@ -39,10 +43,14 @@ def parse_speed(tflops: float | None, mfu: float | None) -> float:
     return part * tflops * 1e12
 
 
-def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.0) -> dict[str, Any]:
+def plan(
+    config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.0, gpu: Gpu | None = None
+) -> dict[str, Any]:
     """Figures of `sparlow plan --json` for `world_size` processes, on GPUs of `card_bytes` if given.
 
-    `seconds`: all FLOPs at `speed` FLOP/s on each GPU; None without a speed. It leaves out evaluations, checkpoints,
+    `seconds`: all FLOPs at `speed` FLOP/s on each GPU; None without a speed. Those in eight bits (`flops_eight_bit`) go
+    by as much faster as `gpu` multiplies such numbers, twice where none is named, and what is moved to quantise goes at
+    its bandwidth; None where it has no FP8. It leaves out evaluations, checkpoints,
     what GPUs tell each other, and the update's own reads and writes: a 7B's some 20 GB of weights, gradients and
     moments take as long as the FLOPs of fewer than 200 tokens. `modelled_tokens_per_second`, over all GPUs, follows.
 
@@ -68,7 +76,12 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
     ]
     tokens = tokens_per_update * steps
     flops, dense = (sum(stage[kind] for stage in stages) for kind in ("flops", "flops_dense_equivalent"))
-    seconds = flops / (speed * world_size) if speed else None
+    eight_bit, moved = (sum(stage[kind] for stage in stages) for kind in ("flops_eight_bit", "bytes_quantised"))
+    rate = gpu.rates[train.products] if gpu else EIGHT_BIT_RATE
+    seconds = None
+    if speed and (rate or not eight_bit):
+        seconds = (flops - eight_bit + eight_bit / max(rate, 1)) / (speed * world_size)
+        seconds += moved / (gpu.bandwidth * 1e9 * world_size) if gpu else 0
     return {
         "parameters": count_parameters(config.model, config.linear),
         "tokens_per_micro_step": train.micro_batch_size * train.seq_len,
@@ -80,6 +93,7 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
         "steps": steps,
         "flops": flops,
         "flops_dense_equivalent": dense,
+        "flops_eight_bit": eight_bit,
         "flops_per_token": flops / tokens,
         "flops_over_dense": flops / dense,
         "seconds": seconds,
@@ -101,10 +115,17 @@ def plan(config: Config, world_size: int, card_bytes: int = 0, speed: float = 0.
 def _stage(stage: Stage, tokens_per_update: int, kernels: dict[str, Any], world_size: int) -> dict[str, Any]:
     """Layers, steps, tokens and FLOPs of one growth stage; without growth, of the run."""
     steps = stage.end - stage.start
+    train, eight_bit, moved = stage.config.train, 0, 0
+    if train.products != "bf16":
+        sizes = (train.micro_batch_size * train.seq_len, train.eight_bit_weight_gradients)
+        eight_bit, moved = eight_bit_work(stage.config.model, stage.config.linear, *sizes)
+    micro_steps = steps * train.global_batch_size // train.micro_batch_size
     return {
         "n_layers": stage.config.model.n_layers,
         "steps": steps,
         "tokens": steps * tokens_per_update,
+        "flops_eight_bit": eight_bit * micro_steps,
+        "bytes_quantised": moved * micro_steps,
         "flops": flops_per_update(stage.config, "executed", kernels, world_size) * steps,
         "flops_dense_equivalent": flops_per_update(stage.config, "dense_equivalent", kernels, world_size) * steps,
     }

@@ -13,12 +13,16 @@ from torch import Tensor
 from kernels.adam8bit import Adam8bitState, adam8bit_
 from kernels.block_low_rank_linear import block_low_rank_linear
 from kernels.block_support import BLOCKS, BlockSupport
+from kernels.code_product import group_product
 from kernels.decompress import decompress, tile_gather
+from kernels.eight_bit_linear import EightBit, eight_bit_linear
 from kernels.fira_update import fira_update_
 from kernels.low_rank_update import low_rank_update_
 from kernels.quant import dequantize, quantize
+from kernels.row_codes import quantize_rows
 from kernels.scaled_update import limit_growth_, scaled_update_
 from kernels.sparse_low_rank_linear import sparse_low_rank_linear
+from pretrain.bench.kernels.eight_bit import formats as eight_bit_formats
 from pretrain.bench.kernels.inputs import LLAMA_60M, LLAMA_350M, Inputs, Projection
 
 TINY = Projection(96, 64, 8, 0.1)
@@ -34,8 +38,23 @@ Work = Callable[[], list[Tensor]]
 
 def works(shape: Projection, inputs: Inputs) -> Iterator[tuple[str, Work]]:
     """Names and functions that return new tensors of the same bits every time."""
-    for name, work in (*linears(shape, inputs), *updates(shape, inputs)):
+    for name, work in (*linears(shape, inputs), *eight_bit(shape, inputs), *updates(shape, inputs)):
         yield f"{name} {shape}", work
+
+
+def eight_bit(shape: Projection, inputs: Inputs) -> Iterator[tuple[str, Work]]:
+    x, W = inputs.normal(TOKENS, shape.n_in), inputs.normal(shape.n_out, shape.n_in)
+    leaves, grad_y = [tensor.requires_grad_() for tensor in (x, W)], inputs.normal(TOKENS, shape.n_out)
+    for format in eight_bit_formats(x.device):
+        for too in (False, True):
+
+            def layer(how: EightBit = EightBit(format, too)) -> list[Tensor]:  # noqa: B008, frozen
+                y = eight_bit_linear(leaves[0], leaves[1], how)
+                return [y.detach(), *torch.autograd.grad(y, leaves, grad_y)]
+
+            yield f"eight_bit_linear by row_codes and code_product, {format}{' too' * too}", layer
+    a, weight = quantize_rows(x.detach(), "int8"), quantize(W.detach(), 8, 256)
+    yield "group_product", lambda: [group_product(a, weight, torch.bfloat16)]
 
 
 def linears(shape: Projection, inputs: Inputs) -> Iterator[tuple[str, Work]]:

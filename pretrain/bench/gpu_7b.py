@@ -2,7 +2,8 @@
 
 Each recipe, configs/llama_7b_<GiB>gb_<recipe>.toml, is a part of its own: processes with the memory of its card.
 Fewer micro-steps than the recipe's leave the peak as it is: sums begin with the second. The recipes of the largest card
-have a second part: what activations in host memory cost in time, and what the larger micro-batch gives.
+have two more: what activations in host memory cost in time, and what the larger micro-batch gives; and how much faster
+products in eight bits are.
 """
 
 import json
@@ -17,11 +18,13 @@ from pretrain.bench.gpu_training import QUIET, RESUME_TOLERANCE, corpus, losses
 from pretrain.bench.part import ROOT, Check, Failed, Part, Skipped
 from pretrain.machine.memory import CAP, readable
 
-NAME, OFFLOAD = "7B recipes", "7B offload"
+NAME, OFFLOAD, PRODUCTS = "7B recipes", "7B offload", "7B products"
 STEPS, OFFLOAD_STEPS = 20, 4
 MICRO_STEPS = 4
 STORED = ("weights", "support", "moments", "projections")
 """Items of a plan that a checkpoint holds."""
+PRODUCTS_TOLERANCE = 0.02
+"""Largest relative difference of the first updates' losses."""
 RECIPE_SECONDS = 240.0
 """Estimated for one recipe; what is left beyond it is for the timings that follow."""
 LATER_SECONDS = 60.0
@@ -40,8 +43,16 @@ def parts() -> list[Part]:
 
 def offload_parts() -> list[Part]:
     """A part for each recipe of 24 GiB."""
-    large = {name: path for name, path in recipes().items() if card_gib(path) == 24}
-    return [Part(f"{OFFLOAD}: {name}", partial(offload, path), proof=False) for name, path in large.items()]
+    return [Part(f"{OFFLOAD}: {name}", partial(offload, path), proof=False) for name, path in _large().items()]
+
+
+def products_parts() -> list[Part]:
+    """A part for each recipe of 24 GiB."""
+    return [Part(f"{PRODUCTS}: {name}", partial(products, path), proof=False) for name, path in _large().items()]
+
+
+def _large() -> dict[str, Path]:
+    return {name: path for name, path in recipes().items() if card_gib(path) == 24}
 
 
 def recipe(path: Path, check: Check) -> dict[str, Any]:
@@ -85,19 +96,8 @@ def offload(path: Path, check: Check) -> dict[str, Any]:
     ways = {"on": ([away], str(card)), "off": ([here], ""), "off_on_card": ([here, smaller], str(card))}
     if not _has_room(check, _planned(check, path, card, [*overrides, here])):
         del ways["off"]
-    data = corpus(check)
     for name, (changes, cap) in ways.items():
-        run = check.work / f"{path.stem}_{name}"
-        options = [f"--run.dir={run}", f"--data.path={data}", *QUIET, "--metrics.every=1", *overrides, *changes]
-        command = ["-m", "pretrain", "train", str(path), *options, f"--train.max_steps={OFFLOAD_STEPS}"]
-        try:
-            done = check.python(*command, limit=check.seconds_left - LATER_SECONDS, **{CAP: cap, "HF_HUB_OFFLINE": "1"})
-            if done.status is None:
-                raise Skipped(f"the time did not suffice to train {name}", **found)
-            done.require(f"training {name}", **found)
-            found[name] = _figures(run, card) | {"changes": changes}
-        finally:
-            shutil.rmtree(run, ignore_errors=True)
+        found[name] = _some_updates(check, path, name, [*overrides, *changes], cap, found) | {"changes": changes}
     if "off" not in found:
         return found
     pairs = zip(found["on"]["losses"], found["off"]["losses"], strict=True)
@@ -105,6 +105,49 @@ def offload(path: Path, check: Check) -> dict[str, Any]:
     if not found["largest_loss_difference"] < RESUME_TOLERANCE:
         raise Failed("activations that were in host memory give another loss", **found)
     return found
+
+
+def products(path: Path, check: Check) -> dict[str, Any]:
+    """Tokens/s and peak memory of some updates with products in bf16, in INT8, and, where the GPU has it, in FP8;
+    `speedup` of each over bf16, and the largest relative difference of a loss from it."""
+    card, found = card_gib(path), dict[str, Any]()
+    overrides = [*_shortened(path), *check.small]
+    _require_room(check, path, card, _planned(check, path, card, overrides))
+    too = "--train.eight_bit_weight_gradients=true"
+    ways = {"bf16": [], "int8": ["--train.products=int8"], "int8 all": ["--train.products=int8", too]}
+    if _multiplies_fp8(check):
+        ways |= {"fp8": ["--train.products=fp8"], "fp8 all": ["--train.products=fp8", too]}
+    for name, changes in ways.items():
+        found[name] = _some_updates(check, path, name, [*overrides, *changes], str(card), found)
+        found[name]["speedup"] = found[name]["tokens_per_second"] / found["bf16"]["tokens_per_second"]
+        pairs = zip(found[name]["losses"], found["bf16"]["losses"], strict=True)
+        found[name]["largest_loss_difference"] = max(abs(one / other - 1) for one, other in pairs)
+        if not found[name]["largest_loss_difference"] < PRODUCTS_TOLERANCE:
+            raise Failed(f"products in {name} give another loss", **found)
+    return found
+
+
+def _multiplies_fp8(check: Check) -> bool:
+    import torch
+
+    return check.device == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
+
+
+def _some_updates(
+    check: Check, path: Path, name: str, overrides: list[str], cap: str, found: dict[str, Any]
+) -> dict[str, Any]:
+    """What OFFLOAD_STEPS updates came to, within the memory `cap`; Skipped or Failed with what was `found` before."""
+    run = check.work / f"{path.stem}_{name.replace(' ', '_')}"
+    options = [f"--run.dir={run}", f"--data.path={corpus(check)}", *QUIET, "--metrics.every=1", *overrides]
+    command = ["-m", "pretrain", "train", str(path), *options, f"--train.max_steps={OFFLOAD_STEPS}"]
+    try:
+        done = check.python(*command, limit=check.seconds_left - LATER_SECONDS, **{CAP: cap, "HF_HUB_OFFLINE": "1"})
+        if done.status is None:
+            raise Skipped(f"the time did not suffice to train {name}", **found)
+        done.require(f"training {name}", **found)
+        return _figures(run, card_gib(path))
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def _fitting(check: Check, path: Path, card: int, overrides: list[str]) -> int:

@@ -33,6 +33,7 @@ PARTS = [
     Part("timings", gpu_kernels.timings, proof=False),
     Part("optimizer timings", gpu_kernels.optimizer_timings, proof=False),
     *gpu_7b.offload_parts(),
+    *gpu_7b.products_parts(),
 ]
 """Proofs come first, then what takes whatever time is left."""
 

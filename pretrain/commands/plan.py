@@ -1,6 +1,11 @@
 """`sparlow plan CONFIG.toml`: what a run would be, without running it."""
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretrain.machine.gpus import Gpu
 
 EXAMPLE = "sparlow plan configs/llama_1b_sltrain.toml --json"
 
@@ -41,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     tflops = args.gpu_tflops if args.gpu_tflops is not None or gpu is None else gpu.tflops
     speed = parse_speed(tflops, args.mfu)
     config = load_config(args.config, args.overrides)
-    figures = plan(config, args.world_size, card, speed)
+    if gpu and not gpu.rates[config.train.products]:
+        raise UserError(f'{gpu.label} has no FP8 products; set train.products = "int8", or leave out --gpu')
+    figures = plan(config, args.world_size, card, speed, gpu)
     figures |= {"gpu": gpu.label if gpu else None, "assumed_mfu": (args.mfu or MFU) if speed else None}
     if args.json:
         print(json.dumps(figures, indent=1))
@@ -65,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"GPU               {gpu}")
     if speed:
         assumed = f"{100 * (args.mfu or MFU):g} % of the peak assumed: {speed / 1e12:g} TFLOP/s on each GPU"
+        for line in _eight_bit(config.train.products, figures, gpu):
+            print(line)
         print(f"tokens/s          {figures['modelled_tokens_per_second']:>22,.0f}  (modelled, not measured: {assumed})")
         print(f"time              {figures['seconds'] / 86400:>22.2f}  days (modelled)")
         for line in describe_transfers(figures["transfers"]):
@@ -76,6 +85,16 @@ def run(args: argparse.Namespace) -> int:
     for line in describe_changes(config, args.world_size, card, figures) if card else ():
         print(line)
     return 0
+
+
+def _eight_bit(products: str, figures: dict[str, Any], gpu: "Gpu | None") -> Iterator[str]:
+    """A line on what is multiplied in eight bits, and how fast that is taken to be; none without."""
+    from pretrain.plan import EIGHT_BIT_RATE
+
+    if figures["flops_eight_bit"]:
+        part = figures["flops_eight_bit"] / figures["flops"]
+        how = f"{gpu.rates[products]} times, by its data sheet" if gpu else f"{EIGHT_BIT_RATE} times, assumed"
+        yield f"  in {products:<14}{part:>22.1%}  (at {how}; quantising at the memory's bandwidth)"
 
 
 def _every_card(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from model.errors import UserError
 
@@ -26,6 +27,8 @@ class Gpu:
 
     name: str
     """What torch.cuda.get_device_name gives."""
+    generation: Literal["Ampere", "Ada", "Hopper", "Blackwell"]
+    """NVIDIA's name of the architecture."""
     tflops: float
     """Peak of the tensor cores at the boost clock: bf16 with fp32 accumulation, without sparsity, in TFLOP/s."""
     memory: float
@@ -40,6 +43,16 @@ class Gpu:
     @property
     def memory_bytes(self) -> int:
         return int(self.memory * GIB)
+
+    @property
+    def rates(self) -> dict[str, int]:
+        """How many times as fast as bf16, with sums in 32 bits, it multiplies int8 and fp8; 0 where it cannot.
+
+        By the whitepapers: twice, as the numbers are half as wide. A GeForce card is held back in fp32 sums, of bf16
+        and fp8 alike, and not in the integer sums of int8: four times.
+        """
+        fp8 = 0 if self.generation == "Ampere" else 2
+        return {"bf16": 1, "int8": 4 if "GeForce" in self.name else 2, "fp8": fp8}
 
     @property
     def label(self) -> str:
@@ -62,35 +75,35 @@ def _computed(sms: int, ghz: float) -> float:
 
 
 GPUS = (
-    Gpu("NVIDIA GeForce RTX 3060", _computed(28, 1.777), 12, 360, (4, 16), COMPUTED),
-    Gpu("NVIDIA GeForce RTX 3080", 59.5, 10, 760, (4, 16), GA102),
-    Gpu("NVIDIA GeForce RTX 3080", _computed(70, 1.71), 12, 912, (4, 16), COMPUTED),
-    Gpu("NVIDIA GeForce RTX 3090", 71, 24, 936, (4, 16), GA102),
-    Gpu("NVIDIA GeForce RTX 3090 Ti", 80, 24, 1008, (4, 16), ADA),
-    Gpu("NVIDIA GeForce RTX 4060 Ti", _computed(34, 2.535), 16, 288, (4, 8), COMPUTED),
-    Gpu("NVIDIA GeForce RTX 4070 Ti SUPER", _computed(66, 2.61), 16, 672, (4, 16), COMPUTED),
-    Gpu("NVIDIA GeForce RTX 4080", 97.5, 16, 717, (4, 16), ADA),
-    Gpu("NVIDIA GeForce RTX 4080 SUPER", _computed(80, 2.55), 16, 736, (4, 16), COMPUTED),
-    Gpu("NVIDIA GeForce RTX 4090", 165.2, 24, 1008, (4, 16), ADA),
-    Gpu("NVIDIA GeForce RTX 5060 Ti", _computed(36, 2.572), 16, 448, (5, 8), COMPUTED),
-    Gpu("NVIDIA GeForce RTX 5070 Ti", 87.9, 16, 896, (5, 16), BLACKWELL),
-    Gpu("NVIDIA GeForce RTX 5080", 112.6, 16, 960, (5, 16), BLACKWELL),
-    Gpu("NVIDIA GeForce RTX 5090", 209.5, 32, 1792, (5, 16), BLACKWELL),
-    Gpu("NVIDIA RTX A6000", 154.8, 48, 768, (4, 16), GA102),
-    Gpu("NVIDIA RTX 6000 Ada Generation", 364.2, 48, 960, (4, 16), ADA_PRO),
-    Gpu("NVIDIA A10G", 70, 22.5, 600, (4, 16), "NVIDIA A10G data sheet for AWS"),
-    Gpu("NVIDIA L4", 121, 22.5, 300, (4, 16), "NVIDIA L4 data sheet"),
-    Gpu("NVIDIA L40S", 362, 45, 864, (4, 16), "NVIDIA L40S data sheet"),
-    Gpu("NVIDIA A100-PCIE-40GB", 312, 40, 1555, (4, 16), "NVIDIA A100 data sheet"),
-    Gpu("NVIDIA A100-SXM4-40GB", 312, 40, 1555, (4, 16), "NVIDIA A100 data sheet"),
-    Gpu("NVIDIA A100 80GB PCIe", 312, 80, 1935, (4, 16), "NVIDIA A100 data sheet"),
-    Gpu("NVIDIA A100-SXM4-80GB", 312, 80, 2039, (4, 16), "NVIDIA A100 data sheet"),
-    Gpu("NVIDIA H100 PCIe", 756, 79.5, 2000, (5, 16), HOPPER),
-    Gpu("NVIDIA H100 NVL", 835, 93.5, 3900, (5, 16), "NVIDIA H100 data sheet"),
-    Gpu("NVIDIA H100 80GB HBM3", 989, 79.5, 3350, (5, 16), HOPPER),
-    Gpu("NVIDIA H200 NVL", 835, 140.5, 4800, (5, 16), "NVIDIA H200 data sheet"),
-    Gpu("NVIDIA H200", 989, 140.5, 4800, (5, 16), "NVIDIA H200 data sheet"),
-    Gpu("NVIDIA B200", 2250, 179, 7700, (5, 16), "NVIDIA Blackwell data sheet, HGX B200"),
+    Gpu("NVIDIA GeForce RTX 3060", "Ampere", _computed(28, 1.777), 12, 360, (4, 16), COMPUTED),
+    Gpu("NVIDIA GeForce RTX 3080", "Ampere", 59.5, 10, 760, (4, 16), GA102),
+    Gpu("NVIDIA GeForce RTX 3080", "Ampere", _computed(70, 1.71), 12, 912, (4, 16), COMPUTED),
+    Gpu("NVIDIA GeForce RTX 3090", "Ampere", 71, 24, 936, (4, 16), GA102),
+    Gpu("NVIDIA GeForce RTX 3090 Ti", "Ampere", 80, 24, 1008, (4, 16), ADA),
+    Gpu("NVIDIA GeForce RTX 4060 Ti", "Ada", _computed(34, 2.535), 16, 288, (4, 8), COMPUTED),
+    Gpu("NVIDIA GeForce RTX 4070 Ti SUPER", "Ada", _computed(66, 2.61), 16, 672, (4, 16), COMPUTED),
+    Gpu("NVIDIA GeForce RTX 4080", "Ada", 97.5, 16, 717, (4, 16), ADA),
+    Gpu("NVIDIA GeForce RTX 4080 SUPER", "Ada", _computed(80, 2.55), 16, 736, (4, 16), COMPUTED),
+    Gpu("NVIDIA GeForce RTX 4090", "Ada", 165.2, 24, 1008, (4, 16), ADA),
+    Gpu("NVIDIA GeForce RTX 5060 Ti", "Blackwell", _computed(36, 2.572), 16, 448, (5, 8), COMPUTED),
+    Gpu("NVIDIA GeForce RTX 5070 Ti", "Blackwell", 87.9, 16, 896, (5, 16), BLACKWELL),
+    Gpu("NVIDIA GeForce RTX 5080", "Blackwell", 112.6, 16, 960, (5, 16), BLACKWELL),
+    Gpu("NVIDIA GeForce RTX 5090", "Blackwell", 209.5, 32, 1792, (5, 16), BLACKWELL),
+    Gpu("NVIDIA RTX A6000", "Ampere", 154.8, 48, 768, (4, 16), GA102),
+    Gpu("NVIDIA RTX 6000 Ada Generation", "Ada", 364.2, 48, 960, (4, 16), ADA_PRO),
+    Gpu("NVIDIA A10G", "Ampere", 70, 22.5, 600, (4, 16), "NVIDIA A10G data sheet for AWS"),
+    Gpu("NVIDIA L4", "Ada", 121, 22.5, 300, (4, 16), "NVIDIA L4 data sheet"),
+    Gpu("NVIDIA L40S", "Ada", 362, 45, 864, (4, 16), "NVIDIA L40S data sheet"),
+    Gpu("NVIDIA A100-PCIE-40GB", "Ampere", 312, 40, 1555, (4, 16), "NVIDIA A100 data sheet"),
+    Gpu("NVIDIA A100-SXM4-40GB", "Ampere", 312, 40, 1555, (4, 16), "NVIDIA A100 data sheet"),
+    Gpu("NVIDIA A100 80GB PCIe", "Ampere", 312, 80, 1935, (4, 16), "NVIDIA A100 data sheet"),
+    Gpu("NVIDIA A100-SXM4-80GB", "Ampere", 312, 80, 2039, (4, 16), "NVIDIA A100 data sheet"),
+    Gpu("NVIDIA H100 PCIe", "Hopper", 756, 79.5, 2000, (5, 16), HOPPER),
+    Gpu("NVIDIA H100 NVL", "Hopper", 835, 93.5, 3900, (5, 16), "NVIDIA H100 data sheet"),
+    Gpu("NVIDIA H100 80GB HBM3", "Hopper", 989, 79.5, 3350, (5, 16), HOPPER),
+    Gpu("NVIDIA H200 NVL", "Hopper", 835, 140.5, 4800, (5, 16), "NVIDIA H200 data sheet"),
+    Gpu("NVIDIA H200", "Hopper", 989, 140.5, 4800, (5, 16), "NVIDIA H200 data sheet"),
+    Gpu("NVIDIA B200", "Blackwell", 2250, 179, 7700, (5, 16), "NVIDIA Blackwell data sheet, HGX B200"),
 )
 """Cards that people train on. Another one's MFU needs `metrics.peak_tflops`, its plan `--gpu-tflops`."""
 

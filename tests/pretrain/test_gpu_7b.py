@@ -83,6 +83,30 @@ def test_activations_in_host_memory_are_compared_with_those_on_the_gpu(check):
     assert not list(check.work.glob("llama_7b*"))
 
 
+@pytest.mark.slow
+def test_products_are_compared_on_a_cpu(check):
+    part = next(part for part in gpu_7b.products_parts() if part.name == "7B products: 24gb_sltrain")
+    check.small = [*SMALL, "--linear.rank=4", "--linear.density=0.1"]
+    found = part.run(check)
+    assert list(found) == ["bf16", "int8", "int8 all"]
+    assert found["bf16"]["largest_loss_difference"] == 0.0
+    assert found["bf16"]["speedup"] == 1.0
+    for way in ("int8", "int8 all"):
+        assert 0 < found[way]["largest_loss_difference"] < gpu_7b.PRODUCTS_TOLERANCE
+        assert found[way]["speedup"] > 0
+    assert not list(check.work.glob("llama_7b*"))
+
+
+def test_products_that_give_another_loss_fail(check, monkeypatch):
+    def updates(check, path, name, overrides, cap, found):
+        return {"tokens_per_second": 1.0, "losses": [5.0, 5.2 if name == "int8" else 5.0]}
+
+    monkeypatch.setattr(gpu_7b, "_planned", lambda *arguments: {"memory_bytes": {}, "reserve": 1})
+    monkeypatch.setattr(gpu_7b, "_some_updates", updates)
+    with pytest.raises(Failed, match="products in int8 give another loss"):
+        gpu_7b.products(gpu_7b.recipes()["24gb_sltrain"], check)
+
+
 def test_without_offload_the_largest_micro_batch_that_fits_is_the_peer(check, monkeypatch):
     def planned(check, path, card, overrides):
         """A GiB for each sequence."""

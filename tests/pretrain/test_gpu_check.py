@@ -106,9 +106,11 @@ def test_a_part_without_time_is_a_failure(check, tmp_path):
 def test_timings_come_after_every_proof():
     proofs = [part.proof for part in PARTS]
     assert proofs == sorted(proofs, reverse=True)
-    recipes, offload = ([part.name for part in parts] for parts in (gpu_7b.parts(), gpu_7b.offload_parts()))
-    assert [part.name for part in PARTS if not part.proof] == [*recipes, "timings", "optimizer timings", *offload]
-    assert list(CASES)[:3] == ["sparse_low_rank_linear", "block_low_rank_linear", "low_rank_update"]
+    groups = (gpu_7b.parts(), gpu_7b.offload_parts(), gpu_7b.products_parts())
+    recipes, offload, products = ([part.name for part in parts] for parts in groups)
+    later = ["timings", "optimizer timings", *offload, *products]
+    assert [part.name for part in PARTS if not part.proof] == [*recipes, *later]
+    assert list(CASES)[:3] == ["sparse_low_rank_linear", "eight_bit_linear", "block_low_rank_linear"]
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(check):
@@ -163,7 +165,8 @@ def test_operations_share_the_time_that_is_left(check, monkeypatch):
 
     monkeypatch.setattr(Check, "python", python)
     with pytest.raises(
-        Skipped, match=r"did not suffice for adam8bit, fira_update, decompress, quant, tile_gather, attention$"
+        Skipped,
+        match=r"did not suffice for low_rank_update, adam8bit, fira_update, decompress, quant, tile_gather, attention$",
     ) as raised:
         gpu_kernels.timings(check)
     assert limits == pytest.approx([200, 140, 80, 20])

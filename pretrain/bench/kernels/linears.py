@@ -156,11 +156,13 @@ def block_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         linears = [_BlockLinear(shape, layer, tokens, device, dtype) for shape in layer.projections]
         blocks = ", ".join(dict.fromkeys(f"{one.support.k} of {one.support.block}" for one in linears))
         name = f"seven linears {layer.dim}/{layer.ffn_dim} rank {layer.rank} blocks {blocks}, {tokens} tokens"
-        ours, dense = _each([linear.factored for linear in linears]), _each([linear.dense for linear in linears])
+        ours, dense = each([linear.factored for linear in linears]), each([linear.dense for linear in linears])
         yield Case("block_low_rank_linear", name, dtype, ours, {DENSE: dense})
 
 
-def _each(works: list[Callable[[], None]]) -> Callable[[], None]:
+def each(works: list[Callable[[], None]]) -> Callable[[], None]:
+    """All of `works` as one."""
+
     def work() -> None:
         for one in works:
             one()

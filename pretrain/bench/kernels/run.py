@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from pretrain.bench.kernels import attention, linears, tiles, updates
+from pretrain.bench.kernels import attention, eight_bit, linears, tiles, updates
 from pretrain.bench.timing import DTYPES, Alternatives, Case, clock_for, measure, measure_alternatives
 
 CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
     "sparse_low_rank_linear": linears.sparse_cases,
+    "eight_bit_linear": eight_bit.cases,
     "block_low_rank_linear": linears.block_cases,
     "low_rank_update": updates.low_rank_cases,
     "adam8bit": updates.adam8bit_cases,
@@ -24,6 +25,7 @@ CASES: dict[str, Callable[[torch.device, torch.dtype], Iterator[Case]]] = {
 ALTERNATIVES: list[Callable[[torch.device, torch.dtype], Iterator[Alternatives]]] = [
     tiles.alternatives,
     linears.alternatives,
+    eight_bit.alternatives,
 ]
 """Choices between implementations; `sparlow bench kernels --store` keeps what they come to for kernels/measured."""
 
