@@ -11,7 +11,8 @@ Start at low_rank_update, the smallest with all four; sparse_low_rank_linear is 
 a choice of its own between two ways through it. Beside them: backend.py chooses between PyTorch and Triton, measured/
 keeps the measurements of a device that decide where no rule does, triton_helpers.py has what kernels share, rounding.py
 the same random bits in PyTorch, arguments.py checks, support.py and block_support.py where sparse entries lie, liger.py
-what is taken from Liger Kernel. Import from the operation's own package, e.g. `from kernels.quant import quantize`.
+what is taken from Liger Kernel. Products in eight bits are eight_bit_linear, made of
+row_codes and code_product. Import from the operation's own package, e.g. `from kernels.quant import quantize`.
 """
 
 from importlib.util import find_spec

@@ -13,6 +13,7 @@ from pretrain.memory_plan.cards import GIB, fits
 from pretrain.plan import MFU
 
 CONFIG = "configs/llama_60m_dense.toml"
+WEIGHTS_TOO = "--train.eight_bit_weight_gradients=true"
 LARGE = [CONFIG, "--train.micro_batch_size=512"]
 """Needs 19.4 GiB with its reserve."""
 
@@ -130,3 +131,72 @@ def test_bad_input_is_one_sentence(options: list[str], message: str, capsys: pyt
     output = capsys.readouterr()
     assert message in output.err
     assert (output.out, len(output.err.splitlines())) == ("", 1)
+
+
+def test_products_in_eight_bits_go_by_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = planned(capsys, CONFIG, "--gpu", "RTX 4090")
+    assert plain["flops_eight_bit"] == 0
+    tokens, blocks = plain["tokens"], 8
+    numbers = blocks * (4 * 512 * 512 + 3 * 512 * 1376)
+    sides = blocks * (4 * (512 + 512) + 3 * (512 + 1376))
+    micro_steps = plain["micro_steps_per_update"] * plain["steps"]
+    for products, rate, options in (("int8", 4, []), ("fp8", 2, []), ("int8", 4, [WEIGHTS_TOO])):
+        figures = planned(capsys, CONFIG, "--gpu", "RTX 4090", f"--train.products={products}", *options)
+        eight = (6 if options else 4) * tokens * numbers
+        moved = (10 if options else 3) * tokens * sides + 5 * micro_steps * numbers
+        assert (figures["flops"], figures["flops_eight_bit"]) == (plain["flops"], eight)
+        seconds = (plain["flops"] - eight + eight / rate) / (MFU * 165.2e12) + moved / 1008e9
+        assert figures["seconds"] == pytest.approx(seconds)
+    assert main(["plan", CONFIG, "--gpu", "RTX 4090", "--train.products=int8"]) == 0
+    assert "(at 4 times, by its data sheet; quantising at the memory's bandwidth)" in capsys.readouterr().out
+    unnamed = planned(capsys, CONFIG, "--gpu-tflops", "100", "--train.products=int8")
+    eight = 4 * tokens * numbers
+    assert unnamed["seconds"] == pytest.approx((plain["flops"] - eight / 2) / (MFU * 100e12))
+
+
+def test_a_card_without_fp8(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CONFIG, "--gpu", "RTX 3090", "--train.products=fp8"]) == 2
+    assert capsys.readouterr().err == (
+        'sparlow plan: RTX 3090 has no FP8 products; set train.products = "int8", or leave out --gpu\n'
+    )
+    rows = planned(capsys, CONFIG, "--gpu", "all", "--train.products=fp8")
+    none = [row["gpu"] for row in rows if not row["multiplies"]]
+    assert none == [gpu.label for gpu in GPUS if gpu.generation == "Ampere"]
+    assert all((row["modelled_days"] is None) == (row["gpu"] in none) for row in rows if row["fits"])
+    assert main(["plan", CONFIG, "--gpu", "all", "--train.products=fp8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("no FP8 products") for line in lines) == len(none)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("RTX 3090", (4, 0)),
+        ("RTX 4090", (4, 2)),
+        ("RTX 5090", (4, 2)),
+        ("RTX A6000", (2, 0)),
+        ("L4", (2, 2)),
+        ("A100-SXM4-80GB", (2, 0)),
+        ("H100 80GB HBM3", (2, 2)),
+        ("B200", (2, 2)),
+    ],
+)
+def test_rates_of_cards(name: str, rates: tuple[int, int]) -> None:
+    """RTX 4090: 660.6 TOPS and, with fp32 sums, 330.3 TFLOP/s over 165.2; H100: 1,979 of both over 989."""
+    assert by_name(name).rates == {"bf16": 1, "int8": rates[0], "fp8": rates[1]}
+
+
+@pytest.mark.slow  # eleven plans of 7B
+def test_the_documented_speeds_of_products(capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("configs/README.md").read_text().partition("| | bf16 | int8 | fp8 |")[2]
+    rows = [line.strip("| ").split(" | ") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) == 4
+    for what, *speeds in rows:
+        recipe, card = what.split(" on an ")
+        name = f"configs/llama_7b_{recipe.lower().replace(' gib ', 'gb_').replace('-', '_')}.toml"
+        for products, speed in zip(("bf16", "int8", "fp8"), speeds, strict=True):
+            options = [name, "--gpu", card, f"--train.products={products}"]
+            if speed == "none":
+                assert main(["plan", *options]) == 2
+                continue
+            assert f"{planned(capsys, *options)['modelled_tokens_per_second']:,.0f}" == speed
