@@ -81,6 +81,7 @@ def _check(a: RowCodes, b: RowCodes) -> None:
         raise ValueError("a has no scales")
 
 
+@on_its_device
 def _launch(a: RowCodes, b: RowCodes, dtype: torch.dtype) -> Tensor:
     y = torch.empty(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
     if y.numel():

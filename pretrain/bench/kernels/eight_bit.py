@@ -24,7 +24,7 @@ TOKENS = {"cuda": 16384, "cpu": 1024}
 
 
 def formats(device: torch.device) -> list[Format]:
-    """Those that `device` multiplies faster than bf16; a CPU emulates FP8."""
+    """Formats that `device` multiplies faster than bf16; a CPU emulates FP8."""
     if device.type != "cuda":
         return ["int8"]
     return ["int8", "fp8"] if torch.cuda.get_device_capability(device) >= (8, 9) else ["int8"]
