@@ -50,6 +50,8 @@ WEIGHTS = 2 * (4 * 32 * 32 + 3 * 32 * 53) * 2
         (10**9, 1, [], Choice(keep="layer")),  # one micro-step: nothing to share
         (5 * WEIGHTS, 4, [], Choice(keep="step")),  # no room for the fp32 sum beside W
         (5 * WEIGHTS - 10, 4, [], Choice()),
+        (2.5 * WEIGHTS + 10, 4, ["--train.products=int8"], Choice(keep="step")),  # codes are half of bf16
+        (2.5 * WEIGHTS - 10, 4, ["--train.products=fp8"], Choice()),
         (5 * WEIGHTS - 10, 4, ["--train.checkpoint_every_layers=1"], Choice(keep="layer")),
         (10**9, 4, ["--parallel.zero_stage=1"], Choice(keep="step")),
         (10**9, 4, ["--parallel.zero_stage=3"], Choice(keep="layer")),
@@ -96,6 +98,15 @@ def test_csr_where_it_cannot_work_is_refused(tiny, monkeypatch):
     with pytest.raises(UserError, match=r"kernels\.path = \"csr\""):
         decided(tiny, "--kernels.path=csr", monkeypatch=monkeypatch)
     assert decided(tiny, "--kernels.path=csr", monkeypatch=monkeypatch, dtype=torch.float32).path == "csr"
+
+
+def test_products_in_eight_bits_need_a_matrix(tiny, monkeypatch):
+    """Where csr is the fastest, W is built nevertheless."""
+    monkeypatch.setattr(choice, "CSR_SMALLEST_SIDE", 1)
+    monkeypatch.setattr(choice, "fastest", lambda *arguments: "csr")
+    options = {"monkeypatch": monkeypatch, "dtype": torch.float32}
+    assert decided(tiny, **options).path == "csr"
+    assert decided(tiny, "--train.products=int8", **options).path == "dense"
 
 
 BUDGET = ["--kernels.cache_budget=0.5"]
