@@ -31,7 +31,8 @@ def _introduce_run(run: Run) -> None:
     per_update = round(train.global_batch_size * run.dataset.tokens_per_row)
     say(versions_line())
     offload = ", optimizer state in host memory" if config.parallel.offload == "optimizer" else ""
-    say(f"{world.size} x {device_name(world.device)}, {train.dtype}, ZeRO stage {config.parallel.zero_stage}{offload}")
+    how = train.dtype + _products(run)
+    say(f"{world.size} x {device_name(world.device)}, {how}, ZeRO stage {config.parallel.zero_stage}{offload}")
     say(_token_arithmetic(run))
     if getattr(config.optimizer, "update", "step") == "per_layer":
         say(
@@ -53,6 +54,16 @@ def _introduce_run(run: Run) -> None:
         say(f"beginning with a grown model ({run.state.tokens_seen:,} tokens seen)")
     if run.state.step:
         say(f"resuming {run.dir} at step {run.state.step} ({run.state.tokens_seen:,} tokens seen)")
+
+
+def _products(run: Run) -> str:
+    """What of the linears is multiplied in eight bits; nothing where none of it is."""
+    train = run.config.train
+    if train.products == "bf16":
+        return ""
+    too = ", weights' gradients too" if train.eight_bit_weight_gradients else ""
+    emulated = ", emulated, so slow" if train.products == "fp8" and run.world.device.type != "cuda" else ""
+    return f" with {train.products} products{too}{emulated}"
 
 
 def _token_arithmetic(run: Run) -> str:

@@ -104,6 +104,19 @@ def test_what_cannot_be_is_refused(tiny, overrides, message):
         load_config(tiny, overrides)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "fp32, ZeRO stage 0"),
+        ([INT8], "fp32 with int8 products, ZeRO stage 0"),
+        ([FP8, ALL], "fp32 with fp8 products, weights' gradients too, emulated, so slow, ZeRO stage 0"),
+    ],
+)
+def test_a_run_says_how_it_multiplies(tiny, capsys, options, said):
+    train_here(tiny, *options, "--train.max_steps=1")
+    assert said in capsys.readouterr().out
+
+
 def test_a_run_keeps_its_products(tiny):
     train_here(tiny, INT8, "--train.max_steps=1")
     with pytest.raises(UserError, match=r"train\.products was 'int8', is 'bf16'"):
