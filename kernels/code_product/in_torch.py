@@ -1,4 +1,7 @@
-"""Products of codes in plain PyTorch: integers by the library's INT8 product, FP8 as fp32."""
+"""Products of codes in plain PyTorch: integers by the library's INT8 product where that is exact, all else as fp32."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -6,6 +9,9 @@ from torch import Tensor
 from kernels.code_product.reference import scaled
 from kernels.quant.format import Quantized
 from kernels.row_codes.format import RowCodes
+
+EXACT_DEPTH = 1024
+"""So many products of int8 sum up exactly in fp32, in any order: below 2^24."""
 
 SIGN = 128
 """What turns an unsigned code into a signed one: code - 128, or its highest bit the other way."""
@@ -29,7 +35,7 @@ def group_product(a: RowCodes, W: Quantized, dtype: torch.dtype) -> Tensor:
         o_col = slice(i_group * W.group, min((i_group + 1) * W.group, a.codes.shape[1]))
         codes = a.codes[:, o_col]
         zeros = W.zeros[:, i_group].int() - SIGN
-        sums = torch._int_mm(codes, signed[:, o_col].t())
+        sums = _integer_sums(codes, signed[:, o_col].t())
         sums -= codes.sum(1, dtype=torch.int32)[:, None] * zeros
         total += sums.float() * W.scales[:, i_group]
     return scaled(total, a.scales, None).to(dtype)
@@ -37,6 +43,31 @@ def group_product(a: RowCodes, W: Quantized, dtype: torch.dtype) -> Tensor:
 
 def _sums(left: Tensor, right: Tensor) -> Tensor:
     """left right (rows, cols) of codes: int32, of FP8 fp32."""
-    if left.dtype == torch.int8:
+    return _integer_sums(left, right) if left.dtype == torch.int8 else left.float() @ right.float()
+
+
+def _integer_sums(left: Tensor, right: Tensor) -> Tensor:
+    """left right (rows, cols) of int8, int32."""
+    if not left.is_cuda and multiplies_integers():
         return torch._int_mm(left, right)
-    return left.float() @ right.float()
+    sums = torch.zeros(left.shape[0], right.shape[1], dtype=torch.int32, device=left.device)
+    for part in range(0, left.shape[1], EXACT_DEPTH):
+        o_depth = slice(part, part + EXACT_DEPTH)
+        sums += (left[:, o_depth].float() @ right[o_depth].float()).int()
+    return sums
+
+
+@cache
+def multiplies_integers() -> bool:
+    """Whether `torch._int_mm` is exact on this processor.
+
+    Without VNNI instructions (Zen 3, AVX2 alone) oneDNN adds pairs of products in 16 bits, which saturate: the sums are
+    far off, and nothing says so.
+    """
+    with ThreadPoolExecutor(1) as pool:  # where modes of this thread, a plan's tensors without data, do not reach
+        return pool.submit(_int_mm_is_exact).result()
+
+
+def _int_mm_is_exact() -> bool:
+    codes = torch.full((16, 16), 127, dtype=torch.int8)
+    return bool((torch._int_mm(codes, codes) == 16 * 127**2).all())

@@ -1,7 +1,12 @@
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from kernels.code_product import group_product, product, product_across
+from kernels.code_product import group_product, in_torch, product, product_across
 from kernels.code_product.reference import group_product as reference_group
 from kernels.code_product.reference import product as reference
 from kernels.quant import dequantize, quantize
@@ -39,6 +44,30 @@ def test_products_are_those_of_the_decoded_matrices(shape, format):
     assert_near(product_across(a, across, torch.float32), reference(a, transposed(across), torch.float32), format)
     exact = decoded(a).double() @ decoded(b).double().t()
     assert (product(a, b, torch.float32) - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_integers_are_exact_whatever_the_processor_does(exact, monkeypatch):
+    monkeypatch.setattr(in_torch, "multiplies_integers", lambda: exact and in_torch._int_mm_is_exact())
+    a, b = (torch.full((rows, 3000), 127, dtype=torch.int8) for rows in (20, 33))
+    b[::2] = -127
+    sums = in_torch._integer_sums(a, b.t())
+    assert sums.dtype == torch.int32
+    assert torch.equal(sums.double(), a.double() @ b.double().t())
+
+
+def test_without_vnni_instructions_too():
+    """oneDNN's own product of int8 saturates there; the variable makes any x86 processor such a one."""
+    code = (
+        "import torch; from kernels.code_product import in_torch, product; from kernels.row_codes import quantize_rows;"
+        "a = quantize_rows(torch.ones(20, 70), 'int8'); y = product(a, a, torch.float32);"
+        "assert (y - 70).abs().max() < 1e-4, y; print(in_torch.multiplies_integers())"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    if platform.machine() == "x86_64":
+        assert done.stdout == "False\n"
 
 
 def test_a_result_is_rounded_once():

@@ -66,6 +66,9 @@ TOLERANCES = {
     "optimizer muon": 3e-4,
     "optimizer q_galore": 1e-3,
     "other stack": 1e-3,
+    "other int8 products": 6e-3,
+    "other int8 products of a sparse matrix": 6e-3,
+    "other all products in fp8": 2e-2,
 }
 """Of those that round to codes or bf16, where a last bit may become a step; and of the first steps of a fresh AdamW on
 copied layers, which divide tiny gradients by themselves. Moved by up to a third of this."""
@@ -82,6 +85,9 @@ GROWTH = "--growth.enabled=true --growth.at=0.5"
 OTHERS = {
     "block support": f"{SPARSE} --linear.support=block --linear.density=0.25 --model.ffn_dim=128",
     "galore, rotated moments": f"{GALORE} --optimizer.rotate_moments=true",
+    "int8 products": "--train.products=int8",
+    "int8 products of a sparse matrix": f"{SPARSE} --linear.density=0.1 --train.products=int8",
+    "all products in fp8": "--train.products=fp8 --train.eight_bit_weight_gradients=true",
     "stack": f"{GROWTH} --growth.factor=2 --model.n_layers=4",
     "zero": f"{GROWTH} --growth.factor=2 --growth.operator=zero --growth.optimizer=copy --growth.schedule=continue",
     "rank and density": f"{SPARSE} --linear.density=0.2 {GROWTH} --growth.layers=[2] --growth.rank=4 "
