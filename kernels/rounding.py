@@ -35,7 +35,7 @@ def random_bits(key: int | Tensor, shape: tuple[int, int], device: torch.device)
 
 
 def random_fractions(bits: Tensor) -> Tensor:
-    """fp32 in (0, 1) of 32 random bits: multiples of 2^-16, so that a sum with a code is exact."""
+    """fp32 in (0, 1) of 32 random bits: odd multiples of 2^-16."""
     return ((bits >> 17) * 2 + 1).float() * 2**-16
 
 

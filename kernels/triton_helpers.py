@@ -84,7 +84,7 @@ def random_bits(key, offset):
 
 @triton.jit
 def random_fractions(key, offset):
-    """fp32 in (0, 1) for each element of `offset`: multiples of 2^-16, so that a sum with a code is exact."""
+    """fp32 in (0, 1) for each element of `offset`: odd multiples of 2^-16."""
     return ((random_bits(key, offset) >> 17) * 2 + 1).to(tl.float32) * 0.0000152587890625
 
 

@@ -16,7 +16,10 @@ from kernels.code_product import in_torch
 from kernels.quant.format import Quantized
 from kernels.row_codes import RowCodes, transposed
 
-__all__ = ["group_product", "product", "product_across"]
+LONGEST_SUM = (2**31 - 1) // 127**2
+"""Products of int8 that a 32-bit integer can sum up for sure."""
+
+__all__ = ["LONGEST_SUM", "group_product", "product", "product_across"]
 
 
 @on_its_device
@@ -79,6 +82,8 @@ def _check(a: RowCodes, b: RowCodes) -> None:
         raise ValueError(f"a is in {a.format} and b in {b.format}; one format multiplies")
     if a.scales is None:
         raise ValueError("a has no scales")
+    if a.format == "int8" and a.cols > LONGEST_SUM:
+        raise ValueError(f"a has {a.cols} columns; sums of more than {LONGEST_SUM} may leave 32 bits")
 
 
 @on_its_device

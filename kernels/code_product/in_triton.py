@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.code_product.in_torch import SIGN
 from kernels.measured import fastest
 from kernels.quant.format import Quantized
 from kernels.row_codes.format import RowCodes
@@ -16,6 +17,8 @@ from kernels.triton_helpers import convert, dot
 
 SWIZZLE = 8
 """Rows of tiles that are finished before the next ones begin, so that the cache serves both factors."""
+
+SIGN_BIT = tl.constexpr(SIGN)
 
 DEPTH = 128
 """Columns that are multiplied at once; a group of codes is a multiple of 64."""
@@ -70,7 +73,7 @@ def product_kernel(
     b_y = sums.to(tl.float32) * tl.load(a_scales + o_row, mask=m_row, other=0.0)[:, None]
     if SCALED:
         b_y *= tl.load(b_scales + o_col, mask=m_col, other=0.0)[None, :]
-    p_y = y + o_row[:, None] * stride_y + o_col[None, :]
+    p_y = y + o_row[:, None].to(tl.int64) * stride_y + o_col[None, :]  # y may have 2^31 elements and more
     tl.store(p_y, convert(b_y, y.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
 
 
@@ -109,14 +112,14 @@ def group_product_kernel(
             o_depth = i_group * GROUP + i_part * DEPTH + tl.arange(0, DEPTH)
             b_a = load_codes(a, o_row, m_row, o_depth, a_width, a_width)
             b_w = load_codes(w, o_col, m_col, o_depth, w_width, w_width)
-            sums = dot(b_a, tl.trans((b_w ^ 128).to(tl.int8, bitcast=True)), sums)
+            sums = dot(b_a, tl.trans((b_w ^ SIGN_BIT).to(tl.int8, bitcast=True)), sums)
         b_sum = tl.load(a_sums + o_row * n_groups + i_group, mask=m_row, other=0)
         o_scale = o_col * n_groups + i_group
-        b_zero = tl.load(w_zeros + o_scale, mask=m_col, other=0).to(tl.int32) - 128
+        b_zero = tl.load(w_zeros + o_scale, mask=m_col, other=0).to(tl.int32) - SIGN_BIT
         sums -= b_sum[:, None] * b_zero[None, :]
         b_y += sums.to(tl.float32) * tl.load(w_scales + o_scale, mask=m_col, other=0.0)[None, :]
     b_y *= tl.load(a_scales + o_row, mask=m_row, other=0.0)[:, None]
-    p_y = y + o_row[:, None] * stride_y + o_col[None, :]
+    p_y = y + o_row[:, None].to(tl.int64) * stride_y + o_col[None, :]  # y may have 2^31 elements and more
     tl.store(p_y, convert(b_y, y.dtype.element_ty), mask=m_row[:, None] & m_col[None, :])
 
 

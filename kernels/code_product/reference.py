@@ -14,8 +14,9 @@ def product(a: RowCodes, b: RowCodes, dtype: torch.dtype) -> Tensor:
 
 
 def scaled(sums: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
-    """fp32 `sums` times the scales of its rows, then of its columns."""
-    sums = sums if rows is None else sums * rows[:, None]
+    """`sums` in fp32, times the scales of its rows, then of its columns where there are some."""
+    assert rows is not None
+    sums = sums * rows[:, None]
     return sums if cols is None else sums * cols
 
 

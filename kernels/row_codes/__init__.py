@@ -20,7 +20,8 @@ def quantize_rows(x: Tensor, format: Format, fold: Tensor | None = None, stochas
     The largest number of a row becomes 127 (int8) or 448 (fp8, e4m3); all is computed in fp32 and rounded to nearest
     even, so no int8 element moves by more than half a scale, and no normal fp8 one by more than a sixteenth of itself.
     `stochastic`, for int8: each element rounds up with the probability that makes it right on average, to 2^-16; by
-    `kernels.rounding.random_bits` of its position and its row's scale, so that equal rows round alike on every device.
+    `kernels.rounding.random_bits` of its position and its row's scale, so that equal matrices round alike on every
+    device.
 
     A row that holds NaN or infinity, or overflows fp32, gets the scale NaN and the codes 0: its products are NaN, those
     of other rows unharmed. (Casts would hide an overflow: to e4m3 they saturate.) ValueError when x is no matrix of

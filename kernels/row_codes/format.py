@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.arguments import check_matrix
+from kernels.quant.format import code_width as bytes_of_row
 
 Format = Literal["int8", "fp8"]
 """int8: the integers from -127 to 127. fp8: e4m3, floats of 4 exponent and 3 mantissa bits up to 448, whose products
@@ -17,16 +18,10 @@ DTYPES: dict[Format, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m
 LARGEST: dict[Format, int] = {"int8": 127, "fp8": 448}
 """The code that the largest number of a row becomes. int8 leaves out -128, so that a sign costs nothing."""
 
-TINY = 1e-30
-"""Smallest range of a row; smaller ones lose precision, and a row of zeros divides by it."""
-
-ALIGNMENT = 16
-"""Rows of codes begin at multiples of this many bytes: a thread moves so many at once."""
-
 
 def code_width(cols: int) -> int:
-    """Bytes of a row of codes."""
-    return -(-cols // ALIGNMENT) * ALIGNMENT
+    """Bytes of a row of codes, which begins where a thread can move several at once."""
+    return bytes_of_row(cols, 8)
 
 
 @dataclass(frozen=True)
@@ -59,10 +54,6 @@ class RowCodes:
     @property
     def format(self) -> Format:
         return "int8" if self.codes.dtype == torch.int8 else "fp8"
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def check(self, name: str) -> None:
         """ValueError unless the tensors are what the kernels take for granted."""

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.row_codes.format import LARGEST, TINY, Format, RowCodes
+from kernels.quant.format import TINY
+from kernels.row_codes.format import LARGEST, Format, RowCodes
 from kernels.row_codes.reference import pad, to_codes
 
 
@@ -13,8 +14,8 @@ def quantize_rows(x: Tensor, format: Format, fold: Tensor | None, stochastic: bo
     low, high = torch.aminmax(x, dim=1)  # NaN where a row has one
     largest = torch.maximum(high, -low).float()
     span = largest.clamp(min=TINY)
-    inverse = torch.full_like(span, LARGEST[format]) / span
-    scales = span / LARGEST[format]
+    top = torch.full_like(span, LARGEST[format])  # of a number, a quotient would be rounded twice
+    inverse, scales = top / span, span / top
     finite = largest.isfinite()
     if not finite.all():
         scales.masked_fill_(~finite, torch.nan)

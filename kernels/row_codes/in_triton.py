@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.row_codes.format import ALIGNMENT, LARGEST, TINY, RowCodes
+from kernels.quant.format import ALIGNMENT, TINY
+from kernels.row_codes.format import LARGEST, RowCodes
 from kernels.triton_helpers import convert, random_fractions, round_half_even
 
 TILE = 2048

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.quant.format import TINY
 from kernels.rounding import WORD, random_bits, random_fractions
-from kernels.row_codes.format import DTYPES, LARGEST, TINY, Format, RowCodes, code_width
+from kernels.row_codes.format import DTYPES, LARGEST, Format, RowCodes, code_width
 
 
 def quantize_rows(x: Tensor, format: Format, fold: Tensor | None = None, stochastic: bool = False) -> RowCodes:
@@ -13,9 +14,8 @@ def quantize_rows(x: Tensor, format: Format, fold: Tensor | None = None, stochas
     wide = x.float() if fold is None else x.float() * fold
     largest = wide.abs().amax(1)  # NaN where a row has one
     finite, span = largest.isfinite(), largest.clamp(min=TINY)
-    scales = torch.where(finite, span / LARGEST[format], torch.nan)
-    # A number over a tensor would be the reciprocal times the number, rounded twice.
-    inverse = torch.where(finite, torch.full_like(span, LARGEST[format]) / span, 0)
+    top = torch.full_like(span, LARGEST[format])  # of a number, a quotient would be rounded twice
+    scales, inverse = torch.where(finite, span / top, torch.nan), torch.where(finite, top / span, 0)
     scaled = torch.where(finite[:, None], wide * inverse[:, None], 0)
     return RowCodes(pad(to_codes(scaled, format, scales if stochastic else None)), scales, x.shape[1])
 

@@ -81,7 +81,7 @@ def _weight(
     weight: Tensor | RowCodes
     weight = decompress(A.to(dtype), B.to(dtype), values.to(dtype), support, scale, fused=choice.fused)
     if eight_bit is not None:
-        weight = eight_bit.codes(weight, sparse=True)
+        weight = eight_bit.codes(weight, small_beside_large=A.shape[0] > 0 and support.nnz > 0)
     if cache is not None and choice.keep == "step":
         cache.keep(weight, (A, B, values), form)
     return weight
@@ -114,7 +114,7 @@ def _dense_grad(
         wide = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros(g.shape[1], x.shape[1], dtype=wide, device=x.device)
     if codes is not None:
-        total += codes.weight_gradient(g, x)
+        total += codes.weight_gradient(g, x, total.dtype)
     elif total.dtype == x.dtype:
         total.addmm_(g.t(), x)
     elif x.is_cuda:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kernels.code_product import group_product
+from kernels.eight_bit_linear import adjacent
 from kernels.quant import Quantized, dequantize, quantize
 from kernels.row_codes import quantize_rows
 from model.linear.base import BaseLinear
@@ -119,7 +120,7 @@ class _Product(torch.autograd.Function):
         flat = x.reshape(-1, linear.in_features)
         if ctx.how.format == "int8":
             linear.scratch(x.dtype)  # for the backward pass: a run that begins shall have room to go on
-            y = group_product(quantize_rows(flat, "int8"), linear.quantized, x.dtype)
+            y = group_product(quantize_rows(adjacent(flat), "int8"), linear.quantized, x.dtype)
         else:
             y = ctx.how.forward(flat, ctx.how.codes(linear.scratch_weight(x.dtype)))
         return y.view(*x.shape[:-1], linear.out_features)

@@ -20,12 +20,12 @@ def sparlow_step(config: Config, world: World) -> Callable[[], object]:
     from pretrain.data.dataset import Batch
     from pretrain.engine.build import build_engine
     from pretrain.engine.kernel_choices import apply, decide
-    from pretrain.loop.build import build
+    from pretrain.loop.build import build, eight_bit
     from pretrain.loop.resume import resolve_dtype
 
     memory.keep_freed_memory()
     config = resolve_dtype(config, world.device, None)
-    model = build(config, world.device)
+    model = build(config, world.device, how=eight_bit(config, world.device))
     apply(model, decide(model, config, {}, 1, world.device))
     engine = build_engine(model, config, world, 1)
     tokens = _tokens(config)

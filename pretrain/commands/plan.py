@@ -93,8 +93,10 @@ def _eight_bit(products: str, figures: dict[str, Any], gpu: "Gpu | None") -> Ite
 
     if figures["flops_eight_bit"]:
         part = figures["flops_eight_bit"] / figures["flops"]
-        how = f"{gpu.rates[products]} times, by its data sheet" if gpu else f"{EIGHT_BIT_RATE} times, assumed"
-        yield f"  in {products:<14}{part:>22.1%}  (at {how}; quantising at the memory's bandwidth)"
+        how = f"at {EIGHT_BIT_RATE} times, assumed; quantising not counted"
+        if gpu:
+            how = f"at {gpu.rates[products]} times, by its data sheet; quantising at the memory's bandwidth"
+        yield f"  in {products:<14}{part:>22.1%}  ({how})"
 
 
 def _every_card(args: argparse.Namespace) -> int:

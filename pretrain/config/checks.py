@@ -8,7 +8,7 @@ what only a machine, a corpus or a checkpoint can tell is checked where those ar
 from typing import Any
 
 from model.build import shape_of_model
-from model.counts import linear_shapes
+from model.counts import linear_shapes, projection_shapes
 from model.errors import UserError
 from model.growth.shapes import WIDTHS
 from model.linear import LINEARS, require_matrices
@@ -179,6 +179,12 @@ def _products(config: Tables) -> Rows:
         train.products != "bf16" and not LINEARS[linear.name].multiplies_matrix(linear),
         f'train.products = "{train.products}" is for linears that multiply with a matrix W, and linear.name = '
         f'"{linear.name}"{_with_blocks(linear)} multiplies with its parts; set train.products = "bf16"',
+    )
+    n_in, n_out = next(iter(projection_shapes(config.model).values()))
+    yield (
+        train.eight_bit_weight_gradients and LINEARS[linear.name].count_frozen(linear, n_in, n_out),
+        f'train.eight_bit_weight_gradients has no effect with linear.name = "{linear.name}", whose W does not train; '
+        "remove it",
     )
     yield (
         train.products != "bf16" and config.kernels.path == "csr",

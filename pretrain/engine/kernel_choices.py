@@ -94,11 +94,13 @@ def weights_kept(model: Transformer, one_token: bool = False) -> Iterator[None]:
         if choice.path == "dense":
             built.append((support, support.choice, choice))
     weights = sum(support.shape[0] * support.shape[1] for support, *_ in built) * model.compute_dtype.itemsize
-    if weights > free_bytes(device) / 2:
+    fits = weights <= free_bytes(device) / 2
+    # Without room, training's choice stands where it keeps such W; kept codes are smaller, and not what is read here.
+    if not fits and all(linear.eight_bit is None for linear in choosing_linears(model)):
         yield
         return
     for support, _, choice in built:
-        support.choice = replace(choice, keep="step")
+        support.choice = replace(choice, keep="step" if fits else "none")
     try:
         yield
     finally:

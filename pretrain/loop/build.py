@@ -10,9 +10,12 @@ from model.transformer import Transformer
 from pretrain.config.schema import Config
 
 
-def build(config: Config, device: torch.device, compute_dtype: torch.dtype | None = None) -> Transformer:
+def build(
+    config: Config, device: torch.device, compute_dtype: torch.dtype | None = None, how: EightBit | None = None
+) -> Transformer:
     """The model of `config` with its initial weights on `device`; computes in `train.dtype` or in `compute_dtype`.
 
+    `how`, what `eight_bit` says, is for a model that trains: all else multiplies plainly, on older GPUs too.
     `train.dtype` must be resolved ("bf16" or "fp32") where `compute_dtype` is not given.
     """
     backend.configure(config.kernels.backend)
@@ -33,7 +36,7 @@ def build(config: Config, device: torch.device, compute_dtype: torch.dtype | Non
         checkpoint_every=config.train.checkpoint_every_layers,
         offload=config.train.offload_activations,
         int8=config.optimizer.weights == "int8",
-        eight_bit=eight_bit(config, device),
+        eight_bit=how,
     )
 
 
@@ -45,7 +48,7 @@ def eight_bit(config: Config, device: torch.device) -> EightBit | None:
     if train.products == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError(
             f'train.products = "fp8" needs a GPU of Ada, Hopper or Blackwell, and {torch.cuda.get_device_name(device)} '
-            'is older; set "int8"'
+            'is older; set "int8" (a run that has trained in fp8 goes on so as a new one, by sparlow train --from)'
         )
     return EightBit(train.products, train.eight_bit_weight_gradients)
 

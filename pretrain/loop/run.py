@@ -24,7 +24,7 @@ from pretrain.data.verify import check_at_start
 from pretrain.engine.base import Engine
 from pretrain.engine.build import build_engine
 from pretrain.engine.kernel_choices import apply, decide
-from pretrain.loop.build import build
+from pretrain.loop.build import build, eight_bit
 from pretrain.loop.metrics import Metrics
 from pretrain.loop.mirror import require_wandb
 from pretrain.loop.optional import reason
@@ -211,7 +211,7 @@ def _build_engine(config: Config, world: World, grad_accum_steps: int) -> Engine
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory would cost time and change nothing: every kernel here writes what it takes.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    model = build(config, world.device)
+    model = build(config, world.device, how=eight_bit(config, world.device))
     # DeepSpeed broadcasts parameters, not buffers: ranks that drew other supports would train nonsense.
     checksums = gather_outcomes(world, support_checksum(model))
     if len(set(checksums)) > 1:

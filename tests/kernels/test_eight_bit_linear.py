@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import kernels.eight_bit_linear as eight_bit_module
+from kernels.code_product import LONGEST_SUM, product
 from kernels.eight_bit_linear import EightBit, eight_bit_linear
 from kernels.row_codes import quantize_rows
 from kernels.row_codes.reference import decoded
@@ -144,3 +146,45 @@ def test_stochastic_rounding_of_the_weights_gradient_is_right_on_average():
         nearest += float((decoded(codes[0]) * decoded(codes[1])).sum())
     assert abs(total / exact - 1) < 0.05
     assert nearest == 0.0
+
+
+@pytest.mark.parametrize("how", [EightBit("int8"), EightBit("int8", True), EightBit("fp8")], ids=str)
+def test_whatever_the_strides(how):
+    """An expanded gradient, as a sum has, and transposed factors."""
+    x, W, _ = tensors(((30,), 24, 20))
+    straight = run(x, W, torch.ones(30, 20), how)
+    turned_x, turned_W = x.detach().t().contiguous().requires_grad_(), W.detach().t().contiguous().requires_grad_()
+    y = eight_bit_linear(turned_x.t(), turned_W.t(), how)
+    y.sum().backward()
+    for found, expected in zip((y, turned_x.grad.t(), turned_W.grad.t()), straight, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("how", [EightBit("int8"), EightBit("int8", True), EightBit("fp8", True)], ids=str)
+def test_no_tokens_at_all(how):
+    x, W, g = tensors(((0,), 24, 20))
+    y, dx, dW = run(x, W, g, how)
+    assert (y.shape, dx.shape) == ((0, 20), (0, 24))
+    assert torch.equal(dW, torch.zeros(20, 24))
+
+
+def test_more_tokens_than_a_sum_of_integers_holds(monkeypatch):
+    assert eight_bit_module.LONGEST_SUM < LONGEST_SUM
+    ones, how = [quantize_rows(torch.ones(1, LONGEST_SUM + 1), "int8")] * 2, EightBit("int8", True)
+    with pytest.raises(ValueError, match="may leave 32 bits"):
+        product(*ones, torch.float32)
+    x, _, g = tensors(((100,), 24, 20))
+    monkeypatch.setattr(eight_bit_module, "LONGEST_SUM", 30)
+    assert relative(how.weight_gradient(g, x.detach()), g.t() @ x.detach()) < 0.03
+    ones = torch.ones(100, 3)
+    torch.testing.assert_close(how.weight_gradient(ones, ones), torch.full((3, 3), 100.0))
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_input_is_kept_for_a_weight_that_trains_alone(trains):
+    x, W, _ = tensors(((50,), 24, 20))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        eight_bit_linear(x, W.detach().requires_grad_(trains), EightBit("int8"))
+    assert sorted(tensor.dtype.itemsize for tensor in kept) == ([1, 4, 4] if trains else [1, 4])
+    assert any(tensor.data_ptr() == x.data_ptr() for tensor in kept) == trains

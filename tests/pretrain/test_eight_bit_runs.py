@@ -10,8 +10,11 @@ from support import logged, tensor_hashes, train_here, write_tiny
 import pretrain.loop.build
 from kernels.eight_bit_linear import EightBit
 from model.errors import UserError
+from model.linear.base import BaseLinear
+from pretrain.checkpoint.read import load_model, open_checkpoint
 from pretrain.cli import main
 from pretrain.config import load_config
+from pretrain.engine import kernel_choices
 
 INT8, FP8, ALL = "--train.products=int8", "--train.products=fp8", "--train.eight_bit_weight_gradients=true"
 DENSE = "--linear.name=dense"
@@ -96,6 +99,10 @@ def test_two_processes_equal_one(world, stage):
             [INT8, "--linear.support=block", "--linear.density=0.5", "--model.ffn_dim=64"],
             r'linear\.support = "block" multiplies with its',
         ),
+        (
+            [INT8, ALL, "--linear.name=lora", "--linear.rank=4"],
+            r'no effect with linear\.name = "lora", whose W does not',
+        ),
         ([INT8, "--kernels.path=csr"], r'kernels\.path = "csr" has no W'),
     ],
 )
@@ -137,6 +144,26 @@ def test_fp8_needs_tensor_cores_for_it(tiny, monkeypatch, capability, refused):
         assert pretrain.loop.build.eight_bit(config, gpu) == EightBit("fp8")
     assert pretrain.loop.build.eight_bit(load_config(tiny, [INT8]), gpu) == EightBit("int8")
     assert pretrain.loop.build.eight_bit(load_config(tiny, []), gpu) is None
+
+
+def test_only_a_run_multiplies_in_eight_bits(tiny, tmp_path):
+    """What is loaded to be evaluated multiplies plainly: on GPUs without FP8 too."""
+    train_here(tiny, FP8, DENSE, "--train.max_steps=1")
+    model = load_model(open_checkpoint(tmp_path / "run"), torch.device("cpu"))
+    assert {module.eight_bit for module in model.modules() if isinstance(module, BaseLinear)} == {None}
+
+
+@pytest.mark.parametrize(("room", "keep"), [(10**9, "step"), (0, "none")])
+def test_evaluation_keeps_matrices_where_they_have_room_alone(tiny, monkeypatch, room, keep):
+    """Training may keep codes, which are smaller."""
+    config = load_config(tiny, [INT8, "--kernels.keep_weight=step"])
+    model = pretrain.loop.build.build(config, torch.device("cpu"), how=EightBit("int8"))
+    kernel_choices.apply(model, kernel_choices.decide(model, config, {}, 4, torch.device("cpu")))
+    supports = [linear.support for linear in kernel_choices.choosing_linears(model)]
+    monkeypatch.setattr(kernel_choices, "free_bytes", lambda device: room)
+    with kernel_choices.weights_kept(model):
+        assert {support.choice.keep for support in supports} == {keep}
+    assert {support.choice.keep for support in supports} == {"step"}
 
 
 @pytest.mark.parametrize("kind", ["sparse", "dense", "codes", "plain"])

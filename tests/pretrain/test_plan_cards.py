@@ -149,6 +149,8 @@ def test_products_in_eight_bits_go_by_faster(capsys: pytest.CaptureFixture[str])
         assert figures["seconds"] == pytest.approx(seconds)
     assert main(["plan", CONFIG, "--gpu", "RTX 4090", "--train.products=int8"]) == 0
     assert "(at 4 times, by its data sheet; quantising at the memory's bandwidth)" in capsys.readouterr().out
+    assert main(["plan", CONFIG, "--gpu-tflops", "100", "--train.products=int8"]) == 0
+    assert "(at 2 times, assumed; quantising not counted)" in capsys.readouterr().out
     unnamed = planned(capsys, CONFIG, "--gpu-tflops", "100", "--train.products=int8")
     eight = 4 * tokens * numbers
     assert unnamed["seconds"] == pytest.approx((plain["flops"] - eight / 2) / (MFU * 100e12))

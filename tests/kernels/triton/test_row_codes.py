@@ -54,12 +54,13 @@ def test_rows_that_are_not_finite_are_marked_and_others_unharmed(format, device)
     assert_same(RowCodes(q.codes.cpu(), q.scales.cpu(), q.cols), reference(x, format))
 
 
-def test_every_fp8_number_and_what_lies_between(device):
+@pytest.mark.parametrize("format", ["fp8"])
+def test_every_fp8_number_and_what_lies_between(format, device):
     numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     grid = numbers[numbers.isfinite()].unique()
     between = (grid[1:] + grid[:-1]) / 2
     x = torch.cat([grid, between, between.nextafter(grid[1:]), between.nextafter(grid[:-1])])[None]
-    q = quantize_rows(x.to(device), "fp8")  # the largest is 448, so the scale is 1
+    q = quantize_rows(x.to(device), format)  # the largest is 448, so the scale is 1
     assert q.scales.tolist() == [1.0]
     assert torch.equal(q.codes[:, : x.shape[1]].cpu().float(), x.to(torch.float8_e4m3fn).float())
 
