@@ -15,8 +15,8 @@ adds up over thousands of steps: rounding to nearest is wrong on the same side a
 rounding there (int8), and hence the option is off by default.
 
 A W = B A + S with a sparse S has the same trouble in its forward pass. S's few entries are large and set the scale of
-their row; B A begins at zero, so for the first hundred steps nearly all of W lies within half a step of zero, and to
-nearest that is zero: the low-rank part is learnt and not heard. Rounded stochastically (int8) it is right on average.
+their row; B A begins at zero, so at first nearly all of W lies within half a step of zero, and to nearest that is zero:
+the low-rank part is learnt and not heard. Rounded stochastically (int8) it is right on average.
 FP8 has steps in proportion to the number, and no such trouble.
 
 What others do: torchao rounds W a second time for dx, along its columns. (So do we where W is stored in INT8 by groups,

@@ -72,7 +72,7 @@ def world(corpus, tmp_path_factory):
     """Runs on one process (one/<stage>) and on two (two/<stage>), paused once."""
     folder = tmp_path_factory.mktemp("world")
     config, runs = write_tiny(folder, corpus), []
-    for stage in (0, 1, 2):
+    for stage in range(4):
         options = [INT8, f"--parallel.zero_stage={stage}"]
         train_here(config, *options, f"--run.dir={folder}/one/{stage}", "--train.max_steps=6")
         runs += [[*options, f"--run.dir={folder}/two/{stage}", f"--train.max_steps={steps}"] for steps in (3, 6)]
@@ -82,7 +82,7 @@ def world(corpus, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.fault("F22")
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", range(4))
 def test_two_processes_equal_one(world, stage):
     one, two = (list(map(float, logged(world / name / str(stage)).values())) for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-3)  # a code jumps where a last bit decides between neighbours
