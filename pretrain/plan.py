@@ -94,6 +94,7 @@ def plan(
         "flops": flops,
         "flops_dense_equivalent": dense,
         "flops_eight_bit": eight_bit,
+        "bytes_quantised": moved,
         "flops_per_token": flops / tokens,
         "flops_over_dense": flops / dense,
         "seconds": seconds,
