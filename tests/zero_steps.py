@@ -30,7 +30,7 @@ from pretrain.data.dataset import Batch
 from pretrain.engine.build import build_engine
 from pretrain.engine.deepspeed import deepspeed_settings
 from pretrain.engine.kernel_choices import apply, decide
-from pretrain.loop.build import build, computed_in
+from pretrain.loop.build import build, computed_in, eight_bit
 from pretrain.machine import distributed
 from pretrain.machine.distributed import World
 from pretrain.memory_plan import observe, offload, zero
@@ -178,7 +178,7 @@ def measured(overrides: Iterable[str], world: World) -> Phases:
     size = (config.train.micro_batch_size, config.train.seq_len)
     trace = RealTrace()
     with small_messages(), trace:
-        model = build(config, world.device)
+        model = build(config, world.device, how=eight_bit(config, world.device))
         micro_steps = config.train.global_batch_size // world.size
         apply(model, decide(model, config, {}, micro_steps, world.device))
         engine = build_engine(model, config, world, micro_steps)
