@@ -31,13 +31,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.code_product import product, product_across
+from kernels.code_product import LONGEST_SUM, product, product_across
 from kernels.row_codes import Format, RowCodes, quantize_rows
 
 __all__ = ["EightBit", "adjacent", "eight_bit_linear"]
-
-LONGEST_SUM = 2**17
-"""Tokens whose products of int8 a 32-bit integer can sum up for sure: 127^2 times that many are below 2^31."""
 
 
 @dataclass(frozen=True)
