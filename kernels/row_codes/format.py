@@ -19,6 +19,11 @@ LARGEST: dict[Format, int] = {"int8": 127, "fp8": 448}
 """The code that the largest number of a row becomes. int8 leaves out -128, so that a sign costs nothing."""
 
 
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether `device` is a GPU whose tensor cores multiply FP8; a CPU emulates it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def code_width(cols: int) -> int:
     """Bytes of a row of codes, which begins where a thread can move several at once."""
     return bytes_of_row(cols, 8)

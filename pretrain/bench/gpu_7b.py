@@ -110,12 +110,16 @@ def offload(path: Path, check: Check) -> dict[str, Any]:
 def products(path: Path, check: Check) -> dict[str, Any]:
     """Tokens/s and peak memory of some updates with products in bf16, in INT8, and, where the GPU has it, in FP8;
     `speedup` of each over bf16, and the largest relative difference of a loss from it."""
+    import torch
+
+    from kernels.row_codes.format import multiplies_fp8
+
     card, found = card_gib(path), dict[str, Any]()
     overrides = [*_shortened(path), *check.small]
     _require_room(check, path, card, _planned(check, path, card, overrides))
     too = "--train.eight_bit_weight_gradients=true"
     ways = {"bf16": [], "int8": ["--train.products=int8"], "int8 all": ["--train.products=int8", too]}
-    if _multiplies_fp8(check):
+    if multiplies_fp8(torch.device(check.device)):
         ways |= {"fp8": ["--train.products=fp8"], "fp8 all": ["--train.products=fp8", too]}
     for name, changes in ways.items():
         found[name] = _some_updates(check, path, name, [*overrides, *changes], str(card), found)
@@ -125,12 +129,6 @@ def products(path: Path, check: Check) -> dict[str, Any]:
         if not found[name]["largest_loss_difference"] < PRODUCTS_TOLERANCE:
             raise Failed(f"products in {name} give another loss", **found)
     return found
-
-
-def _multiplies_fp8(check: Check) -> bool:
-    import torch
-
-    return check.device == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
 
 
 def _some_updates(

@@ -4,6 +4,7 @@ import torch
 
 from kernels import backend
 from kernels.eight_bit_linear import EightBit
+from kernels.row_codes.format import multiplies_fp8
 from model.build import build_model
 from model.errors import UserError
 from model.transformer import Transformer
@@ -45,7 +46,7 @@ def eight_bit(config: Config, device: torch.device) -> EightBit | None:
     train = config.train
     if train.products == "bf16":
         return None
-    if train.products == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if train.products == "fp8" and device.type == "cuda" and not multiplies_fp8(device):
         raise UserError(
             f'train.products = "fp8" needs a GPU of Ada, Hopper or Blackwell, and {torch.cuda.get_device_name(device)} '
             'is older; set "int8" (a run that has trained in fp8 goes on so as a new one, by sparlow train --from)'

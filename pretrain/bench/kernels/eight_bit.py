@@ -15,6 +15,7 @@ from kernels.backend import uses_triton
 from kernels.code_product import product
 from kernels.eight_bit_linear import EightBit, eight_bit_linear
 from kernels.row_codes import Format, quantize_rows
+from kernels.row_codes.format import multiplies_fp8
 from kernels.sparse_low_rank_linear import Choice, sparse_low_rank_linear
 from pretrain.bench.kernels.inputs import LLAMA_7B_UP, LLAMA_60M, Inputs, Projection
 from pretrain.bench.kernels.linears import DENSE, each
@@ -25,9 +26,7 @@ TOKENS = {"cuda": 16384, "cpu": 1024}
 
 def formats(device: torch.device) -> list[Format]:
     """Formats that `device` multiplies faster than bf16; a CPU emulates FP8."""
-    if device.type != "cuda":
-        return ["int8"]
-    return ["int8", "fp8"] if torch.cuda.get_device_capability(device) >= (8, 9) else ["int8"]
+    return ["int8", "fp8"] if multiplies_fp8(device) else ["int8"]
 
 
 def hows(device: torch.device) -> Iterator[tuple[str, EightBit]]:
