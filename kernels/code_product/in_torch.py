@@ -61,12 +61,17 @@ def _values(codes: Tensor) -> Tensor:
 def _integer_sums(left: Tensor, right: Tensor) -> Tensor:
     """left right (rows, cols) of int8, int32."""
     if not left.is_cuda and multiplies_integers():
-        return torch._int_mm(left, right)
+        return torch._int_mm(_row_after_row(left), _row_after_row(right))
     sums = torch.zeros(left.shape[0], right.shape[1], dtype=torch.int32, device=left.device)
     for part in range(0, left.shape[1], EXACT_DEPTH):
         o_depth = slice(part, part + EXACT_DEPTH)
         sums += (left[:, o_depth].float() @ right[o_depth].float()).int()
     return sums
+
+
+def _row_after_row(codes: Tensor) -> Tensor:
+    """`codes`, a single row with the stride of its length: `torch._int_mm` sums up others' numbers at a stride of 1."""
+    return codes.reshape(-1).view(codes.shape) if len(codes) == 1 else codes
 
 
 @cache

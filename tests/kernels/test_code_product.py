@@ -56,6 +56,16 @@ def test_integers_are_exact_whatever_the_processor_does(exact, monkeypatch):
     assert torch.equal(sums.double(), a.double() @ b.double().t())
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 64), (4, 8, 1), (1, 1, 16), (1, 1, 1)], ids=str)
+def test_a_single_row_that_was_a_column(shape):
+    """Its stride is 1, and PyTorch calls it contiguous."""
+    rows, cols, depth = shape
+    left, right = (torch.arange(-9, size - 9, dtype=torch.int8) for size in (rows * depth, depth * cols))
+    left, right = left.view(depth, rows).t().contiguous(), right.view(cols, depth).t().contiguous()
+    assert min(left.shape[0], right.shape[0]) == 1
+    assert torch.equal(in_torch._integer_sums(left, right).long(), left.long() @ right.long())
+
+
 def test_without_vnni_instructions_too():
     """oneDNN's own product of int8 saturates there; the variable makes any x86 processor such a one."""
     code = (
