@@ -70,7 +70,7 @@ def _integer_sums(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _row_after_row(codes: Tensor) -> Tensor:
-    """`codes`, a single row with the stride of its length: `torch._int_mm` sums up others' numbers at a stride of 1."""
+    """`codes`, a single row with its length as stride: at a stride of 1 `torch._int_mm` computes nothing."""
     return codes.reshape(-1).view(codes.shape) if len(codes) == 1 else codes
 
 
