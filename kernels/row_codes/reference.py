@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.quant.format import TINY
-from kernels.rounding import WORD, random_bits, random_fractions
+from kernels.rounding import random_bits, random_fractions
 from kernels.row_codes.format import DTYPES, LARGEST, Format, RowCodes, code_width
 
 
@@ -26,8 +26,7 @@ def to_codes(scaled: Tensor, format: Format, scales: Tensor | None) -> Tensor:
     Overwrites `scaled`.
     """
     if scales is not None:
-        key = scales.view(torch.int32).long()[:, None] & WORD
-        bits = random_bits(key, (scaled.shape[0], scaled.shape[1]), scaled.device)
+        bits = random_bits(scales.view(torch.int32)[:, None], (scaled.shape[0], scaled.shape[1]), scaled.device)
         scaled.add_(random_fractions(bits)).floor_()
     elif format == "int8":
         scaled.round_()
