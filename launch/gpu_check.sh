@@ -4,7 +4,8 @@
 # the background, compute-sanitizer, and in what time is left, the 7B recipes for consumer cards and timings of kernels
 # and optimizers against their peers. Writes a dated JSON: `bash launch/gpu_check.sh [FOLDER] [--only NAME] [--minutes N]`,
 # FOLDER being pretrain/bench/results. --only runs the parts whose names begin so, within an hour: --only "7B recipes", or
-# --only "7B offload" for those of 24 GiB with their activations in host memory and without: tokens/s and peak memory.
+# --only "7B offload" for those of 24 GiB with their activations in host memory and without, or --only "7B products" for
+# products in INT8 and FP8 against bf16: tokens/s and peak memory.
 # Installs nothing and needs no network: it uses the active environment, .venv or python3, and says what it skipped.
 # On a machine without a GPU it says so and exits 0; a GPU that could not be checked, or a part that failed, is status 1.
 set -euo pipefail

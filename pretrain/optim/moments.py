@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.adam8bit import Adam8bitState, adam8bit_direction
 from kernels.adam8bit.reference import dequantise, quantise
+from kernels.rounding import WORD, round_to
 from model.seeding import derive_seed
 from pretrain.optim.config import MatrixConfig
 from pretrain.optim.signs import signed
@@ -84,11 +85,7 @@ def store(config: MatrixConfig, state: State, m: Tensor, v: Tensor, seed: int) -
             state[f"{name}_absmax"].copy_(absmax)
         return
     state["exp_avg"].copy_(m)
-    if config.moments == "bf16":
-        random = torch.Generator(v.device).manual_seed(seed)
-        low = torch.randint(0, 1 << 16, v.shape, generator=random, dtype=torch.int32, device=v.device)
-        v = (v.view(torch.int32) + low & -0x10000).view(torch.float32)
-    state["exp_avg_sq"].copy_(v)
+    state["exp_avg_sq"].copy_(round_to(v, torch.bfloat16, seed & WORD) if config.moments == "bf16" else v)
 
 
 def _adam(config: MatrixConfig, state: State, gradient: Tensor, count: int | Tensor, seed: int) -> Tensor:

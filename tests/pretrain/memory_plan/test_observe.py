@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kernels.liger as liger
 import model.linear.int8 as int8
 from model.config import ModelConfig
+from model.errors import UserError
 from model.linear import LINEARS
 from model.linear.dense import Dense
 from model.rope import rotary_tables
@@ -96,6 +97,23 @@ def test_a_new_rule_needs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices = 2 * (4 * 512 * 512 + 3 * 512 * 1376) * 4
     assert greedy.items["moments"] - galore.items["moments"] == matrices
     assert greedy.items["temporaries"] > 16 * 512 * 1376 * 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_precision_of_moments(name: str) -> None:
+    """No rule may take the device's random numbers: there is no generator where there is no data."""
+    shape = ("--model.dim=128", "--model.n_heads=2", "--model.ffn_dim=256", "--model.vocab_size=256")
+    moments = {}
+    for precision in ("fp32", "bf16", "8bit"):
+        try:
+            optimizer = (f"--optimizer.name={name}", f"--optimizer.moments={precision}")
+            config = load("llama_60m_dense", *SMALL, *shape, *optimizer)
+        except UserError as error:
+            assert "optimizer.moments" in str(error), error
+            continue
+        moments[precision] = plan_memory(config).phases["update"].items.get("moments", 0)
+    assert list(moments.values()) == sorted(moments.values(), reverse=True)
+    assert moments["fp32"] > 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
