@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from model.errors import RunFailed
+from pretrain.machine.own_module import command, environment
 
 
 class Contestant:
@@ -17,8 +18,10 @@ class Contestant:
 
     def __init__(self, name: str, module: str, *arguments: str):
         self.name = name
-        command = [sys.executable, "-m", module, *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started = command(module, *arguments)
+        self._process = subprocess.Popen(
+            started, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         while self._read() != "ready":
             pass
 

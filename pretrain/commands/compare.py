@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from model.errors import UserError
+    from pretrain.compare.execute import missing_gpus
     from pretrain.compare.read import read_suite
 
     gpus = tuple(gpu.strip() for gpu in args.gpus.split(",")) if args.gpus is not None else ()
@@ -26,7 +27,12 @@ def run(args: argparse.Namespace) -> int:
     if gpus and args.jobs is not None:
         raise UserError("--jobs has no effect with --gpus, which has one run on each GPU; leave one out")
     suite = read_suite(args.suite, args.overrides)
+    if gpus and not args.dry_run and (missing := missing_gpus(gpus)):
+        raise UserError(
+            f"--gpus {missing[0]}: this machine has no such GPU; name those that nvidia-smi -L lists, or leave --gpus "
+            "out"
+        )
 
     from pretrain.compare.compare import Options, compare
 
-    return compare(suite, Options(args.jobs or 1, gpus, args.only or "*", args.dry_run))
+    return compare(suite, Options(args.jobs or 1, gpus, "*" if args.only is None else args.only, args.dry_run))

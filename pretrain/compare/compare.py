@@ -141,7 +141,9 @@ def _remarks(progress: Progress) -> Iterator[str]:
     if bad := len(_bad(progress)):
         yield f"{bad} runs have failed or diverged; table.md says why"
     baseline = progress.suite.suite.baseline
-    if "flops" in progress.suite.suite.equal and progress.best(progress.methods[baseline]) is None:
+    method = progress.methods[baseline]
+    to_come = baseline in progress.chosen and not all(map(progress.has_ended, progress.tuning(method)))
+    if "flops" in progress.suite.suite.equal and not to_come and progress.best(method) is None:
         yield f"there are no runs at equal FLOPs without a run of {baseline}, the baseline"
 
 

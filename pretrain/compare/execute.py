@@ -14,12 +14,13 @@ from types import FrameType, TracebackType
 
 from pretrain.compare.matrix import Run
 from pretrain.config.write import to_toml
+from pretrain.machine.own_module import command, environment
 from pretrain.machine.stop import KILLED, SAME_S, STOPPED
 
 CONFIG, LOG = "config.toml", "log.txt"
 """What a comparison writes into a run's folder: its configuration, and what `train` has said."""
 
-COMMAND = (sys.executable, "-m", "pretrain", "train")
+COMMAND = command("pretrain", "train")
 POLL_S = 0.1
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -35,6 +36,16 @@ def places(jobs: int, gpus: Sequence[str]) -> list[Place]:
     if jobs == 1 or "OMP_NUM_THREADS" in os.environ:  # one alone takes them all, and the user's word stands
         return [{} for _ in range(jobs)]
     return [{"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} for _ in range(jobs)]
+
+
+def missing_gpus(gpus: Sequence[str]) -> list[str]:
+    """Those of `gpus` on which a process would find no GPU, and train on the processor instead.
+
+    Asked of processes, which see what a run will see: a number, a UUID or a part of a GPU.
+    """
+    asked = (sys.executable, "-P", "-c", "import torch; raise SystemExit(torch.cuda.device_count() != 1)")
+    answers = [subprocess.Popen(asked, env=dict(os.environ) | place) for place in places(1, gpus)]
+    return [gpu for gpu, answer in zip(gpus, answers, strict=True) if answer.wait()]
 
 
 @dataclass(frozen=True)
@@ -117,14 +128,14 @@ class Pool:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / CONFIG).write_text(to_toml(run.config), encoding="utf-8")
         self.begins(run)
-        environment = {key: value for key, value in os.environ.items() if key != "SPARLOW_STOPPED"} | place
+        variables = {key: value for key, value in environment().items() if key != "SPARLOW_STOPPED"} | place
         began = time.monotonic()
         with (run.folder / LOG).open("ab") as log:
             said_from = log.tell()
             # A session of its own: what a terminal sends to all comes once, from here.
             popen = subprocess.Popen(
                 [*COMMAND, str(run.folder / CONFIG)],
-                env=environment,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ from pretrain.compare.suite import NONE, Budget, Suite
 from pretrain.config.checks import check
 from pretrain.config.load import validate
 from pretrain.config.schema import Config
+from pretrain.config.tables import Tables
 from pretrain.plan import flops_per_update
 
 KEPT_CHECKPOINTS = 1
@@ -98,11 +99,13 @@ def make_methods(suite: Suite) -> dict[str, Method]:
 
 
 def _in_suite(sentence: str, places: dict[str, str]) -> str:
-    """A sentence about a run's table, with the key that the suite's file has."""
-    section, dot, rest = sentence.partition(".")
-    if not dot or not re.fullmatch("[a-z]+", section):
-        return sentence
-    return f"{section}s.{places[section]}.{rest}" if section in places else f"base.{sentence}"
+    """A sentence about a run's tables, with the keys that the suite's file has."""
+
+    def named(found: re.Match[str]) -> str:
+        section = found[0][:-1]
+        return f"{section}s.{places[section]}." if section in places else f"base.{section}."
+
+    return re.sub(rf"(?<![\w.])({'|'.join(Tables.model_fields)})\.(?=[a-z])", named, sentence)
 
 
 def with_steps(config: Config, steps: int) -> Config:

@@ -1,5 +1,6 @@
 """What a run's folder says it came to, and whether it is of the configuration that the suite has now."""
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,24 +51,33 @@ class Outcome:
 def read_outcome(run: Run) -> Outcome | None:
     """What has become of a run; None where it has not ended: then `train` begins it or goes on with it."""
     summary, note = read_json(run.folder / "summary.json"), read_json(run.folder / NOTE)
-    error = summary.get("error")
+    error = str(summary.get("error") or "")
     if summary.get("step") == run.steps and not error:
-        if summary.get("val_loss") is not None:
+        if _is_finite(summary.get("val_loss")):
             return Outcome("done", "", summary, note)
         if note.get("status") == "ended":  # and not stopped within its last evaluation
             return Outcome("diverged", "it has no finite held-out loss at its last step", summary, note)
     if error and any(key in error for key in GAVE_UP):
-        return Outcome("diverged", str(error), summary, note)
+        return Outcome("diverged", error, summary, note)
     if note.get("status") == "failed":
         return Outcome("failed", str(note.get("reason", "")), summary, note)
     return None
 
 
+def _is_finite(loss: object) -> bool:
+    return isinstance(loss, int | float) and math.isfinite(loss)
+
+
 def require_same(run: Run) -> None:
-    """UserError, with the keys, where the folder of a run holds one of another configuration."""
+    """UserError, with the keys, where the folder of a run holds one of another configuration, or none can tell."""
     recorded = recorded_settings(run.folder)
     if not recorded:
-        return
+        if (run.folder / "summary.json").exists():
+            raise UserError(
+                f"{run.folder} holds a run whose resolved.toml is missing or damaged, so nobody knows what it was: put "
+                "that back, or delete the folder to run it anew"
+            )
+        return  # `train` itself compares what a checkpoint says
     changed = _differences(recorded, tomllib.loads(to_toml(run.config)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -84,6 +94,9 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         if section in FREE:
             continue
         old, new = there.get(section, {}), here.get(section, {})
+        if not isinstance(old, dict):
+            found.append(f"{section} was {as_toml(old)}, no table")
+            continue
         if old.get("name") != new.get("name"):
             found.append(f"{section}.name was {as_toml(old.get('name'))}, is {as_toml(new.get('name'))}")
             continue

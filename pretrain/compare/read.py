@@ -12,6 +12,7 @@ from pretrain.compare.suite import NAME, NONE, MethodsConfig, Suite, SuiteConfig
 from pretrain.config.explain import nearest
 from pretrain.config.load import literal, tuples
 from pretrain.config.plain import read_toml, require_plain, shown
+from pretrain.config.tables import Tables
 
 
 def read_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
@@ -116,6 +117,11 @@ def _wrong_tables(suite: Suite) -> Iterator[str]:
             yield (
                 f"base.{section}: is what methods differ in; put it under [{section}s.NAME] and name it in [[methods]]"
             )
+    decided = ("run", "linear", "optimizer", "growth")
+    known = [section for section in Tables.model_fields if section not in decided]
+    for section in suite.base:
+        if section not in Tables.model_fields:
+            yield f"base.{shown(section)}: unknown table{nearest(section, known)}"
     if "run" in suite.base:
         yield "base.run: the folders and seeds of the runs follow from suite.dir and suite.seeds; leave it out"
     if suite.base.get("train", {}).get("max_steps"):

@@ -145,7 +145,7 @@ def _notes(progress: Progress, entries: Entries, found: dict[Budget, list[dict[s
         if one["status"] != "done":
             yield f"{one['method']}, lr {one['rate']:g}, seed {one['seed']}: {one['status']}: {one['reason']}"
     for key, what in UNLIKE.items():
-        differ = sorted({one[key] for one in entries.values() if one["status"] == "done" and one.get(key)})
+        differ = sorted({str(one[key]) for one in entries.values() if one["status"] == "done" and one.get(key)})
         if len(differ) > 1:
             yield f"the runs are of several {what}: {', '.join(differ)}; results.json says which"
     for (name, budget), sentence in progress.refused.items():

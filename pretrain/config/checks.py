@@ -171,20 +171,22 @@ def _merging(config: Tables) -> Rows:
 def _products(config: Tables) -> Rows:
     """What linears that multiply in eight bits need."""
     train, linear = config.train, config.linear
+    kind = LINEARS[linear.name]
+    n_in, n_out = next(iter(projection_shapes(config.model).values()))
+    trains = kind.multiplies_matrix(linear) and not kind.count_frozen(linear, n_in, n_out)
     yield (
-        train.eight_bit_weight_gradients and train.products == "bf16",
-        'train.eight_bit_weight_gradients has no effect with train.products = "bf16"; set "int8" or "fp8"',
-    )
-    yield (
-        train.products != "bf16" and not LINEARS[linear.name].multiplies_matrix(linear),
+        train.products != "bf16" and not kind.multiplies_matrix(linear),
         f'train.products = "{train.products}" is for linears that multiply with a matrix W, and linear.name = '
         f'"{linear.name}"{_with_blocks(linear)} multiplies with its parts; set train.products = "bf16"',
     )
-    n_in, n_out = next(iter(projection_shapes(config.model).values()))
     yield (
-        train.eight_bit_weight_gradients and LINEARS[linear.name].count_frozen(linear, n_in, n_out),
-        f'train.eight_bit_weight_gradients has no effect with linear.name = "{linear.name}", whose W does not train; '
-        "remove it",
+        train.eight_bit_weight_gradients and not trains,
+        f'train.eight_bit_weight_gradients has no effect with linear.name = "{linear.name}"{_with_blocks(linear)}, '
+        "which has no W that trains; remove it",
+    )
+    yield (
+        train.eight_bit_weight_gradients and train.products == "bf16",
+        'train.eight_bit_weight_gradients has no effect with train.products = "bf16"; set "int8" or "fp8"',
     )
     yield (
         train.products != "bf16" and config.kernels.path == "csr",

@@ -121,7 +121,7 @@ def _run_python(*arguments: str) -> None:
     import torch
 
     device = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, *arguments]
+    command = [sys.executable, "-P", *arguments]  # not with what lies in the present folder
     result = subprocess.run(command, env=os.environ | device, capture_output=True, text=True, check=False)
     if result.returncode:
         raise Broken((result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1])

@@ -93,6 +93,7 @@ def test_two_processes_equal_one(world, stage):
     [
         ([ALL], r'eight_bit_weight_gradients has no effect with train\.products = "bf16"'),
         ([INT8, "--linear.name=low_rank"], r'linear\.name = "low_rank" multiplies with its parts'),
+        ([ALL, "--linear.name=low_rank"], r'no effect with linear\.name = "low_rank", which has no W .*; remove it'),
         ([FP8, "--linear.name=cola"], r'linear\.name = "cola" multiplies with its parts'),
         ([INT8, "--linear.name=sst"], r'linear\.name = "sst" multiplies with its parts'),
         (
@@ -101,7 +102,7 @@ def test_two_processes_equal_one(world, stage):
         ),
         (
             [INT8, ALL, "--linear.name=lora", "--linear.rank=4"],
-            r'no effect with linear\.name = "lora", whose W does not',
+            r'no effect with linear\.name = "lora", which has no W that trains; remove it',
         ),
         ([INT8, "--kernels.path=csr"], r'kernels\.path = "csr" has no W'),
     ],

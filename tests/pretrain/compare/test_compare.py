@@ -14,9 +14,12 @@ from suites import STAND_IN, write_suite
 
 from model.errors import RunFailed, UserError
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.cli import main
 from pretrain.compare import execute
-from pretrain.compare.compare import Options, compare
+from pretrain.compare.compare import Options, _remarks, compare
 from pretrain.compare.matrix import make_methods
+from pretrain.compare.outcome import read_outcome
+from pretrain.compare.progress import Progress
 from pretrain.compare.read import read_suite
 
 ALL = Options()
@@ -185,6 +188,63 @@ def test_only_some_methods(tmp_path, capsys):
     assert len(began(tmp_path)) == 2
     with pytest.raises(UserError, match="--only fat: is none of the methods"):
         compare(suite, Options(only="fat"))
+
+
+def test_a_pattern_that_is_empty_is_none(tmp_path, capsys):
+    """As of a shell's variable that is not set."""
+    assert main(["compare", str(write_suite(tmp_path)), "--only", ""]) == 2
+    assert "--only : is none of the methods" in capsys.readouterr().err
+
+
+def test_a_stop_says_nothing_of_what_is_still_to_come(tmp_path, capsys):
+    progress = Progress(read_suite(write_suite(tmp_path)), make_methods(read_suite(tmp_path / "suite.toml")), {})
+    assert not [line for line in _remarks(progress) if "equal FLOPs" in line]
+    progress.chosen = {"thin + adamw"}
+    assert [line for line in _remarks(progress) if "there are no runs at equal FLOPs without a run of dense" in line]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("resolved.toml", None, "whose resolved.toml is missing or damaged"),
+        ("resolved.toml", "[[[", "whose resolved.toml is missing or damaged"),
+        ("resolved.toml", "linear = 3", "holds a run in which .* and 11 more"),
+    ],
+)
+def test_a_run_that_nobody_can_tell_is_not_counted(tmp_path, file, text, said):
+    suite = read_suite(write_suite(tmp_path, equal='["tokens"]'))
+    assert compare(suite, ALL) == 0
+    path = make_methods(suite)["dense + adamw"].run(1e-3, 0, 100).folder / file
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        compare(suite, ALL)
+
+
+@pytest.mark.parametrize("change", [{"error": 3}, {"val_loss": "x"}, {"val_loss": float("nan")}, {"val_loss": [1]}])
+def test_a_summary_that_says_no_loss_is_none(tmp_path, change):
+    suite = read_suite(write_suite(tmp_path, equal='["tokens"]'))
+    assert compare(suite, ALL) == 0
+    run = make_methods(suite)["dense + adamw"].run(1e-3, 0, 100)
+    path = run.folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    outcome = read_outcome(run)
+    assert outcome is None or (outcome.status, outcome.loss) == ("diverged", None)
+
+
+def test_a_commit_that_is_no_text(tmp_path):
+    suite = read_suite(write_suite(tmp_path, equal='["tokens"]'))
+    assert compare(suite, ALL) == 0
+    path = make_methods(suite)["dense + adamw"].run(1e-3, 0, 100).folder / "compare.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": ["x"]}))
+    assert compare(suite, ALL) == 0
+    assert "the runs are of several commits" in (tmp_path / "suite" / "table.md").read_text()
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path, capsys):
+    """Else each run would train on the processor."""
+    assert main(["compare", str(write_suite(tmp_path)), "--gpus", "4242"]) == 2
+    assert "--gpus 4242: this machine has no such GPU" in capsys.readouterr().err
+    assert not (tmp_path / "suite").exists()
 
 
 def test_dry_run_lists_and_leaves_nothing(tmp_path, capsys):

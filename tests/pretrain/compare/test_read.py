@@ -36,6 +36,8 @@ METHODS = '[[methods]]\nlinear = ["dense"]\noptimizer = ["adamw"]\n'
         ("[linears.thin]", '[linears."a/b"]\nname = "dense"\n[linears.thin]', "linears.a/b: is no name for folders"),
         ('name = "cosine"', 'name = "cosine_restarts"', 'suite.equal: "flops" gives runs other numbers of steps'),
         ("[base.model]", "[bases.model]", "bases: unknown table; did you mean 'base'?"),
+        ("[base.model]", "[base.evals]\na = 1\n[base.model]", "base.evals: unknown table; did you mean 'eval'?"),
+        ("[base.model]", "[base.foo]\na = 1\n[base.model]", "base.foo: unknown table; it knows model, schedule, "),
     ],
 )
 def test_a_wrong_suite_is_one_sentence(tmp_path, old, new, said):
@@ -59,6 +61,9 @@ def test_a_wrong_item_of_a_list_is_told_once(tmp_path):
     ("old", "new", "said"),
     [
         ("rank = 8", "rank = 64", "method 'thin + adamw': linears.thin.rank 64 exceeds"),
+        ("rank = 8", "rank = 64", "set linears.thin.rank to at most 32"),
+        ('dtype = "fp32"', 'dtype = "fp32"\nproducts = "int8"', 'and linears.thin.name = "low_rank" multiplies'),
+        ('dtype = "fp32"', 'dtype = "fp32"\nproducts = "int8"', 'set base.train.products = "bf16"'),
         ("betas", "betaz", "method 'dense + adamw': optimizers.adamw.betaz"),
         ("seq_len = 16", "seq_len = 999", "method 'dense + adamw': base.train.seq_len 999 is longer"),
         ("n_layers = 2", "n_layers = 2\nn_layer = 2", "base.model.n_layer: unknown key; did you mean 'n_layers'?"),
