@@ -39,7 +39,7 @@ def places(jobs: int, gpus: Sequence[str]) -> list[Place]:
 
 
 def missing_gpus(gpus: Sequence[str]) -> list[str]:
-    """Those of `gpus` on which a process would find no GPU, and train on the processor instead.
+    """Name the `gpus` with which a process would find no GPU, and train on the processor instead.
 
     Asked of processes, which see what a run will see: a number, a UUID or a part of a GPU.
     """

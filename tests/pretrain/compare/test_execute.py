@@ -23,6 +23,21 @@ def test_runs_share_the_cores_or_have_a_gpu_each(monkeypatch):
     assert places(1, ("0", "3")) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "3"}]
 
 
+def test_runs_are_of_these_sources(tmp_path, monkeypatch):
+    """Not of what lies in the present folder, nor of another checkout that PYTHONPATH names."""
+    other = tmp_path / "other" / "pretrain"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise SystemExit(5)")
+    (tmp_path / "model.py").write_text("raise SystemExit(6)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    run = make_methods(read_suite(write_suite(tmp_path)))["dense + adamw"].run(1e-3, 0, 100)
+    with Pool([{}], lambda _: None) as pool:
+        (ended,) = pool.run([run])
+    assert ended.status == 2
+    assert ended.reason.startswith("nowhere: no prepared corpus there")
+
+
 @pytest.mark.parametrize(
     ("code", "status", "reason"),
     [

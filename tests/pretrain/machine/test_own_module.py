@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from model.errors import RunFailed
+from pretrain.bench.slices import Contestant
 from pretrain.machine.own_module import ROOT, command, environment
 
 
@@ -14,6 +18,13 @@ def test_a_users_module_is_not_taken_for_ours(tmp_path):
     theirs = subprocess.run([sys.executable, "-m", "model.errors"], cwd=tmp_path, check=False)
     ours = subprocess.run(command("model.errors"), cwd=tmp_path, env=environment(), check=False)
     assert (theirs.returncode, ours.returncode) == (5, 0)
+
+
+def test_a_contestant_of_a_benchmark_neither(tmp_path, monkeypatch):
+    (tmp_path / "model.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunFailed, match="ours ended early with status 0"):
+        Contestant("ours", "model.errors")
 
 
 def test_a_checkout_need_not_be_installed(tmp_path, monkeypatch):
