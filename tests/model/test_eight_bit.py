@@ -9,7 +9,7 @@ from kernels.code_product import group_product
 from kernels.eight_bit_linear import EightBit
 from kernels.row_codes import quantize_rows
 from kernels.sparse_low_rank_linear import Choice
-from model.build import shape_of_model
+from model.build import build_model, shape_of_model
 from model.config import ModelConfig
 from model.linear import LINEARS
 from model.linear.base import BaseLinear
@@ -134,6 +134,30 @@ def test_weights_in_codes(how):
         assert torch.equal(found[0], group_product(quantize_rows(x, "int8"), linear.quantized, torch.float32))
     assert torch.equal(gradients[0], gradients[1]) != how.weight_gradient_too
     assert torch.equal(linear.eval()(x), plain[0])
+
+
+@every_how
+@pytest.mark.parametrize(
+    "linear", [config_of("dense"), config_of("sparse_low_rank", rank=16)], ids=lambda linear: linear.name
+)
+def test_a_models_gradient_is_the_plain_one_but_for_noise(linear, how):
+    """A few per cent off it, and neither longer nor shorter along it, through all its layers."""
+    shape = ModelConfig(dim=64, n_layers=2, n_heads=2, ffn_dim=128, vocab_size=64)
+    tokens = torch.randint(64, (8, 32), generator=torch.Generator().manual_seed(1))
+
+    def gradient(eight_bit):
+        plain = {"device": "cpu", "param_dtype": torch.float32, "compute_dtype": torch.float32}
+        model = build_model(shape, linear, seed=0, **plain, eight_bit=eight_bit)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name.endswith(".B"):  # zero in a fresh model, and A has no gradient
+                    p.normal_(std=0.05, generator=torch.Generator().manual_seed(p.shape[0]))
+        model(tokens, tokens.roll(-1, 1)).backward()
+        return torch.cat([p.grad.flatten() for name, p in model.named_parameters() if "norm" not in name])
+
+    exact, found = gradient(None), gradient(how)
+    assert 1e-3 < relative(found, exact) < (0.04 if how.format == "int8" else 0.08)
+    assert found @ exact / exact.square().sum() == pytest.approx(1, abs=0.01)
 
 
 def test_every_linear_of_a_model_is_told():
