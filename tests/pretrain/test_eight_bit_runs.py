@@ -1,9 +1,12 @@
 """Runs that multiply in eight bits: they train as others do, resume byte for byte, and refuse what they cannot do."""
 
 import json
+import re
 
 import pytest
 import torch
+from gradient_errors import KINDS as GRADIENTS
+from gradient_errors import main as gradient_errors
 from processes import train_world
 from support import logged, tensor_hashes, train_here, write_tiny
 
@@ -57,6 +60,19 @@ def test_losses_are_near_those_of_plain_products(tiny, tmp_path, kind):
     assert exact[-1] < exact[0] - 0.1
     assert eight == pytest.approx(exact, rel=5e-3)
     assert eight != exact
+
+
+def test_gradients_are_off_by_a_few_per_cent_and_not_to_one_side(tiny, tmp_path, capsys):
+    """What tests/gradient_errors.py prints of a run."""
+    train_here(tiny, "--optimizer.lr=4e-3", f"--run.dir={tmp_path}", "--train.max_steps=5")
+    capsys.readouterr()
+    gradient_errors(str(tmp_path), 4)
+    for name, line in zip(GRADIENTS, capsys.readouterr().out.splitlines(), strict=True):
+        assert line.startswith(name)
+        for count, error, share in re.findall(r"(\d+): ([\d.]+) \(([\d.]+)\)", line):
+            assert 1e-4 < float(error) < 0.1, (name, count)
+            assert float(share) == pytest.approx(1, abs=0.02), (name, count)
+        assert line.count("(") == 2  # of the first micro-batch, and of four
 
 
 @pytest.mark.parametrize("kind", ["sparse-kept", "sparse-recomputed"])
