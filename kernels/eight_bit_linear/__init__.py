@@ -9,16 +9,16 @@ data-centre Blackwell both at twice. Two of a linear's three products bear it we
     dW = g^T x    summed over tokens; in the precision of x, unless asked for otherwise
 
 Every factor is quantised anew from what it is now (dynamic scaling): there is no history that a resume would have to
-bring back, and a token with an outlier costs no other token its precision. The third product is the delicate one. Its
+bring back, and a token with an outlier costs no other token its precision. The third product has no such shelter. Its
 factors are quantised along the tokens, so that one large token coarsens its whole column, in a sum that an optimizer
-adds up over thousands of steps: rounding to nearest is wrong on the same side again and again. Hence stochastic
-rounding there (int8), and hence the option is off by default.
+adds up over thousands of steps, where rounding to nearest may err on the same side again and again. Hence stochastic
+rounding there (int8), and hence the option is off by default. In models of some million parameters that caution shows
+no use: to nearest, dW is nearer the exact one, in one micro-batch and in the sum of many (configs/LOG.md).
 
-A W = B A + S with a sparse S has the same trouble in its forward pass. S's few entries are large and set the scale of
-their row; B A begins at zero, so at first nearly all of W lies within half a step of zero, and to nearest that is zero:
-the low-rank part is learnt and not heard. Rounded stochastically (int8) it is right on average.
-FP8 has steps in proportion to the number, and hears it. Still three seeds of SLTrain ended 1.7 % behind bf16 with it,
-which is not explained yet (configs/LOG.md).
+W = B A + S with a sparse S is in that danger in its forward pass, and there it is plain to see. S's few entries are
+large and set the scale of their row; B A begins at zero, so at first nearly all of W lies within half a step of zero,
+and to nearest that is zero: the low-rank part is learnt and not heard. Rounded stochastically (int8) it is right on
+average. FP8 has steps in proportion to the number, and hears it.
 
 What others do: torchao rounds W a second time for dx, along its columns. (So do we where W is stored in INT8 by groups,
 whose scales cannot be folded.) Parameters stay what they are. Codes live from the forward to the backward pass, a byte
